@@ -1,0 +1,504 @@
+"""The client: checks a call, makes its message, encodes it once, and queues it."""
+
+import logging
+import numbers
+from datetime import datetime
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+from hightouch.htevents import logs, sessions, settings, utils
+from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
+from hightouch.htevents.dispatcher import Dispatcher
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import (
+    BeforeSendError,
+    MessageTooLargeError,
+    ValidationError,
+)
+from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.request import normalize_proxies
+from hightouch.htevents.settings import expect
+from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
+from hightouch.htevents.version import VERSION
+
+ID_TYPES = (numbers.Number, str)
+
+# Seconds that flush() and shutdown() take at most, unless told otherwise.
+DEFAULT_TIMEOUT = 20
+
+Dict_ = Dict[str, Any]
+Id = Union[str, int, float]
+Timestamp = Union[datetime, str]
+Result = Tuple[bool, Dict[str, Any]]
+BeforeSend = Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]
+
+_LIBRARY = {'name': 'events-sdk-python', 'version': VERSION}
+_log = logging.getLogger('hightouch')
+
+
+class Client:
+    """Sends events for one write key, from background threads.
+
+    All methods may be called from any thread, from signal handlers and from callbacks.
+    A call for an event costs some microseconds: it checks, encodes and queues.
+
+    :param write_key: key of the event source; None: ``HTEVENTS_WRITE_KEY``
+    :param host: base URL; None: ``HTEVENTS_HOST``, else Hightouch's
+    :param debug: log what happens at level DEBUG
+    :param max_queue_size: events that may wait; 0: no bound
+    :param send: False queues the events and sends nothing (for tests)
+    :param on_error: called with an error and the list of messages that were lost
+    :param gzip: compress the requests
+    :param max_retries: how often a failed request is sent again; 0: never
+    :param sync_mode: each call delivers its own event, with retries, before it returns
+    :param timeout: seconds for a connection and between bytes of an answer; None: no end
+    :param proxies: dict as in ``requests``, or a URL or 'host:port' for both schemes
+    :param thread: how many requests may be sent side by side
+    :param upload_size: most events in a request
+    :param upload_interval: seconds an event waits for others to share a request
+    :param log_handler: a ``logging.Handler`` for the logger ``hightouch``
+    :param oauth_client_id: with ``oauth_client_key`` (PEM) and ``oauth_key_id``: sign in
+        by OAuth at ``oauth_auth_server`` for ``oauth_scope``
+    :param on_success: called with the list of messages that were acknowledged
+    :param before_send: called with a message, on the caller's thread; returns it,
+        changed or not, or None to drop it
+    :param block_timeout: seconds a call waits for room in a full queue; 0: refuse at once
+    :param session: a ``requests.Session`` to send with; it is not closed here
+    :param shutdown_timeout: seconds that interpreter exit may take to deliver what is
+        queued; None: no bound
+    :raises ValidationError: (an ``AssertionError``) when a setting is wrong
+    """
+
+    DefaultConfig = settings.DefaultConfig
+    log = _log
+
+    def __init__(
+        self,
+        write_key: Optional[str] = DefaultConfig.write_key,
+        host: Optional[str] = DefaultConfig.host,
+        debug: bool = DefaultConfig.debug,
+        max_queue_size: int = DefaultConfig.max_queue_size,
+        send: bool = DefaultConfig.send,
+        on_error: Optional[OnError] = DefaultConfig.on_error,
+        gzip: bool = DefaultConfig.gzip,
+        max_retries: int = DefaultConfig.max_retries,
+        sync_mode: bool = DefaultConfig.sync_mode,
+        timeout: Optional[float] = DefaultConfig.timeout,
+        proxies: Union[None, str, Dict[str, str]] = DefaultConfig.proxies,
+        thread: int = DefaultConfig.thread,
+        upload_size: int = DefaultConfig.upload_size,
+        upload_interval: float = DefaultConfig.upload_interval,
+        log_handler: Optional[logging.Handler] = DefaultConfig.log_handler,
+        oauth_client_id: Optional[str] = DefaultConfig.oauth_client_id,
+        oauth_client_key: Union[None, str, bytes] = DefaultConfig.oauth_client_key,
+        oauth_key_id: Optional[str] = DefaultConfig.oauth_key_id,
+        oauth_auth_server: str = DefaultConfig.oauth_auth_server,
+        oauth_scope: str = DefaultConfig.oauth_scope,
+        *,
+        on_success: Optional[OnSuccess] = DefaultConfig.on_success,
+        before_send: Optional[BeforeSend] = DefaultConfig.before_send,
+        block_timeout: float = DefaultConfig.block_timeout,
+        session: Any = DefaultConfig.session,
+        shutdown_timeout: Optional[float] = DefaultConfig.shutdown_timeout
+    ) -> None:
+        write_key = settings.check_write_key(write_key)
+        host = settings.check_host(host)
+        settings.check_numbers(locals())
+        settings.check_callable('on_error', on_error)
+        settings.check_callable('on_success', on_success)
+        settings.check_callable('before_send', before_send)
+        proxies = normalize_proxies(proxies)
+
+        self.write_key = write_key
+        self.host = host
+        self.debug = debug
+        self.send = send
+        self.on_error = on_error
+        self.gzip = gzip
+        self.max_retries = max_retries
+        self.sync_mode = sync_mode
+        self.timeout = timeout
+        self.proxies = proxies
+        self.queue = EventQueue(max_queue_size)
+        self._before_send = before_send
+        self._block_timeout = block_timeout
+        self._warned = False
+        self._closed = False
+
+        self.oauth_manager = None  # type: Any
+        oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
+        if all(oauth):
+            from hightouch.htevents.oauth_manager import OauthManager
+
+            self.oauth_manager = OauthManager(
+                oauth_client_id,
+                oauth_client_key,
+                oauth_key_id,
+                oauth_auth_server,
+                oauth_scope,
+                timeout,
+                proxies=proxies,
+                session=session,
+            )
+        elif any(oauth):
+            _log.warning(
+                'OAuth is off: oauth_client_id, oauth_client_key and oauth_key_id are '
+                'needed together, and only a part of them was given'
+            )
+
+        queue, lease, oauth_manager = self.queue, sessions.lease(session), None
+        oauth_manager = self.oauth_manager
+
+        def make_consumer(on_end: Callable[[], None]) -> Consumer:
+            # Refers to nothing of the client: see Dispatcher.
+            return Consumer(
+                queue,
+                write_key,
+                upload_size=upload_size,
+                host=host,
+                on_error=on_error,
+                upload_interval=upload_interval,
+                gzip=gzip,
+                retries=max_retries,
+                timeout=timeout,
+                proxies=proxies,
+                oauth_manager=oauth_manager,
+                on_success=on_success,
+                lease=lease,
+                on_end=on_end,
+            )
+
+        self._dispatcher = Dispatcher(
+            self.queue,
+            make_consumer,
+            threads=0 if sync_mode else thread,
+            send=send,
+            shutdown_timeout=shutdown_timeout,
+            lease=lease,
+            on_end=logs.attach(debug, log_handler),
+        )
+
+    @property
+    def consumers(self) -> Optional[List[Consumer]]:
+        """The consumer threads, started by the first event; None in ``sync_mode``."""
+        return None if self.sync_mode else self._dispatcher.consumers
+
+    # -- the six calls ---------------------------------------------------------------
+
+    def identify(
+        self,
+        user_id: Optional[Id] = None,
+        traits: Optional[Dict_] = None,
+        context: Optional[Dict_] = None,
+        timestamp: Optional[Timestamp] = None,
+        anonymous_id: Optional[Id] = None,
+        integrations: Optional[Dict_] = None,
+        message_id: Optional[str] = None,
+    ) -> Result:
+        """Tell who a user is, with traits such as an email address.
+
+        :param user_id: your id for the user, a str or a number; or give anonymous_id
+        :param traits: what is known about the user
+        :param context: where it happened (ip, page, …)
+        :param timestamp: a datetime or ISO-8601 str; None: now
+        :param message_id: None: a fresh UUID4
+        :returns: ``(accepted, message)``; accepted is False when it was not taken
+        :raises ValidationError: (an ``AssertionError``) on a wrong argument
+        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
+        """
+        _check_ids(user_id, anonymous_id)
+        return self._enqueue(
+            {'type': 'identify', 'traits': _copied('traits', traits)},
+            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+        )
+
+    def track(
+        self,
+        user_id: Optional[Id] = None,
+        event: Optional[str] = None,
+        properties: Optional[Dict_] = None,
+        context: Optional[Dict_] = None,
+        timestamp: Optional[Timestamp] = None,
+        anonymous_id: Optional[Id] = None,
+        integrations: Optional[Dict_] = None,
+        message_id: Optional[str] = None,
+    ) -> Result:
+        """Tell that a user did something: ``event``, such as 'Order Completed'.
+
+        Arguments, result and errors as in `identify`.
+        """
+        _check_ids(user_id, anonymous_id)
+        if not isinstance(event, str):
+            expect(False, 'event', 'a str, the name of what happened', event)
+        return self._enqueue(
+            {
+                'type': 'track',
+                'event': event,
+                'properties': _copied('properties', properties),
+            },
+            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+        )
+
+    def alias(
+        self,
+        previous_id: Optional[Id] = None,
+        user_id: Optional[Id] = None,
+        context: Optional[Dict_] = None,
+        timestamp: Optional[Timestamp] = None,
+        integrations: Optional[Dict_] = None,
+        message_id: Optional[str] = None,
+    ) -> Result:
+        """Tell that two ids are the same user.
+
+        Arguments, result and errors as in `identify`.
+        """
+        _check_id('previous_id', previous_id, required=True)
+        _check_id('user_id', user_id, required=True)
+        return self._enqueue(
+            {'type': 'alias', 'previousId': previous_id},
+            (user_id, None, context, timestamp, integrations, message_id),
+        )
+
+    def group(
+        self,
+        user_id: Optional[Id] = None,
+        group_id: Optional[Id] = None,
+        traits: Optional[Dict_] = None,
+        context: Optional[Dict_] = None,
+        timestamp: Optional[Timestamp] = None,
+        anonymous_id: Optional[Id] = None,
+        integrations: Optional[Dict_] = None,
+        message_id: Optional[str] = None,
+    ) -> Result:
+        """Tell that a user belongs to a group, such as a company, with its traits.
+
+        Arguments, result and errors as in `identify`.
+        """
+        _check_ids(user_id, anonymous_id)
+        _check_id('group_id', group_id, required=True)
+        return self._enqueue(
+            {
+                'type': 'group',
+                'groupId': group_id,
+                'traits': _copied('traits', traits),
+            },
+            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+        )
+
+    def page(
+        self,
+        user_id: Optional[Id] = None,
+        category: Optional[str] = None,
+        name: Optional[str] = None,
+        properties: Optional[Dict_] = None,
+        context: Optional[Dict_] = None,
+        timestamp: Optional[Timestamp] = None,
+        anonymous_id: Optional[Id] = None,
+        integrations: Optional[Dict_] = None,
+        message_id: Optional[str] = None,
+    ) -> Result:
+        """Tell that a user saw a web page.
+
+        Arguments, result and errors as in `identify`.
+        """
+        _check_ids(user_id, anonymous_id)
+        return self._enqueue(
+            _view('page', category, name, properties),
+            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+        )
+
+    def screen(
+        self,
+        user_id: Optional[Id] = None,
+        category: Optional[str] = None,
+        name: Optional[str] = None,
+        properties: Optional[Dict_] = None,
+        context: Optional[Dict_] = None,
+        timestamp: Optional[Timestamp] = None,
+        anonymous_id: Optional[Id] = None,
+        integrations: Optional[Dict_] = None,
+        message_id: Optional[str] = None,
+    ) -> Result:
+        """Tell that a user saw a screen of an app.
+
+        Arguments, result and errors as in `identify`.
+        """
+        _check_ids(user_id, anonymous_id)
+        return self._enqueue(
+            _view('screen', category, name, properties),
+            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+        )
+
+    # -- what they share -------------------------------------------------------------
+
+    def _enqueue(self, message: Dict_, common: Tuple[Any, ...]) -> Result:
+        user_id, anonymous_id, context, timestamp, integrations, message_id = common
+        context = _copied('context', context)
+        context['library'] = _LIBRARY.copy()
+        message['userId'] = _as_text(user_id)
+        message['anonymousId'] = _as_text(anonymous_id)
+        message['context'] = context
+        message['integrations'] = _copied('integrations', integrations)
+        message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
+        message['messageId'] = (
+            new_message_id() if message_id is None else _as_text(message_id)
+        )
+        if self._before_send is not None:
+            scrubbed = self._scrub(message)
+            if scrubbed is None:
+                self.queue.refuse()
+                return False, message
+            message = scrubbed
+        body, message = encode(message)
+        if len(body) > MAX_MSG_SIZE:
+            raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
+        if self.debug:
+            _log.debug('queueing: %s', message)
+        if self.sync_mode:
+            accepted = self._dispatcher.deliver_now(body)
+            full = False
+        else:
+            accepted = self._dispatcher.put(body, self._block_timeout)
+            full = not accepted
+        if accepted:
+            self._warned = False
+        elif full or self.queue.closed:
+            self._warn()
+        return accepted, message
+
+    def _scrub(self, message: Dict_) -> Optional[Dict_]:
+        # On a copy: the caller's own nested objects are not before_send's to change.
+        assert self._before_send is not None
+        copy = utils.clean(message)
+        try:
+            scrubbed = self._before_send(copy)
+        except Exception as error:
+            failure = BeforeSendError('before_send raised %s' % type(error).__name__)
+            failure.__cause__ = error
+        else:
+            if scrubbed is None or isinstance(scrubbed, dict):
+                return scrubbed
+            failure = BeforeSendError(
+                'before_send: expected a dict or None back, got %s'
+                % type(scrubbed).__name__
+            )
+        self._dispatcher.report(failure, [message])
+        return None
+
+    def _warn(self) -> None:
+        """Say once why events are refused, until one is taken again."""
+        if self._warned:
+            return
+        self._warned = True
+        if self.queue.closed:
+            _log.warning('The client was shut down: its calls return False from now on')
+        else:
+            _log.warning(
+                'The queue is full (%d events): calls return False until there is room',
+                self.queue.maxsize,
+            )
+
+    # -- life cycle ------------------------------------------------------------------
+
+    def flush(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
+        """Send at once what is queued, and wait for it.
+
+        :param timeout: seconds; None waits without bound
+        :returns: True when all that was accepted before this call was delivered or
+            reported through ``on_error``; False when time ran out: nothing is dropped
+        """
+        return self._dispatcher.flush(_checked_timeout(timeout))
+
+    def shutdown(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
+        """Flush, then end the threads; what is not delivered in time is reported lost.
+
+        Calls made later return ``(False, message)``. Twice is harmless.
+
+        :param timeout: seconds; None waits without bound
+        :returns: as `flush`
+        """
+        return self._dispatcher.shutdown(_checked_timeout(timeout))
+
+    def join(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
+        """Do the same as `shutdown`."""
+        return self.shutdown(timeout)
+
+    def stats(self) -> Stats:
+        """Count the events so far; accepted = delivered + failed + pending."""
+        return self._dispatcher.stats()
+
+    def __enter__(self) -> 'Client':
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+
+    def __del__(self) -> None:
+        dispatcher = getattr(self, '_dispatcher', None)
+        if dispatcher is not None:
+            dispatcher.retire()
+
+    def __repr__(self) -> str:
+        return '<Client host=%r pending=%d>' % (self.host, self.queue.pending())
+
+
+def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
+    expect(
+        timeout is None or settings.is_number(timeout),
+        'timeout',
+        'a number of seconds, or None',
+        timeout,
+    )
+    return timeout
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, ID_TYPES) and not isinstance(value, bool)
+
+
+def _check_ids(user_id: Any, anonymous_id: Any) -> None:
+    # The common case first, in one test: this is on every event's way.
+    if type(user_id) is str and user_id and anonymous_id is None:
+        return
+    _check_id('user_id', user_id)
+    _check_id('anonymous_id', anonymous_id)
+    if user_id in (None, '') and anonymous_id in (None, ''):
+        raise ValidationError(
+            'user_id or anonymous_id: expected a str or a number in one of them, '
+            'got neither'
+        )
+
+
+def _check_id(name: str, value: Any, required: bool = False) -> None:
+    if value is not None or required:
+        expect(_is_id(value), name, 'a str or a number', value)
+    if required and value == '':
+        raise ValidationError('%s: expected a str that is not empty, got one' % name)
+
+
+def _as_text(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return str(value)
+    except ValueError:  # an int with more digits than the interpreter prints
+        return hex(value)
+
+
+def _copied(name: str, value: Optional[Dict_]) -> Dict_:
+    if value is None:
+        return {}
+    expect(isinstance(value, dict), name, 'a dict', value)
+    return dict(value)
+
+
+def _view(
+    type: str, category: Optional[str], name: Optional[str], properties: Optional[Dict_]
+) -> Dict_:
+    for key, value in (('category', category), ('name', name)):
+        expect(value is None or isinstance(value, str), key, 'a str', value)
+    return {
+        'type': type,
+        'category': category,
+        'name': name,
+        'properties': _copied('properties', properties),
+    }

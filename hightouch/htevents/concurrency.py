@@ -1,0 +1,87 @@
+"""Waiting: a wake-up call that any code may make, and one budget for several waits."""
+
+import threading
+from time import monotonic
+from typing import Optional
+
+
+class Signal:
+    """A wake-up call for one waiting thread; calls made before it waits are kept, once.
+
+    A raw lock used as a binary semaphore. Not a ``threading.Event``: that one holds a
+    lock of its own inside ``set()``, so a signal handler or a ``__del__`` that runs in
+    there and sets it again would wait for itself for ever. Here a call is one C call.
+    """
+
+    __slots__ = ('_lock',)
+
+    def __init__(self) -> None:
+        # Held while no call is pending. Whoever waits acquires it, whoever calls
+        # releases it; it guards nothing.
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Wake the waiting thread, or let its next `wait` return at once."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # a call is pending already: one is enough
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        """Wait for a call, at most ``timeout`` seconds (None: without bound)."""
+        if timeout is None:
+            return self._lock.acquire()
+        if timeout <= 0:
+            return self._lock.acquire(False)
+        return self._lock.acquire(True, min(timeout, threading.TIMEOUT_MAX))
+
+
+class Deadline:
+    """The end of a time budget on the monotonic clock; ``None`` seconds: no end."""
+
+    __slots__ = ('_end',)
+
+    def __init__(self, timeout: Optional[float]) -> None:
+        self._end = None if timeout is None else monotonic() + timeout
+
+    def remaining(self) -> Optional[float]:
+        """Seconds left, never below 0; None when there is no end."""
+        return None if self._end is None else max(0.0, self._end - monotonic())
+
+    def leaves(self, seconds: float) -> bool:
+        """Whether ``seconds`` from now is still before the end."""
+        return self._end is None or monotonic() + seconds < self._end
+
+    @property
+    def over(self) -> bool:
+        return self._end is not None and monotonic() >= self._end
+
+
+class _Scope(threading.local):
+    """How deep this thread is inside deliveries, and what waits for their end."""
+
+    depth = 0
+
+
+_scope = _Scope()
+
+
+class delivering:
+    """Mark a stretch of code in which the current thread delivers a batch.
+
+    A signal handler, a ``__del__`` or a callback may call the library from in there.
+    Such a call must not deliver by itself: the connection pool's and the OAuth
+    manager's locks may be held by this very thread.
+    """
+
+    def __enter__(self) -> None:
+        _scope.depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        _scope.depth -= 1
+
+
+def delivery_depth() -> int:
+    """How many deliveries the current thread is inside of."""
+    return _scope.depth

@@ -1,0 +1,316 @@
+"""Takes batches from a queue and delivers them: retries, splits, reports, acknowledges.
+
+A consumer is a thread, but nothing in here needs it to be started: an application's
+thread delivers through one as well (``sync_mode``, and a flush where no thread can run).
+"""
+
+import logging
+import os
+import threading
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+from hightouch.htevents.batch import Batch
+from hightouch.htevents.concurrency import Deadline, Signal, delivering
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import APIError as APIError
+from hightouch.htevents.errors import FatalError as FatalError
+from hightouch.htevents.errors import describe, is_retryable
+from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
+from hightouch.htevents.foreign_queue import ForeignQueue
+from hightouch.htevents.request import post
+from hightouch.htevents.request import DEFAULT_HOST
+from hightouch.htevents.retry import wait_time
+
+# Bytes of JSON that one message may take: the collector refuses larger ones.
+MAX_MSG_SIZE = 32 << 10
+
+# Bytes of messages in one request: see event_queue.
+BATCH_SIZE_LIMIT = BATCH_BYTES
+
+# What the server answers when a part of a batch is at fault, and the rest is not: 413
+# when it is too large as a whole, 400 when one event failed validation.
+_SPLIT_STATUSES = (400, 413)
+
+OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
+OnSuccess = Callable[[List[Dict[str, Any]]], Any]
+
+_log = logging.getLogger('hightouch')
+
+
+class Consumer(threading.Thread):
+    """A daemon thread that sends what it finds in a queue.
+
+    :param queue: an `EventQueue`, or a ``queue.Queue`` of message dicts
+    :param write_key: the key that the batches are sent with
+    :param upload_size: most messages in a batch
+    :param host: base URL of the server; None is the default one
+    :param on_error: called with the error and the list of messages that were lost
+    :param upload_interval: seconds a message waits for others to share a request
+    :param gzip: whether to compress the requests
+    :param retries: how often a failed request is sent again; 0 never
+    :param timeout: seconds for the connection, and between bytes of the answer
+    :param proxies: as in ``requests``
+    :param oauth_manager: gives tokens through ``get_token()``
+    :param on_success: called with the list of messages that were acknowledged
+    :param lease: gives the ``requests.Session`` to send with through ``get()``
+    :param on_end: called as the thread's last act
+    """
+
+    def __init__(
+        self,
+        queue: Any,
+        write_key: str,
+        upload_size: int = 100,
+        host: Optional[str] = None,
+        on_error: Optional[OnError] = None,
+        upload_interval: float = 0.5,
+        gzip: bool = False,
+        retries: int = 10,
+        timeout: Optional[float] = 15,
+        proxies: Any = None,
+        oauth_manager: Any = None,
+        *,
+        on_success: Optional[OnSuccess] = None,
+        lease: Any = None,
+        on_end: Optional[Callable[[], None]] = None
+    ) -> None:
+        # A daemon: a thread that waits for a server must not keep the process alive.
+        # What is queued at interpreter exit is delivered by lifecycle.
+        super().__init__(name='htevents-consumer', daemon=True)
+        self.queue = queue
+        self.write_key = write_key
+        self.upload_size = upload_size
+        self.host = host
+        self.on_error = on_error
+        self.upload_interval = upload_interval
+        self.gzip = gzip
+        self.retries = retries
+        self.timeout = timeout
+        self.proxies = proxies
+        self.oauth_manager = oauth_manager
+        self.on_success = on_success
+        self.running = True
+        self._lease = lease
+        self._on_end = on_end
+        self._wakeup = Signal()
+        # When the owner wants to end; replaced by hurry().
+        self._deadline = Deadline(None)
+        self._source = (
+            queue
+            if isinstance(queue, EventQueue)
+            else ForeignQueue(queue, MAX_MSG_SIZE, self._drop)
+        )  # type: Union[EventQueue, ForeignQueue]
+
+    # -- the thread ------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Deliver batches until `pause`, or until the queue is closed and empty."""
+        pid = os.getpid()
+        try:
+            while self.running and os.getpid() == pid:
+                try:
+                    batch = self._take(idle=None)
+                    if batch is None:
+                        break
+                    self.deliver(batch, self._deadline)
+                except Exception:
+                    # Nothing known raises here. Whatever does must not end the thread,
+                    # and a second try must not spin.
+                    _log.warning('The consumer goes on after an error', exc_info=True)
+                    self._wakeup.wait(1)
+        finally:
+            self.running = False
+            if self._on_end is not None:
+                self._on_end()
+
+    def pause(self) -> None:
+        """End the thread after the batch it is delivering; does not wait for it."""
+        self.running = False
+        self._wakeup.set()
+        if isinstance(self._source, ForeignQueue):
+            self._source.wake()
+
+    def hurry(self, deadline: Deadline) -> None:
+        """Do not wait beyond ``deadline`` before a retry: try once more, then give up."""
+        self._deadline = deadline
+        self._wakeup.set()
+
+    def next(self) -> List[Any]:
+        """Take the next batch, waiting for it at most ``upload_interval`` seconds."""
+        batch = self._take(idle=self.upload_interval)
+        return [] if batch is None else batch
+
+    def upload(self) -> bool:
+        """Take the next batch and deliver it; True when all of it was delivered."""
+        batch = self._take(idle=self.upload_interval)
+        return batch is not None and self.deliver(batch, self._deadline)
+
+    def _take(self, idle: Optional[float]) -> Optional[Batch]:
+        return self._source.take(
+            self._wakeup, self._is_running, self.upload_size, self.upload_interval, idle
+        )
+
+    def _is_running(self) -> bool:
+        return self.running
+
+    # -- a request -------------------------------------------------------------------
+
+    def request(self, batch: List[Any]) -> None:
+        """Send a batch (messages), with retries; raises the last error."""
+        self._request(batch, self._deadline)
+
+    def _request(self, batch: List[Any], deadline: Deadline) -> None:
+        attempt = 0
+        token_renewed = False
+        last = False
+        while True:
+            try:
+                return self._post(batch)
+            except Exception as error:
+                self._source.note_error(error)
+                if (
+                    self.oauth_manager is not None
+                    and getattr(error, 'status', None) == 401
+                    and not token_renewed
+                ):
+                    # The token was refused, and request has dropped it: a new one may do
+                    token_renewed = True
+                    continue
+                if last or attempt >= self.retries or not is_retryable(error):
+                    raise
+                delay = wait_time(attempt, getattr(error, 'retry_after', None))
+                attempt += 1
+                last = not self._wait(delay, deadline)
+                self._source.note_retry(error)
+
+    def _wait(self, seconds: float, deadline: Deadline) -> bool:
+        """Wait; False, at once, when a deadline comes first: one try is left."""
+        delay = Deadline(seconds)
+        while not delay.over:
+            left = delay.remaining() or 0
+            if not (deadline.leaves(left) and self._deadline.leaves(left)):
+                return False
+            self._wakeup.wait(left)
+        return True
+
+    def _post(self, batch: List[Any]) -> None:
+        if not isinstance(batch, Batch):
+            batch = Batch([encode(message)[0] for message in batch], 0)
+        kwargs = {}  # type: Dict[str, Any]
+        if self._lease is not None:
+            kwargs['session'] = self._lease.get()
+        post(
+            self.write_key,
+            self.host,
+            gzip=self.gzip,
+            timeout=self.timeout,
+            proxies=self.proxies,
+            oauth_manager=self.oauth_manager,
+            batch=batch,
+            **kwargs
+        )
+
+    # -- a batch ---------------------------------------------------------------------
+
+    def deliver(
+        self, batch: Batch, deadline: Deadline, keep: bool = False
+    ) -> bool:
+        """Deliver a batch, or the part of it that the server takes, and acknowledge it.
+
+        What is refused is reported through ``on_error``.
+
+        :param keep: give back to the queue, instead of reporting it, what could not be
+            delivered because the deadline came
+        :returns: True when all of it was delivered
+        """
+        todo = [batch]
+        lost = []  # type: List[Tuple[Exception, Batch]]
+        complete = True
+        with delivering():
+            try:
+                while todo:
+                    part = todo[-1]
+                    if not self._source.holds(part):
+                        complete = False  # abandoned by a shutdown, or forked away
+                        todo.pop()
+                        continue
+                    try:
+                        self._request(part, deadline)
+                    except Exception as error:
+                        complete = False
+                        todo.pop()
+                        if _is_splittable(error, part):
+                            todo.extend(reversed(self._source.split(part) or ()))
+                        elif keep and is_retryable(error) and deadline.over:
+                            self._source.park(part)
+                        else:
+                            lost.append((error, part))
+                    else:
+                        todo.pop()
+                        self._succeed(part)
+            except BaseException:  # KeyboardInterrupt in a thread of the application
+                for part in todo:
+                    self._source.park(part)
+                raise
+            finally:
+                self._fail(lost)
+        return complete
+
+    def _succeed(self, batch: Batch) -> None:
+        if not self._source.claim(batch):
+            return
+        try:
+            if self.on_success is not None:
+                self._call(self.on_success, 'on_success', batch.messages())
+        finally:
+            self._source.acknowledge(batch, delivered=True)
+
+    def _fail(self, lost: List[Tuple[Exception, Batch]]) -> None:
+        # One report for each kind of error, not one for each half of a split batch.
+        kinds = {}  # type: Dict[str, List[Tuple[Exception, Batch]]]
+        for error, batch in lost:
+            if self._source.claim(batch):
+                kinds.setdefault(describe(error), []).append((error, batch))
+        for losses in kinds.values():
+            batches = [batch for _, batch in losses]
+            try:
+                self.report(
+                    losses[0][0], [item for batch in batches for item in batch]
+                )
+            finally:
+                for batch in batches:
+                    self._source.acknowledge(batch, delivered=False)
+
+    def _drop(self, error: Exception, message: Any) -> None:
+        self.report(error, [message])
+
+    def report(self, error: Exception, messages: List[Dict[str, Any]]) -> None:
+        """Say once that events are lost: one ERROR line, one call of ``on_error``."""
+        _log.error(
+            'Lost %d event(s) for %s: %s',
+            len(messages),
+            _bare(self.host or DEFAULT_HOST),
+            describe(error),
+        )
+        if self.on_error is not None:
+            with delivering():
+                self._call(self.on_error, 'on_error', error, messages)
+
+    def _call(self, callback: Callable[..., Any], name: str, *args: Any) -> None:
+        try:
+            callback(*args)
+        except Exception:
+            _log.warning('%s raised; delivery goes on', name, exc_info=True)
+        except (SystemExit, GeneratorExit):
+            # sys.exit() in a callback would end this thread, and no other.
+            _log.warning('%s tried to exit; delivery goes on', name)
+
+
+def _is_splittable(error: Exception, batch: Batch) -> bool:
+    return getattr(error, 'status', None) in _SPLIT_STATUSES and len(batch) > 1
+
+
+def _bare(host: str) -> str:
+    """The host without credentials that a URL may carry."""
+    scheme, separator, rest = host.rpartition('//')
+    return scheme + separator + rest.rpartition('@')[2]

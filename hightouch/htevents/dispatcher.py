@@ -1,0 +1,235 @@
+"""Runs the consumers of one client: starts them, flushes, shuts down, survives a fork."""
+
+import logging
+import threading
+from time import monotonic
+from typing import Any, Callable, List, Optional
+
+from hightouch.htevents import fork, lifecycle
+from hightouch.htevents.batch import Batch
+from hightouch.htevents.concurrency import Deadline, delivery_depth
+from hightouch.htevents.consumer import Consumer
+from hightouch.htevents.errors import NotDeliveredError
+from hightouch.htevents.event_queue import EventQueue, Stats
+
+# Seconds before threads are tried again after the system refused one.
+START_RETRY_INTERVAL = 1.0
+
+_log = logging.getLogger('hightouch')
+
+
+class Dispatcher:
+    """Between a client and its consumers; knows no message and no HTTP.
+
+    Consumers refer to this object, never to the client: a client that is dropped
+    without a shutdown is garbage, and its consumers end when the queue is empty.
+
+    :param queue: where the events wait
+    :param make_consumer: makes a consumer; called again in a forked child, because a
+        thread object of the parent cannot be started there
+    :param threads: consumers to run; 0 in ``sync_mode``
+    :param send: whether anything is sent at all
+    :param shutdown_timeout: seconds that interpreter exit may take
+    :param lease: closed after the last request
+    :param on_end: called once when everything has ended
+    """
+
+    def __init__(
+        self,
+        queue: EventQueue,
+        make_consumer: Callable[[Callable[[], None]], Consumer],
+        threads: int,
+        send: bool,
+        shutdown_timeout: Optional[float],
+        lease: Any,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.queue = queue
+        self.shutdown_timeout = shutdown_timeout
+        self._make_consumer = make_consumer
+        self._threads = threads
+        self._send = send
+        self._lease = lease
+        self._on_end = on_end
+        self._make()
+        fork.register(self)
+
+    def _make(self) -> None:
+        self.consumers = [
+            self._make_consumer(self._consumer_ended) for _ in range(self._threads)
+        ]  # type: List[Consumer]
+        # Never started: delivers on the thread that asks for it.
+        self._inline = self._make_consumer(_nothing)
+        self._running = not self._send
+        self._prepared = not self._send
+        self._next_start = 0.0
+        self._ended = False
+        # Held by the one thread that starts the consumers. Only ever tried, never
+        # waited for: a signal handler may come in between.
+        self._starting = threading.Lock()
+
+    def _after_fork(self) -> None:
+        for consumer in self.consumers:
+            consumer.running = False  # if one of them forked, it must not go on
+        self._make()
+
+    # -- events ----------------------------------------------------------------------
+
+    def put(self, body: bytes, block_timeout: float = 0) -> bool:
+        """Queue an encoded message and see that somebody delivers it."""
+        if not self._running and not self._start():
+            return self.queue.refuse()
+        return self.queue.offer(body, block_timeout)
+
+    def deliver_now(self, body: bytes) -> bool:
+        """Deliver a message on this thread, with retries (``sync_mode``).
+
+        From inside a delivery (a callback, a signal handler) it is queued instead, and
+        delivered after that one.
+        """
+        if self.queue.closed or not self._start():
+            return self.queue.refuse()
+        if not self._send or delivery_depth():
+            return self.queue.offer(body)
+        delivered = self._inline.deliver(self.queue.admit(body), Deadline(None))
+        if not self.queue.empty():
+            # One generation only: a callback that tracks for each failure would
+            # otherwise keep the application in here for ever.
+            self._drain(Deadline(None), self.queue.qsize())
+        return delivered
+
+    def _start(self) -> bool:
+        """Start the consumers if need be; False when events would be lost."""
+        if not self._prepared:
+            if self.queue.closed or lifecycle.is_over():
+                return False
+            lifecycle.add(self)
+            self._prepared = True
+        if self._running or self._threads == 0 or monotonic() < self._next_start:
+            return True
+        if not self._starting.acquire(False):
+            return True  # another thread, or the code below us on this one, is at it
+        try:
+            if not self._running:
+                self._start_threads()
+        finally:
+            self._starting.release()
+        return True
+
+    def _start_threads(self) -> None:
+        for consumer in self.consumers:
+            if consumer.ident is not None:
+                continue
+            try:
+                consumer.start()
+            except RuntimeError:
+                # No thread to be had: a limit of the system, or the interpreter is
+                # shutting down. Events wait for a flush, the exit, or the next try.
+                self._next_start = monotonic() + START_RETRY_INTERVAL
+                return
+        self._running = True
+
+    def _has_threads(self) -> bool:
+        return any(consumer.is_alive() for consumer in self.consumers)
+
+    def _drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
+        """Deliver what waits on this thread; what time does not allow stays queued."""
+        count = 0
+        while not deadline.over and (limit is None or count < limit):
+            batch = self.queue.take_now(self._inline.upload_size)
+            if batch is None:
+                return
+            count += len(batch)
+            self._inline.deliver(batch, deadline, keep=True)
+
+    # -- flush and shutdown ----------------------------------------------------------
+
+    def flush(self, timeout: Optional[float]) -> bool:
+        return self._flush(Deadline(timeout))
+
+    def _flush(self, deadline: Deadline) -> bool:
+        if not self._send:
+            return self.queue.pending() == 0
+        nested = delivery_depth() > 0
+        if self.queue.empty() and self.queue.pending() == 0:
+            return True
+        if not self.queue.closed:
+            self._start()
+        if delivery_depth() > 1 and not self._has_threads():
+            return False  # a flush inside a flush's own callback
+        if delivery_depth() <= 1 and (nested or not self._has_threads()):
+            self._drain(deadline)
+        return self.queue.wait_until_resolved(deadline, nested)
+
+    def close(self, deadline: Deadline) -> None:
+        """Refuse new events, and let no retry wait beyond the deadline."""
+        self.queue.close()
+        for consumer in self.consumers:
+            consumer.hurry(deadline)
+        self._inline.hurry(deadline)
+
+    def report(self, error: Exception, messages: List[Any]) -> None:
+        """Say once that messages are lost: see `Consumer.report`."""
+        self._inline.report(error, messages)
+
+    def finish(self, deadline: Deadline) -> bool:
+        """Deliver what is left, report what is not delivered in time, end the threads."""
+        complete = self._flush(deadline)
+        if self._send:
+            self._give_up(self.queue.abandon())
+        current = threading.current_thread()
+        for consumer in self.consumers:
+            consumer.pause()
+        for consumer in self.consumers:
+            if consumer.ident is not None and consumer is not current:
+                consumer.join(deadline.remaining())
+        self._end()
+        return complete
+
+    def shutdown(self, timeout: Optional[float]) -> bool:
+        deadline = Deadline(timeout)
+        self.close(deadline)
+        return self.finish(deadline)
+
+    def _give_up(self, batches: List[Batch]) -> None:
+        if not batches:
+            return
+        error = NotDeliveredError(
+            'The client was shut down before these events were delivered; some may '
+            'have arrived without an answer.'
+        )
+        try:
+            self.report(error, [each for batch in batches for each in batch])
+        finally:
+            for batch in batches:
+                self.queue.acknowledge(batch, delivered=False)
+
+    def retire(self) -> None:
+        """Let go of a client that was dropped: end once the queue is empty.
+
+        May run inside a finalizer: waits for nothing.
+        """
+        self.queue.close()
+        if self.queue.empty() and not self._has_threads():
+            self._end()
+
+    def _consumer_ended(self) -> None:
+        current = threading.current_thread()
+        others = (each for each in self.consumers if each is not current)
+        if self.queue.closed and not any(each.is_alive() for each in others):
+            if self.queue.empty():
+                self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            lifecycle.discard(self)
+            self._lease.close()
+            self._on_end()
+
+    def stats(self) -> Stats:
+        return self.queue.stats()
+
+
+def _nothing() -> None:
+    pass

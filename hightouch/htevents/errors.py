@@ -1,0 +1,126 @@
+"""What can go wrong, as values: each error carries its data as attributes.
+
+A leaf: nothing of the package is imported here. No text or ``repr`` made here ever
+holds a write key, a private key, a token or the content of an event.
+"""
+
+from typing import Any, Optional
+
+# Answers that a later try may turn into a success. 501 (Not Implemented) and 505
+# (HTTP Version Not Supported) will be the same however often one asks.
+RETRYABLE_STATUSES = frozenset({408, 429} | (set(range(500, 600)) - {501, 505}))
+
+
+class ValidationError(AssertionError):
+    """An argument of a call is wrong: what was expected, what came, what to do.
+
+    An ``AssertionError``, so that ``except AssertionError``, as it was written for
+    releases before 0.1, catches it; but raised under ``python -O`` as well.
+    """
+
+
+class MessageTooLargeError(RuntimeError):
+    """An event's JSON is over the limit of one message.
+
+    :ivar size: bytes of UTF-8 JSON that the event takes
+    :ivar limit: bytes that one event may take
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size, limit)
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            'Message exceeds the limit of %d bytes: this one takes %d bytes as JSON. '
+            'Send fewer or shorter properties.' % (self.limit, self.size)
+        )
+
+
+class APIError(Exception):
+    """The server answered, and the answer was not a success.
+
+    :ivar status: HTTP status, an int
+    :ivar code: the ``code`` of a JSON error body, else the reason phrase or ''
+    :ivar message: the ``message`` of a JSON error body, else a short text
+    :ivar retry_after: seconds the server asked to wait, None when it did not say
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: Any,
+        message: Any,
+        retry_after: Optional[float] = None,
+    ) -> None:
+        super().__init__(status, code, message, retry_after)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.status in RETRYABLE_STATUSES
+
+    def __str__(self) -> str:
+        return '[Hightouch] %s: %s (%s)' % (self.code, self.message, self.status)
+
+
+class FatalError(Exception):
+    """A retry cannot help.
+
+    Kept for code that imports it from ``consumer``; see `APIError.retryable`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return '[Hightouch] %s' % (self.message,)
+
+
+class NotDeliveredError(Exception):
+    """Accepted events could not be delivered before time ran out.
+
+    :ivar reason: why, as text
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class BeforeSendError(Exception):
+    """The user's ``before_send`` raised, or returned what is not a message.
+
+    The event was dropped, because sending it unscrubbed could leak what
+    ``before_send`` is there to remove. The original error is the ``__cause__``.
+    """
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Say whether sending the same bytes again may succeed.
+
+    An error that knows (it has a ``retryable``) is believed. Else every failure of
+    the network is: those of ``requests`` are ``OSError``s, and the few among them that
+    mean a wrong setting (a bad URL, scheme, header or proxy) are ``ValueError``s too.
+    """
+    known = getattr(error, 'retryable', None)
+    if isinstance(known, bool):
+        return known
+    return isinstance(error, OSError) and not isinstance(error, ValueError)
+
+
+def describe(error: BaseException) -> str:
+    """Name an error in a text that is safe in a log: its kind and status, no payload."""
+    status = getattr(error, 'status', None)
+    if isinstance(status, int):
+        return 'HTTP %d' % status
+    return type(error).__name__

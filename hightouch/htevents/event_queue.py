@@ -1,0 +1,547 @@
+"""The queue between the threads of the application and the consumers.
+
+Theory of operation
+-------------------
+Three verbs: `offer` an encoded message, `take` a batch, `acknowledge` a batch.
+
+*The application's side takes no lock.* It may be a signal handler or a ``__del__`` that
+interrupts the very code it calls, so `offer` consists of steps that are atomic under
+the GIL: claim a slot, append, and wake a consumer when the queue has grown to
+``_wake_at``. Before each sleep the leading consumer sets ``_wake_at`` and only then
+looks at the queue; an application's thread appends and only then reads ``_wake_at``.
+So one of the two always sees the other, and no wake-up is lost.
+
+*One consumer leads.* Only the leader waits for events and lets a batch fill up; light
+traffic is therefore never split over several consumers. The lead is a token that is
+handed on as soon as the leader has its batch, so that N consumers send N requests side
+by side. While all are sending nobody leads, and no event wakes anyone.
+
+*The consumers' side keeps books under a lock*: how many messages were taken, which
+batches are in flight, how many were delivered and failed. What was accepted is what was
+taken plus what still waits, so the counts add up by construction. A flush is a position
+in the order of acceptance: it is over when no batch before it is in flight.
+"""
+
+import json
+import queue
+import threading
+from collections import deque
+from itertools import count, repeat
+from time import monotonic, sleep
+from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
+from typing import Tuple
+
+from hightouch.htevents import fork
+from hightouch.htevents.batch import Batch
+from hightouch.htevents.concurrency import Deadline, Signal
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import describe
+
+# Bytes of messages in one request. The server's limit is 500 KB for a body; the
+# difference is room for the envelope.
+BATCH_BYTES = 475000
+
+# More events than a queue can hold: nobody is woken.
+_NEVER = 1 << 62
+_FULL = object()
+
+
+class Stats(NamedTuple):
+    """Counts of events; ``accepted == delivered + failed + pending`` at all times.
+
+    :ivar accepted: events that a call answered True
+    :ivar delivered: events that the collector acknowledged
+    :ivar failed: events that were given up, each reported through ``on_error``
+    :ivar pending: events that wait or are on their way
+    :ivar refused: events that a call answered False
+    :ivar retried: requests that were sent again
+    :ivar oldest_pending_age: seconds since the oldest pending event was accepted,
+        None when none is pending
+    :ivar last_error: the last error of a request, as a short text without payload;
+        None when there was none
+    """
+
+    accepted: int
+    delivered: int
+    failed: int
+    pending: int
+    refused: int
+    retried: int
+    oldest_pending_age: Optional[float]
+    last_error: Optional[str]
+
+
+class _Flush:
+    """Somebody who waits until what was accepted before a position is resolved."""
+
+    __slots__ = ('target', 'signal', 'owner', 'nested', 'done')
+
+    def __init__(self, target: int, owner: int, nested: bool) -> None:
+        self.target = target
+        self.signal = Signal()
+        self.owner = owner
+        self.nested = nested
+        self.done = False
+
+
+class EventQueue:
+    """A bounded queue of encoded messages, in memory.
+
+    Safe to use from all threads, signal handlers and finalizers. Answers what users of
+    ``queue.Queue`` ask as well.
+
+    :param maxsize: messages that may wait; 0 or less: no bound
+    """
+
+    def __init__(self, maxsize: int = 0) -> None:
+        self.maxsize = maxsize
+        self.closed = False
+        self._reset()
+        fork.register(self)
+
+    def _reset(self) -> None:
+        self._items = deque()  # type: Deque[Tuple[bytes, float]]
+        # Slots nobody has used yet, and slots that were used and are free again. An
+        # iterator and not a number: next() is atomic, ``-= 1`` is not.
+        self._fresh = (
+            repeat(None, self.maxsize) if self.maxsize > 0 else repeat(None)
+        )  # type: Iterator[None]
+        self._freed = deque()  # type: Deque[None]
+        self._room = deque()  # type: Deque[Signal]
+        self._wake_at = _NEVER
+        self._large = BATCH_BYTES
+        self._wakeup = Signal()  # of the leading consumer
+        self._lead = deque([True])
+        self._followers = deque()  # type: Deque[Signal]
+        # Guards everything below, and popping from _items. Held for a few steps, never
+        # during I/O or a callback. Re-entrant, because a finalizer may run in there;
+        # what it asks then is answered by _nested without touching the books.
+        self._lock = threading.RLock()
+        self._nested = False
+        self._taken = 0
+        self._delivered = 0
+        self._failed = 0
+        self._retried = 0
+        self._refused = 0
+        self._refusals = count(1)
+        self._last_error = None  # type: Optional[str]
+        self._in_flight = {}  # type: Dict[Batch, int]
+        self._parked = deque()  # type: Deque[Batch]
+        self._handed_out = deque()  # type: Deque[Batch]
+        self._flushes = []  # type: List[_Flush]
+        self._flush_to = 0
+
+    def _after_fork(self) -> None:
+        # What waits here is the parent's, which sends it.
+        self._reset()
+
+    # -- the application's side ------------------------------------------------------
+
+    def offer(self, body: bytes, block_timeout: float = 0) -> bool:
+        """Put an encoded message; False when the queue is full or closed.
+
+        :param block_timeout: seconds to wait for room; 0 refuses at once
+        """
+        if self.closed:
+            return self.refuse()
+        if next(self._fresh, _FULL) is _FULL:
+            try:
+                self._freed.pop()
+            except IndexError:
+                if not (block_timeout and self._wait_for_room(block_timeout)):
+                    return self.refuse()
+        item = (body, monotonic())
+        items = self._items
+        items.append(item)
+        if len(items) >= self._wake_at:
+            self._wakeup.set()
+        elif len(body) > self._large:
+            self._wakeup.set()  # a few of these fill a batch: let the leader count
+        if self.closed:
+            return self._stays(item)
+        return True
+
+    def _stays(self, item: Tuple[bytes, float]) -> bool:
+        # The queue was closed meanwhile, and its last batch may have been taken: take
+        # the event back, unless somebody else has taken it.
+        try:
+            self._items.remove(item)
+        except ValueError:
+            return True
+        self._freed.append(None)
+        return self.refuse()
+
+    def refuse(self) -> bool:
+        """Count an event that is not taken; returns False, what its caller gets."""
+        self._refused = next(self._refusals)
+        return False
+
+    def _wait_for_room(self, timeout: float) -> bool:
+        deadline, signal = Deadline(timeout), Signal()
+        while not self.closed:
+            self._room.append(signal)
+            try:
+                self._freed.pop()
+                return True
+            except IndexError:
+                pass
+            if deadline.over:
+                return False
+            signal.wait(deadline.remaining())
+        return False
+
+    # -- the consumers' side ---------------------------------------------------------
+
+    def take(
+        self,
+        wakeup: Signal,
+        running: Callable[[], bool],
+        size: int,
+        interval: float,
+        idle: Optional[float] = None,
+    ) -> Optional[Batch]:
+        """Wait for the next batch: a full one, or what came within ``interval``.
+
+        :param wakeup: the calling consumer's own signal
+        :param running: asked after each wake-up; False ends the wait
+        :param size: messages that make a batch full
+        :param interval: seconds that the oldest message may wait for others
+        :param idle: seconds to wait for a first message; None waits without bound
+        :returns: None when there is none: not running, closed and empty, or idle is over
+        """
+        deadline = Deadline(idle)
+        try:
+            while running():
+                if not self._lead_or_wait(wakeup, deadline):
+                    if deadline.over:
+                        return None
+                    continue
+                try:
+                    while running():
+                        if self._ripe(size, interval):
+                            batch = self.take_now(size)
+                            if batch is not None:
+                                return batch
+                        if self.closed and not self._items:
+                            return None
+                        if deadline.over and not self._items:
+                            return None
+                        self._linger(wakeup, size, interval, deadline)
+                finally:
+                    self._lead.append(True)
+            return None
+        finally:
+            self._wake_follower()
+
+    def _lead_or_wait(self, wakeup: Signal, deadline: Deadline) -> bool:
+        try:
+            return self._lead.pop()
+        except IndexError:
+            pass
+        self._followers.append(wakeup)
+        if not self._lead:  # looked at after queuing up: else nobody would wake us
+            wakeup.wait(deadline.remaining())
+        try:
+            self._followers.remove(wakeup)
+        except ValueError:
+            pass
+        return False
+
+    def _wake_follower(self) -> None:
+        if self._lead:
+            try:
+                self._followers.popleft().set()
+            except IndexError:
+                pass
+
+    def _ripe(self, size: int, interval: float) -> bool:
+        items = self._items
+        if self._parked:
+            return True
+        if not items:
+            return False
+        if len(items) >= size or self.closed or self._flush_to > self._taken:
+            return True
+        try:
+            if items[0][1] + interval <= monotonic():
+                return True
+            return sum(len(body) + 1 for body, _ in list(items)) >= BATCH_BYTES
+        except IndexError:  # taken back by its sender: see _stays
+            return False
+
+    def _linger(
+        self, wakeup: Signal, size: int, interval: float, deadline: Deadline
+    ) -> None:
+        self._wakeup = wakeup
+        self._large = BATCH_BYTES // size
+        try:
+            first = self._items[0][1]
+        except IndexError:
+            self._wake_at = 1
+            if not self._items and not self.closed and not self._parked:
+                wakeup.wait(deadline.remaining())
+        else:
+            self._wake_at = size
+            if not self._ripe(size, interval):
+                wakeup.wait(first + interval - monotonic())
+        self._wake_at = _NEVER
+        self._large = BATCH_BYTES
+
+    def take_now(self, size: int) -> Optional[Batch]:
+        """Take what is there, at most ``size`` messages; None when nothing is."""
+        with self._lock:
+            if self._nested:
+                return None
+            self._nested = True
+            try:
+                batch = self._parked.popleft() if self._parked else self._cut(size)
+                if batch is not None:
+                    batch.owner = threading.get_ident()
+            finally:
+                self._nested = False
+        return batch
+
+    def _cut(self, size: int) -> Optional[Batch]:
+        items = self._items
+        bodies = []  # type: List[bytes]
+        length = 0
+        accepted_at = 0.0
+        while len(bodies) < size:
+            try:
+                item = items.popleft()
+            except IndexError:
+                break
+            length += len(item[0]) + 1
+            if length >= BATCH_BYTES and bodies:
+                items.appendleft(item)
+                break
+            if not bodies:
+                accepted_at = item[1]
+            bodies.append(item[0])
+        if not bodies:
+            return None
+        batch = Batch(bodies, accepted_at)
+        self._in_flight[batch] = self._taken
+        self._taken += len(bodies)
+        self._freed.extend(repeat(None, len(bodies)))
+        for _ in bodies:
+            try:
+                self._room.popleft().set()
+            except IndexError:
+                break
+        return batch
+
+    def admit(self, body: bytes) -> Batch:
+        """Offer and take in one step: the calling thread delivers this one itself."""
+        batch = Batch([body], monotonic())
+        batch.owner = threading.get_ident()
+        with self._lock:
+            self._in_flight[batch] = self._taken
+            self._taken += 1
+            for flush in self._flushes:
+                flush.target += 1  # it jumped the queue: all others are one later
+        return batch
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether the batch is still to be delivered: not abandoned, not forked away."""
+        return batch in self._in_flight
+
+    def split(self, batch: Batch) -> Optional[Tuple[Batch, Batch]]:
+        """Put two halves in the batch's place; None when it was abandoned."""
+        halves = batch.halves()
+        with self._lock:
+            start = self._in_flight.pop(batch, None)
+            if start is None:
+                return None
+            self._in_flight[halves[0]] = start
+            self._in_flight[halves[1]] = start + len(halves[0])
+        for half in halves:
+            half.owner = batch.owner
+        return halves
+
+    def park(self, batch: Batch) -> None:
+        """Give a batch back undelivered, for the next who takes one."""
+        with self._lock:
+            if batch in self._in_flight:
+                batch.owner = None
+                self._parked.append(batch)
+        self._wakeup.set()
+
+    def claim(self, batch: Batch) -> bool:
+        """Announce the outcome of a batch; False when it was abandoned meanwhile."""
+        with self._lock:
+            if batch not in self._in_flight:
+                return False
+            batch.claimed = True
+            self._release_flushes()
+            return True
+
+    def acknowledge(self, batch: Batch, delivered: bool) -> bool:
+        """Close the books on a batch, after its callbacks; False if it was abandoned."""
+        with self._lock:
+            if self._in_flight.pop(batch, None) is None:
+                return False
+            if delivered:
+                self._delivered += len(batch)
+            else:
+                self._failed += len(batch)
+            self._release_flushes()
+            return True
+
+    def abandon(self) -> List[Batch]:
+        """Give up all that is pending; returns it, claimed, to be acknowledged."""
+        with self._lock:
+            while True:
+                if self._cut(len(self._items) or 1) is None:
+                    break
+            self._parked.clear()
+            lost = [batch for batch in self._in_flight if not batch.claimed]
+            # Claimed under a new identity, so that a late answer changes nothing.
+            replaced = []
+            for batch in lost:
+                copy = Batch(batch.bodies, batch.accepted_at)
+                copy.claimed = True
+                self._in_flight[copy] = self._in_flight.pop(batch)
+                replaced.append(copy)
+            return replaced
+
+    def note_retry(self, error: BaseException) -> None:
+        with self._lock:
+            self._retried += 1
+        self.note_error(error)
+
+    def note_error(self, error: BaseException) -> None:
+        self._last_error = describe(error)
+
+    def close(self) -> None:
+        """Refuse from now on; consumers take what is left and end. Takes no lock."""
+        self.closed = True
+        self._wakeup.set()
+        while self._room:
+            try:
+                self._room.popleft().set()
+            except IndexError:
+                break
+
+    # -- flush and stats -------------------------------------------------------------
+
+    def wait_until_resolved(self, deadline: Deadline, nested: bool) -> bool:
+        """Wait until all that was accepted before this call is resolved.
+
+        :param nested: the caller is inside a delivery (a callback, a signal handler):
+            what is being told to callbacks counts as resolved, and what this very
+            thread delivers is not waited for, because it goes on only after we return
+        :returns: False when time ran out, or when something of this thread's is left
+        """
+        ident = threading.get_ident()
+        with self._lock:
+            if self._nested:
+                return False
+            flush = _Flush(self._taken + len(self._items), ident, nested)
+            self._flushes.append(flush)
+            self._flush_to = max(self._flush_to, flush.target)
+            self._release_flushes()
+        self._wakeup.set()
+        try:
+            while not flush.done and not deadline.over:
+                flush.signal.wait(deadline.remaining())
+        finally:
+            with self._lock:
+                if flush in self._flushes:
+                    self._flushes.remove(flush)
+        return flush.done and not (nested and self._owns_unclaimed(ident))
+
+    def _owns_unclaimed(self, ident: int) -> bool:
+        with self._lock:
+            return any(
+                batch.owner == ident and not batch.claimed for batch in self._in_flight
+            )
+
+    def _release_flushes(self) -> None:
+        if not self._flushes:
+            return
+        for flush in list(self._flushes):
+            reached = self._taken
+            for batch, start in self._in_flight.items():
+                if flush.nested and (batch.claimed or batch.owner == flush.owner):
+                    continue
+                reached = min(reached, start)
+            if reached >= flush.target:
+                flush.done = True
+                self._flushes.remove(flush)
+                flush.signal.set()
+
+    def pending(self) -> int:
+        with self._lock:
+            return self._taken + len(self._items) - self._delivered - self._failed
+
+    def stats(self) -> Stats:
+        with self._lock:
+            waiting = len(self._items)
+            accepted = self._taken + waiting
+            ages = [batch.accepted_at for batch in self._in_flight]
+            try:
+                ages.append(self._items[0][1])
+            except IndexError:
+                pass
+            return Stats(
+                accepted=accepted,
+                delivered=self._delivered,
+                failed=self._failed,
+                pending=accepted - self._delivered - self._failed,
+                refused=self._refused,
+                retried=self._retried,
+                oldest_pending_age=max(0.0, monotonic() - min(ages)) if ages else None,
+                last_error=self._last_error,
+            )
+
+    # -- what users of queue.Queue ask -----------------------------------------------
+
+    def qsize(self) -> int:
+        return len(self._items)
+
+    def empty(self) -> bool:
+        return not self._items
+
+    def full(self) -> bool:
+        return 0 < self.maxsize <= len(self._items)
+
+    def put(
+        self, item: Any, block: bool = True, timeout: Optional[float] = None
+    ) -> None:
+        """Put a message (a dict); raises ``queue.Full`` when there is no room."""
+        wait = (threading.TIMEOUT_MAX if timeout is None else timeout) if block else 0
+        if not self.offer(encode(item)[0], wait):
+            raise queue.Full
+
+    def put_nowait(self, item: Any) -> None:
+        self.put(item, block=False)
+
+    def get(self, block: bool = True, timeout: Optional[float] = None) -> Any:
+        """Take one message (a dict); raises ``queue.Empty`` when there is none.
+
+        For inspection and tests; consumers use `take`. ``task_done`` acknowledges it.
+        """
+        deadline = Deadline(timeout)
+        while True:
+            batch = self.take_now(1)
+            if batch is not None:
+                self._handed_out.append(batch)
+                return json.loads(batch.bodies[0].decode('utf-8'))
+            if not block or deadline.over:
+                raise queue.Empty
+            sleep(0.01)
+
+    def get_nowait(self) -> Any:
+        return self.get(block=False)
+
+    def task_done(self) -> None:
+        """Acknowledge the oldest message that `get` handed out."""
+        try:
+            self.acknowledge(self._handed_out.popleft(), delivered=True)
+        except IndexError:
+            raise ValueError('task_done() called too many times')
+
+    def join(self) -> None:
+        """Wait, without bound, until all that was put is acknowledged."""
+        self.wait_until_resolved(Deadline(None), nested=False)

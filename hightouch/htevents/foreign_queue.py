@@ -1,0 +1,116 @@
+"""A plain ``queue.Queue`` of dicts, seen by a consumer as if it were an `EventQueue`."""
+
+import queue
+from time import monotonic
+from typing import Any, Callable, List, Optional, Tuple
+
+from hightouch.htevents.batch import Batch
+from hightouch.htevents.concurrency import Deadline, Signal
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import MessageTooLargeError
+from hightouch.htevents.event_queue import BATCH_BYTES
+
+# Seconds between looks at a queue that cannot be waited on without taking from it.
+POLL_INTERVAL = 0.5
+
+
+class ForeignQueue:
+    """The consumers' verbs over somebody else's queue.
+
+    :param source: has ``get``, ``task_done``; with a ``not_empty`` condition, as
+        ``queue.Queue`` has, an idle consumer sleeps without polling
+    :param limit: bytes that one message may take
+    :param on_drop: called with an error and the message for each that is over it
+    """
+
+    def __init__(
+        self, source: Any, limit: int, on_drop: Callable[[Exception, Any], None]
+    ) -> None:
+        self._source = source
+        self._limit = limit
+        self._on_drop = on_drop
+        self._held_back = None  # type: Optional[bytes]
+
+    def take(
+        self,
+        wakeup: Signal,
+        running: Callable[[], bool],
+        size: int,
+        interval: float,
+        idle: Optional[float] = None,
+    ) -> Optional[Batch]:
+        if idle is None and self._held_back is None and not self._wait(running):
+            return None
+        deadline = Deadline(interval if idle is None else idle)
+        bodies = []  # type: List[bytes]
+        length = 0
+        while len(bodies) < size:
+            body = self._next(deadline)
+            if body is None:
+                break
+            if length + len(body) + 1 >= BATCH_BYTES and bodies:
+                self._held_back = body
+                break
+            length += len(body) + 1
+            bodies.append(body)
+        return Batch(bodies, monotonic()) if bodies else None
+
+    def _wait(self, running: Callable[[], bool]) -> bool:
+        not_empty = getattr(self._source, 'not_empty', None)
+        if not_empty is None:
+            return running()
+        with not_empty:
+            while running() and not self._source._qsize():
+                not_empty.wait()
+        return running()
+
+    def _next(self, deadline: Deadline) -> Optional[bytes]:
+        if self._held_back is not None:
+            body, self._held_back = self._held_back, None
+            return body
+        while True:
+            try:
+                item = self._source.get(block=True, timeout=deadline.remaining())
+            except queue.Empty:
+                return None
+            body, message = encode(item)
+            if len(body) <= self._limit:
+                return body
+            try:
+                self._on_drop(MessageTooLargeError(len(body), self._limit), message)
+            finally:
+                self._source.task_done()
+
+    def wake(self) -> None:
+        """Have a sleeping consumer look whether it shall go on."""
+        not_empty = getattr(self._source, 'not_empty', None)
+        if not_empty is not None and not_empty.acquire(timeout=1):
+            try:
+                not_empty.notify_all()
+            finally:
+                not_empty.release()
+
+    def holds(self, batch: Batch) -> bool:
+        return True
+
+    def claim(self, batch: Batch) -> bool:
+        return True
+
+    def split(self, batch: Batch) -> Optional[Tuple[Batch, Batch]]:
+        return batch.halves()
+
+    def park(self, batch: Batch) -> None:
+        for message in batch:
+            self._source.put(message)
+            self._source.task_done()
+
+    def acknowledge(self, batch: Batch, delivered: bool) -> bool:
+        for _ in range(len(batch)):
+            self._source.task_done()
+        return True
+
+    def note_retry(self, error: BaseException) -> None:
+        """Somebody else's queue keeps no books."""
+
+    def note_error(self, error: BaseException) -> None:
+        """Somebody else's queue keeps no books."""

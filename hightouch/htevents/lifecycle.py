@@ -1,0 +1,75 @@
+"""The end of the process: deliver what is queued, within bounds.
+
+One hook for the whole package, however many clients there are. A client's dispatcher is
+registered with its first event and leaves when it is shut down, so that clients that are
+done leave nothing behind.
+"""
+
+import atexit
+import sys
+from typing import Any, Set
+
+from hightouch.htevents import fork
+from hightouch.htevents.concurrency import Deadline
+
+
+class _Lifecycle:
+    def __init__(self) -> None:
+        # Dispatchers that may hold undelivered events. Strong references: the client may
+        # be gone. Only changed by set.add and set.discard, which are atomic.
+        self.active = set()  # type: Set[Any]
+        self.over = False
+        self.child_hooked = False
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        self.active = set()
+        self.over = False
+        self.child_hooked = False
+
+
+_state = _Lifecycle()
+
+
+def is_over() -> bool:
+    """Whether the process is so far in its exit that new work would be lost."""
+    return _state.over
+
+
+def add(dispatcher: Any) -> None:
+    """Have ``dispatcher`` shut down when the process ends."""
+    _state.active.add(dispatcher)
+    _hook_child()
+
+
+def discard(dispatcher: Any) -> None:
+    _state.active.discard(dispatcher)
+
+
+def _hook_child() -> None:
+    # The children of multiprocessing leave through os._exit, without atexit; but they
+    # run their own finalizers before. Those registered before the child began are
+    # cleared there, hence this is done with the first event.
+    if _state.child_hooked or 'multiprocessing.process' not in sys.modules:
+        return
+    _state.child_hooked = True
+    process = sys.modules['multiprocessing.process'].current_process()  # type: ignore
+    if type(process).__name__ != '_MainProcess':
+        from multiprocessing.util import Finalize
+
+        Finalize(None, end, exitpriority=0)
+
+
+def end() -> None:
+    """Deliver what all clients hold, each within its ``shutdown_timeout``."""
+    _state.over = True
+    dispatchers = [(each, Deadline(each.shutdown_timeout)) for each in list(_state.active)]
+    for dispatcher, deadline in dispatchers:
+        dispatcher.close(deadline)  # all at once; then wait for one after the other
+    for dispatcher, deadline in dispatchers:
+        dispatcher.finish(deadline)
+
+
+# Handlers run in reverse order of registration: those that the application registers
+# after its import of this package run before ours, and may still track.
+atexit.register(end)

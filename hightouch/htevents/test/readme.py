@@ -1,0 +1,162 @@
+"""Tests that README.md is true: its snippets run, its table names every setting.
+
+They need a checkout or an sdist, and no network: each snippet runs in a process of its
+own, with the collector on loopback in the place of the one that the README starts, and
+with every way to another host closed.
+"""
+
+import ast
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+import warnings
+from typing import Dict, List, Tuple
+
+from hightouch.htevents.client import Client
+from hightouch.htevents.collector import Collector
+from hightouch.htevents.test.constants import TEST_WRITE_KEY
+
+ROOT = os.path.dirname(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+)
+README = os.path.join(ROOT, 'README.md')
+# Where `python -m hightouch.htevents collect` listens, as the README says.
+README_COLLECTOR = 'http://127.0.0.1:8765'
+# Seconds that a snippet may take on a busy machine.
+SNIPPET_LIMIT = 120
+
+
+def read() -> str:
+    with open(README, encoding='utf-8') as file:
+        return file.read()
+
+
+def snippets() -> List[Tuple[str, str]]:
+    """Give the heading above and the text of each Python snippet, in order."""
+    found = []
+    heading = ''
+    pattern = r'^#+ (?P<heading>[^\n]*)$|^```python\n(?P<code>.*?)^```$'
+    for match in re.finditer(pattern, read(), re.MULTILINE | re.DOTALL):
+        if match.group('code') is None:
+            heading = match.group('heading')
+        else:
+            found.append((heading, match.group('code')))
+    return found
+
+
+def settings() -> Dict[str, str]:
+    """Give the settings table: name to default, both as the README writes them."""
+    section = read().partition('\n## Settings\n')[2].partition('\n## ')[0]
+    rows = re.findall(r'^\| `(\w+)` \| (.*?) \|', section, re.MULTILINE)
+    return {name: default.strip('`') for name, default in rows}
+
+
+@unittest.skipUnless(os.path.exists(README), 'not in a checkout')
+class ReadmeTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def test_every_snippet_runs_and_delivers(self) -> None:
+        """Each Python snippet ends well, prints no error, and its events arrive."""
+        self._make_private_key()
+        found = snippets()
+        self.assertGreater(len(found), 5)
+        for heading, code in found:
+            with self.subTest(heading=heading, code=code), Collector() as collector:
+                self._run(code.replace(README_COLLECTOR, collector.url), collector.url)
+                # A snippet with a collector of its own looks at the events itself.
+                if 'Collector(' not in code:
+                    self.assertGreater(len(collector.events), 0)
+
+    def test_every_setting_is_in_the_table(self) -> None:
+        """The table names all settings, with their order by position and defaults."""
+        parameters = inspect.signature(Client).parameters
+        documented = settings()
+        self.assertEqual(set(documented), set(parameters))
+        by_position = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        ]
+        self.assertEqual(list(documented)[: len(by_position)], by_position)
+        for name, parameter in parameters.items():
+            # The key may have no default in the signature.
+            if parameter.default is not inspect.Parameter.empty:
+                with self.subTest(name):
+                    self.assertEqual(
+                        ast.literal_eval(documented[name]), parameter.default
+                    )
+
+    def test_there_are_two_commands_for_a_fresh_machine(self) -> None:
+        """One line shows the main job and one runs the tests, each with its set-up."""
+        commands = re.findall(r'^python3 -m venv .*$', read(), re.MULTILINE)
+        self.assertEqual(len(commands), 2)
+        self.assertIn('-m hightouch.htevents demo', commands[0])
+        self.assertIn('-m unittest hightouch.htevents.test.all', commands[1])
+
+    def _run(self, code: str, url: str) -> None:
+        path = os.path.join(self.folder, 'snippet.py')
+        with open(path, 'w', encoding='utf-8') as file:
+            file.write(code)
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.lower().endswith('_proxy')
+        }
+        environment.update(
+            PYTHONPATH=ROOT,
+            PYTHONIOENCODING='utf-8',
+            # What a package of an old Python warns of on import is not ours to tell.
+            PYTHONWARNINGS='ignore',
+            HTEVENTS_WRITE_KEY=TEST_WRITE_KEY,
+            HTEVENTS_HOST=url,
+            # A snippet that aims anywhere but at loopback fails, and sends nothing.
+            HTTP_PROXY='http://127.0.0.1:9',
+            HTTPS_PROXY='http://127.0.0.1:9',
+            NO_PROXY='127.0.0.1',
+        )
+        process = subprocess.Popen(
+            [sys.executable, path],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+        )
+        try:
+            output, errors = process.communicate(timeout=SNIPPET_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            self.fail('not done after %d s' % SNIPPET_LIMIT)
+        self.assertEqual((process.returncode, errors), (0, ''), output)
+
+    def _make_private_key(self) -> None:
+        """Write the key that the OAuth snippet reads."""
+        with warnings.catch_warnings():
+            # It warns on import that it will leave an old Python behind.
+            warnings.simplefilter('ignore')
+            from cryptography.hazmat.backends import default_backend
+            from cryptography.hazmat.primitives import serialization
+            from cryptography.hazmat.primitives.asymmetric import rsa
+
+        # cryptography before 3.1 asks for the backend, later ones take it.
+        key = rsa.generate_private_key(65537, 2048, default_backend())
+        text = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        with open(os.path.join(self.folder, 'private_key.pem'), 'wb') as file:
+            file.write(text)
+
+
+if __name__ == '__main__':
+    unittest.main()
