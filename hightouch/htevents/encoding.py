@@ -1,0 +1,113 @@
+"""A message becomes bytes, once.
+
+Common values need no copy: one call of the C encoder writes them. Only when it stumbles
+is the message copied into plain values (`utils.clean`), which never fails, and encoded
+again. With orjson installed (the extra ``fast``) that is tried first.
+"""
+
+import json
+from datetime import date, datetime
+from typing import Any, Optional, Tuple
+
+from hightouch.htevents import utils
+
+try:
+    import orjson as _orjson
+except Exception:  # not installed, or not for this interpreter: an extra, not a need
+    _orjson = None  # type: ignore[assignment]
+
+
+def _default(value: Any) -> str:
+    """Write what JSON lacks and every event may have; all else takes the slow path."""
+    if type(value) in (datetime, date):
+        return str(value.isoformat())
+    raise TypeError
+
+
+_encode = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_default
+).encode
+
+
+def encode(message: Any) -> Tuple[bytes, Any]:
+    """Give a message's JSON in UTF-8, and the message as it goes on the wire.
+
+    Never raises, whatever is in there, and changes nothing of the caller's. The message
+    is the given one, or a cleaned copy if it had to be copied.
+    """
+    try:
+        body = _fast(message)
+    except Exception:
+        return _slow(message)
+    # Each level opens with a bracket: few brackets cannot be deep.
+    if body.count(b'{') + body.count(b'[') > utils.MAX_DEPTH and _is_deep(message):
+        return _slow(message)
+    return body, message
+
+
+def _stdlib(message: Any) -> bytes:
+    return _encode(message).encode('utf-8')
+
+
+_fast = _stdlib
+
+if _orjson is not None:
+    _OPTIONS = (
+        _orjson.OPT_PASSTHROUGH_DATETIME
+        | _orjson.OPT_PASSTHROUGH_DATACLASS
+        | _orjson.OPT_PASSTHROUGH_SUBCLASS
+    )
+    _dumps = _orjson.dumps
+
+    def _fast(message: Any) -> bytes:
+        try:
+            return _dumps(message, _default, _OPTIONS)
+        except Exception:  # keys that are no str, big integers, …
+            return _stdlib(message)
+
+
+def _slow(message: Any) -> Tuple[bytes, Any]:
+    cleaned = utils.clean(message)
+    try:
+        return _stdlib(_dates_as_text(cleaned)), cleaned
+    except Exception:
+        # A date of the application's own class failed: nothing else is left in there.
+        cleaned = _dates_as_text(cleaned, fallback=True)
+        return _stdlib(cleaned), cleaned
+
+
+def _dates_as_text(value: Any, fallback: bool = False) -> Any:
+    if isinstance(value, dict):
+        return {key: _dates_as_text(each, fallback) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_dates_as_text(each, fallback) for each in value]
+    if isinstance(value, date):
+        return _date_as_text(value, fallback)
+    return value
+
+
+def _date_as_text(value: Any, fallback: bool) -> Optional[str]:
+    try:
+        text = str(value.isoformat())
+        text.encode('utf-8')
+        return text
+    except Exception:
+        if fallback:
+            return None
+        raise
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether containers are nested over the limit; the value has no cycles."""
+    level = [value]
+    for _ in range(utils.MAX_DEPTH + 1):
+        inner = []
+        for each in level:
+            if isinstance(each, dict):
+                inner.extend(each.values())
+            elif isinstance(each, (list, tuple)):
+                inner.extend(each)
+        if not inner:
+            return False
+        level = inner
+    return any(isinstance(each, (dict, list, tuple)) for each in level)

@@ -1,0 +1,225 @@
+"""One request: build it, send it, read the answer. No queue, and no retry."""
+
+import io
+import json
+import logging
+from datetime import date, datetime
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+from hightouch.htevents import sessions
+from hightouch.htevents.batch import Batch
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import APIError as APIError
+from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.retry import parse_retry_after
+from hightouch.htevents.stamps import iso_now
+from hightouch.htevents.utils import remove_trailing_slash
+from hightouch.htevents.version import VERSION
+
+DEFAULT_HOST = 'https://us-east-1.hightouch-events.com'
+PATH = '/v1/batch'
+USER_AGENT = 'events-sdk-python/' + VERSION
+
+# zlib's fastest level: for JSON of this kind it gives most of what the others give, for
+# a fraction of the host's CPU.
+GZIP_LEVEL = 1
+
+# Characters of an error body that go into an error's text.
+MAX_ERROR_TEXT = 500
+
+_log = logging.getLogger('hightouch')
+
+
+class DatetimeSerializer(json.JSONEncoder):
+    """A JSON encoder that writes a date or datetime in ISO-8601."""
+
+    def default(self, obj: Any) -> Any:
+        if isinstance(obj, (date, datetime)):
+            return obj.isoformat()
+        return json.JSONEncoder.default(self, obj)
+
+
+class Request(NamedTuple):
+    """What goes to the server, built without touching the network."""
+
+    url: str
+    headers: Dict[str, str]
+    data: bytes
+
+
+def post(
+    write_key: str,
+    host: Optional[str] = None,
+    gzip: bool = False,
+    timeout: Optional[float] = 15,
+    proxies: Any = None,
+    oauth_manager: Any = None,
+    session: Any = None,
+    **kwargs: Any
+) -> Any:
+    """Send ``kwargs`` as the body, with ``writeKey`` and ``sentAt``.
+
+    :param host: base URL; None is the default one
+    :param timeout: seconds for the connection and between bytes of the answer; None: none
+    :param proxies: see `normalize_proxies`
+    :param oauth_manager: has ``get_token()`` and ``clear_token()``; None: no OAuth
+    :param session: the ``requests.Session`` to use; None: the process's
+    :returns: the ``requests.Response``
+    :raises APIError: on an answer that is not 2xx
+    :raises requests.RequestException: when there was no answer
+    """
+    batch = kwargs.get('batch')
+    if isinstance(batch, Batch) and len(kwargs) == 1:
+        body = join_batch(batch.bodies, write_key)
+    else:
+        body = encode(dict(kwargs, sentAt=iso_now(), writeKey=write_key))[0]
+    return send(body, host, gzip, timeout, proxies, oauth_manager, session, write_key)
+
+
+def join_batch(bodies: Sequence[bytes], write_key: str) -> bytes:
+    """Join encoded messages into a body, without encoding them again."""
+    tail = '],"sentAt":%s,"writeKey":%s}' % (
+        json.dumps(iso_now()),
+        json.dumps(write_key),
+    )
+    return b''.join((b'{"batch":[', b','.join(bodies), tail.encode('utf-8')))
+
+
+def send(
+    body: bytes,
+    host: Optional[str] = None,
+    gzip: bool = False,
+    timeout: Optional[float] = 15,
+    proxies: Any = None,
+    oauth_manager: Any = None,
+    session: Any = None,
+    write_key: str = '',
+) -> Any:
+    """Send a body that is JSON already; result and errors as `post`.
+
+    :param write_key: masked, should an answer repeat it
+    """
+    token = None if oauth_manager is None else oauth_manager.get_token()
+    request = build(body, host, gzip)
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug('sending %d bytes to %s', len(request.data), request.url)
+    with sessions.lease(session) as opened:
+        response = opened.post(
+            request.url,
+            data=request.data,
+            headers=request.headers,
+            auth=authentication(token, opened),
+            timeout=timeout,
+            proxies=normalize_proxies(proxies),
+            # A redirect would carry the write key to where nobody meant it to go.
+            allow_redirects=False,
+        )
+    _log.debug('answer: HTTP %d', response.status_code)
+    error = read(response, [secret for secret in (write_key, token) if secret])
+    if error is None:
+        return response
+    if error.status == 401 and oauth_manager is not None:
+        _drop_token(oauth_manager, token)
+    raise error
+
+
+def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
+    """Give URL, headers and data of the request for a body."""
+    headers = {'Content-Type': 'application/json', 'User-Agent': USER_AGENT}
+    if gzip:
+        headers['Content-Encoding'] = 'gzip'
+        body = _compressed(body)
+    return Request(remove_trailing_slash(host or DEFAULT_HOST) + PATH, headers, body)
+
+
+def _compressed(body: bytes) -> bytes:
+    from gzip import GzipFile
+
+    buffer = io.BytesIO()
+    with GzipFile(fileobj=buffer, mode='wb', compresslevel=GZIP_LEVEL) as file:
+        file.write(body)
+    return buffer.getvalue()
+
+
+def authentication(token: Optional[str], session: Any) -> Any:
+    """Give the ``auth`` of a request: it keeps ~/.netrc out.
+
+    Without one, requests looks the host up there and replaces our header. A user's own
+    session with an ``auth`` of its own keeps that, if there is no token.
+    """
+    if token is None and getattr(session, 'auth', None) is not None:
+        return None
+
+    def apply(prepared: Any) -> Any:
+        if token is not None:
+            prepared.headers['Authorization'] = 'Bearer ' + token
+        return prepared
+
+    return apply
+
+
+def read(response: Any, secrets: Sequence[str] = ()) -> Optional[APIError]:
+    """Turn an answer into an error; None when it is a success (any 2xx).
+
+    :param secrets: masked in the error's text, if the answer repeats them
+    """
+    status = int(response.status_code)
+    if 200 <= status < 300:
+        return None
+    code = response.reason or ''  # type: Any
+    text = response.content[: 4 * MAX_ERROR_TEXT].decode('utf-8', 'replace')
+    try:
+        payload = json.loads(response.content.decode('utf-8'))
+    except (ValueError, RecursionError):
+        payload = None
+    if isinstance(payload, dict):
+        code = payload.get('code', code)
+        text = payload.get('message', text)
+    retry_after = parse_retry_after(response.headers.get('Retry-After'))
+    return APIError(
+        status, shortened(code, secrets), shortened(text, secrets), retry_after
+    )
+
+
+def shortened(value: Any, secrets: Sequence[str] = ()) -> str:
+    """Make a text of what a server sent: short, on one line, without our secrets."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    for secret in secrets:
+        text = text.replace(secret, '***')
+    return ' '.join(text.split())[:MAX_ERROR_TEXT]
+
+
+def _drop_token(oauth_manager: Any, token: Optional[str]) -> None:
+    # Several threads may be told that an old token is refused, when one of them has got
+    # a new one already: ours clears only the one that was refused. Another's manager
+    # has to know get_token and clear_token only.
+    refuse = getattr(type(oauth_manager), 'refuse_token', None)
+    if refuse is None:
+        oauth_manager.clear_token()
+    else:
+        refuse(oauth_manager, token)
+
+
+def normalize_proxies(value: Any) -> Optional[Dict[str, str]]:
+    """Give proxies as requests takes them.
+
+    :param value: a dict for requests, or 'host:port' or a URL for both schemes; None
+    :raises ValidationError: when it is something else
+    """
+    if value is None or (isinstance(value, dict) and not value):
+        return None
+    if isinstance(value, str) and value.strip():
+        url = value.strip()
+        if '://' not in url:
+            url = 'http://' + url
+        return {'http': url, 'https': url}
+    if isinstance(value, dict) and _all_str([*value.keys(), *value.values()]):
+        return dict(value)
+    raise ValidationError(
+        "proxies: expected a dict such as {'https': 'http://proxy:8080'}, "
+        "'host:port' or a URL, got %s" % type(value).__name__
+    )
+
+
+def _all_str(values: List[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

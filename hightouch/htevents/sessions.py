@@ -1,0 +1,120 @@
+"""The sockets: one ``requests.Session`` for all clients of the process.
+
+A session of each client's own would hold open a socket for each tenant. What could
+leak from one tenant to another through a shared one is switched off: it keeps no
+cookies, and knows no credentials.
+"""
+
+import threading
+from typing import Any, Optional
+
+from hightouch.htevents import fork
+
+# Sockets to one host that may be open at a time; more senders wait for one of them.
+POOL_SIZE = 100
+
+
+class _Shared:
+    def __init__(self) -> None:
+        self._after_fork()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        # A child forgets its parent's sockets and does not close them: a TLS goodbye
+        # from here would end the parent's connection.
+        self._forgotten = getattr(self, 'session', None)
+        self.session = None  # type: Any
+        self.users = 0
+        # Guards the fields above; held while a session is made or closed, never during
+        # a request. Re-entrant: a finalizer may close its client's lease in there.
+        self.lock = threading.RLock()
+
+    def acquire(self) -> Any:
+        with self.lock:
+            if self.session is None:
+                self.session = _make_session()
+            self.users += 1
+            return self.session
+
+    def release(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users > 0:
+                return
+            session, self.session = self.session, None
+        if session is not None:
+            session.close()
+
+
+_shared = _Shared()
+
+
+def _make_session() -> Any:
+    import requests
+    from requests.adapters import HTTPAdapter
+    from requests.cookies import RequestsCookieJar
+
+    class NoCookies(RequestsCookieJar):
+        """A jar that stays empty.
+
+        A cookie policy would do, but versions of requests copy a jar without it.
+        """
+
+        def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    session = requests.Session()
+    session.cookies = NoCookies()
+    for prefix in ('https://', 'http://'):
+        # Blocking: without, a burst over the pool's size opens a socket for each
+        # request and throws it away.
+        adapter = HTTPAdapter(
+            pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE, pool_block=True
+        )
+        session.mount(prefix, adapter)
+    return session
+
+
+class Lease:
+    """The right to use a session, until `close`; safe to use from several threads.
+
+    :param session: the user's own, given back as it is and never closed; None shares
+        the process's, opened when it is first asked for, closed with the last lease
+    """
+
+    def __init__(self, session: Any = None) -> None:
+        self._own = session
+        self._leased = None  # type: Any
+        # Guards _leased; held while a session is made, never during a request.
+        self._lock = threading.RLock()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        self._leased = None
+        self._lock = threading.RLock()
+
+    def get(self) -> Any:
+        if self._own is not None:
+            return self._own
+        with self._lock:
+            if self._leased is None:
+                self._leased = _shared.acquire()
+            return self._leased
+
+    def close(self) -> None:
+        """End the lease; twice is harmless. Used again, it is a new one."""
+        with self._lock:
+            leased, self._leased = self._leased, None
+        if leased is not None:
+            _shared.release()
+
+    def __enter__(self) -> Any:
+        return self.get()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def lease(session: Optional[Any] = None) -> Lease:
+    """Lease the process's session, or wrap the user's own."""
+    return Lease(session)

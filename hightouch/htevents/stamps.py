@@ -1,0 +1,112 @@
+"""What each message is stamped with: an id and a time, made cheaply."""
+
+import os
+import re
+from binascii import hexlify
+from datetime import datetime, timezone
+from time import gmtime, strftime, time
+from typing import Any, List, Tuple
+
+from hightouch.htevents import fork, utils
+from hightouch.htevents.errors import ValidationError
+
+# Ids made of one read of the system's random numbers: the call costs more than an id.
+_IDS_PER_READ = 256
+
+_ISO = re.compile(
+    r'\d{4}-?\d\d-?\d\d'
+    r'(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?$'
+)
+
+
+class _Ids:
+    """Ids made in advance; popping one is atomic, so threads need no lock."""
+
+    def __init__(self) -> None:
+        self._after_fork()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        # A child that went on with its parent's would make the same ids.
+        self.ready = []  # type: List[str]
+
+    def refill(self) -> str:
+        text = hexlify(os.urandom(16 * _IDS_PER_READ)).decode('ascii')
+        made = []
+        for start in range(0, len(text), 32):
+            part = text[start : start + 32]
+            # UUID4: 4 bits of version, and 2 of variant (8, 9, a or b)
+            made.append(
+                '%s-%s-4%s-%s%s-%s'
+                % (
+                    part[:8],
+                    part[8:12],
+                    part[13:16],
+                    '89ab'[int(part[16], 16) & 3],
+                    part[17:20],
+                    part[20:],
+                )
+            )
+        one = made.pop()
+        self.ready.extend(made)
+        return one
+
+
+_ids = _Ids()
+
+
+def new_message_id() -> str:
+    """Make a random UUID4 as text."""
+    try:
+        return _ids.ready.pop()
+    except IndexError:
+        return _ids.refill()
+
+
+_second = (0, '')  # type: Tuple[int, str]
+
+
+def iso_now() -> str:
+    """Give the time in UTC, in milliseconds: ``2026-01-02T03:04:05.678+00:00``."""
+    global _second
+    now = time()
+    whole = int(now)
+    second, prefix = _second  # one tuple, so that a thread never reads half of it
+    if second != whole:
+        prefix = strftime('%Y-%m-%dT%H:%M:%S', gmtime(whole))
+        _second = (whole, prefix)
+    return '%s.%03d+00:00' % (prefix, int((now - whole) * 1000))
+
+
+def to_iso(value: Any) -> str:
+    """Give a time in ISO-8601 with milliseconds and an offset.
+
+    :param value: a datetime or an ISO-8601 str; without an offset see
+        `utils.guess_timezone`
+    :raises ValidationError: when it is neither
+    """
+    moment = _parsed(value) if isinstance(value, str) else value
+    if not isinstance(moment, datetime):
+        raise ValidationError(
+            'timestamp: expected a datetime or an ISO-8601 str such as '
+            '2026-01-02T03:04:05+00:00, got %s' % type(value).__name__
+        )
+    try:
+        return utils.guess_timezone(moment).isoformat(timespec='milliseconds')
+    except Exception:  # a tzinfo of the application's own may raise anything
+        return moment.replace(tzinfo=timezone.utc).isoformat(timespec='milliseconds')
+
+
+def _parsed(text: str) -> datetime:
+    # dateutil alone takes 'May', and fills in the rest from today.
+    if _ISO.match(text.strip()):
+        from dateutil.parser import parse
+
+        try:
+            return parse(text.strip())
+        except (ValueError, OverflowError):
+            pass
+    raise ValidationError(
+        'timestamp: expected ISO-8601 such as 2026-01-02T03:04:05+00:00, got a str '
+        'that is not'
+    )
