@@ -18,8 +18,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, TypeVar, Union
 
 from hightouch.htevents import fork, settings
-from hightouch.htevents.client import BeforeSend, Client
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
+from hightouch.htevents.client import BeforeSend, Client
 from hightouch.htevents.consumer import OnError, OnSuccess
 from hightouch.htevents.errors import (
     APIError,
@@ -121,9 +121,7 @@ def _get_client() -> Client:
     return client
 
 
-def _facade(
-    method: 'Callable[Concatenate[Client, _P], _R]'
-) -> 'Callable[_P, _R]':
+def _facade(method: 'Callable[Concatenate[Client, _P], _R]') -> 'Callable[_P, _R]':
     """Make the module's function for a method of the default client."""
     name = method.__name__
 

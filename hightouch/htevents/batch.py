@@ -18,7 +18,7 @@ class Batch(List[Any]):
     def __init__(self, bodies: Sequence[bytes], accepted_at: float) -> None:
         super().__init__(bodies)
         self.accepted_at = accepted_at
-        self.owner = None  # type: Optional[int]
+        self.owner: Optional[int] = None
         self.claimed = False
 
     # Batches are keys of the queue's books: each is itself and no other.

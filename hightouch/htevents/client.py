@@ -98,7 +98,7 @@ class Client:
         before_send: Optional[BeforeSend] = DefaultConfig.before_send,
         block_timeout: float = DefaultConfig.block_timeout,
         session: Any = DefaultConfig.session,
-        shutdown_timeout: Optional[float] = DefaultConfig.shutdown_timeout
+        shutdown_timeout: Optional[float] = DefaultConfig.shutdown_timeout,
     ) -> None:
         write_key = settings.check_write_key(write_key)
         host = settings.check_host(host)
@@ -124,7 +124,7 @@ class Client:
         self._warned = False
         self._closed = False
 
-        self.oauth_manager = None  # type: Any
+        self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
             from hightouch.htevents.oauth_manager import OauthManager
@@ -457,7 +457,7 @@ def _is_id(value: Any) -> bool:
 
 def _check_ids(user_id: Any, anonymous_id: Any) -> None:
     # The common case first, in one test: this is on every event's way.
-    if type(user_id) is str and user_id and anonymous_id is None:
+    if isinstance(user_id, str) and user_id and anonymous_id is None:
         return
     _check_id('user_id', user_id)
     _check_id('anonymous_id', anonymous_id)

@@ -14,11 +14,10 @@ from hightouch.htevents.concurrency import Deadline, Signal, delivering
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import FatalError as FatalError
-from hightouch.htevents.errors import describe, is_retryable
+from hightouch.htevents.errors import OauthError, describe, is_retryable
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.foreign_queue import ForeignQueue
-from hightouch.htevents.request import post
-from hightouch.htevents.request import DEFAULT_HOST
+from hightouch.htevents.request import DEFAULT_HOST, post
 from hightouch.htevents.retry import wait_time
 
 # Bytes of JSON that one message may take: the collector refuses larger ones.
@@ -72,7 +71,7 @@ class Consumer(threading.Thread):
         *,
         on_success: Optional[OnSuccess] = None,
         lease: Any = None,
-        on_end: Optional[Callable[[], None]] = None
+        on_end: Optional[Callable[[], None]] = None,
     ) -> None:
         # A daemon: a thread that waits for a server must not keep the process alive.
         # What is queued at interpreter exit is delivered by lifecycle.
@@ -95,11 +94,11 @@ class Consumer(threading.Thread):
         self._wakeup = Signal()
         # When the owner wants to end; replaced by hurry().
         self._deadline = Deadline(None)
-        self._source = (
+        self._source: Union[EventQueue, ForeignQueue] = (
             queue
             if isinstance(queue, EventQueue)
             else ForeignQueue(queue, MAX_MSG_SIZE, self._drop)
-        )  # type: Union[EventQueue, ForeignQueue]
+        )
 
     # -- the thread ------------------------------------------------------------------
 
@@ -168,13 +167,8 @@ class Consumer(threading.Thread):
                 return self._post(batch)
             except Exception as error:
                 self._source.note_error(error)
-                if (
-                    self.oauth_manager is not None
-                    and getattr(error, 'status', None) == 401
-                    and not token_renewed
-                ):
-                    # The token was refused, and request has dropped it: a new one may do
-                    token_renewed = True
+                if getattr(error, 'token_refused', False) and not token_renewed:
+                    token_renewed = True  # the next try gets a new one
                     continue
                 if last or attempt >= self.retries or not is_retryable(error):
                     raise
@@ -196,7 +190,7 @@ class Consumer(threading.Thread):
     def _post(self, batch: List[Any]) -> None:
         if not isinstance(batch, Batch):
             batch = Batch([encode(message)[0] for message in batch], 0)
-        kwargs = {}  # type: Dict[str, Any]
+        kwargs: Dict[str, Any] = {}
         if self._lease is not None:
             kwargs['session'] = self._lease.get()
         post(
@@ -207,14 +201,12 @@ class Consumer(threading.Thread):
             proxies=self.proxies,
             oauth_manager=self.oauth_manager,
             batch=batch,
-            **kwargs
+            **kwargs,
         )
 
     # -- a batch ---------------------------------------------------------------------
 
-    def deliver(
-        self, batch: Batch, deadline: Deadline, keep: bool = False
-    ) -> bool:
+    def deliver(self, batch: Batch, deadline: Deadline, keep: bool = False) -> bool:
         """Deliver a batch, or the part of it that the server takes, and acknowledge it.
 
         What is refused is reported through ``on_error``.
@@ -224,7 +216,7 @@ class Consumer(threading.Thread):
         :returns: True when all of it was delivered
         """
         todo = [batch]
-        lost = []  # type: List[Tuple[Exception, Batch]]
+        lost: List[Tuple[Exception, Batch]] = []
         complete = True
         with delivering():
             try:
@@ -267,16 +259,14 @@ class Consumer(threading.Thread):
 
     def _fail(self, lost: List[Tuple[Exception, Batch]]) -> None:
         # One report for each kind of error, not one for each half of a split batch.
-        kinds = {}  # type: Dict[str, List[Tuple[Exception, Batch]]]
+        kinds: Dict[str, List[Tuple[Exception, Batch]]] = {}
         for error, batch in lost:
             if self._source.claim(batch):
                 kinds.setdefault(describe(error), []).append((error, batch))
         for losses in kinds.values():
             batches = [batch for _, batch in losses]
             try:
-                self.report(
-                    losses[0][0], [item for batch in batches for item in batch]
-                )
+                self.report(losses[0][0], [item for batch in batches for item in batch])
             finally:
                 for batch in batches:
                     self._source.acknowledge(batch, delivered=False)
@@ -307,7 +297,12 @@ class Consumer(threading.Thread):
 
 
 def _is_splittable(error: Exception, batch: Batch) -> bool:
-    return getattr(error, 'status', None) in _SPLIT_STATUSES and len(batch) > 1
+    return (
+        isinstance(error, APIError)
+        and not isinstance(error, OauthError)  # the token's server, not the batch's
+        and error.status in _SPLIT_STATUSES
+        and len(batch) > 1
+    )
 
 
 def _bare(host: str) -> str:

@@ -55,9 +55,9 @@ class Dispatcher:
         fork.register(self)
 
     def _make(self) -> None:
-        self.consumers = [
+        self.consumers: List[Consumer] = [
             self._make_consumer(self._consumer_ended) for _ in range(self._threads)
-        ]  # type: List[Consumer]
+        ]
         # Never started: delivers on the thread that asks for it.
         self._inline = self._make_consumer(_nothing)
         self._running = not self._send

@@ -7,14 +7,15 @@ again. With orjson installed (the extra ``fast``) that is tried first.
 
 import json
 from datetime import date, datetime
-from typing import Any, Optional, Tuple
+from importlib import import_module
+from typing import Any, List, Optional, Tuple
 
 from hightouch.htevents import utils
 
 try:
-    import orjson as _orjson
+    _orjson: Any = import_module('orjson')
 except Exception:  # not installed, or not for this interpreter: an extra, not a need
-    _orjson = None  # type: ignore[assignment]
+    _orjson = None
 
 
 def _default(value: Any) -> str:
@@ -61,7 +62,8 @@ if _orjson is not None:
 
     def _fast(message: Any) -> bytes:
         try:
-            return _dumps(message, _default, _OPTIONS)
+            body: bytes = _dumps(message, _default, _OPTIONS)
+            return body
         except Exception:  # keys that are no str, big integers, …
             return _stdlib(message)
 
@@ -101,7 +103,7 @@ def _is_deep(value: Any) -> bool:
     """Whether containers are nested over the limit; the value has no cycles."""
     level = [value]
     for _ in range(utils.MAX_DEPTH + 1):
-        inner = []
+        inner: List[Any] = []
         for each in level:
             if isinstance(each, dict):
                 inner.extend(each.values())

@@ -45,7 +45,10 @@ class APIError(Exception):
     :ivar code: the ``code`` of a JSON error body, else the reason phrase or ''
     :ivar message: the ``message`` of a JSON error body, else a short text
     :ivar retry_after: seconds the server asked to wait, None when it did not say
+    :ivar token_refused: the access token was not accepted, and has been dropped
     """
+
+    token_refused = False
 
     def __init__(
         self,
@@ -67,6 +70,17 @@ class APIError(Exception):
 
     def __str__(self) -> str:
         return '[Hightouch] %s: %s (%s)' % (self.code, self.message, self.status)
+
+
+class OauthError(APIError):
+    """No token could be had, and asking again would not help.
+
+    Its ``status`` is that of the token server's answer, 0 when it was not asked.
+    """
+
+    @property
+    def retryable(self) -> bool:
+        return False
 
 
 class FatalError(Exception):

@@ -28,8 +28,17 @@ import threading
 from collections import deque
 from itertools import count, repeat
 from time import monotonic, sleep
-from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional
-from typing import Tuple
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 from hightouch.htevents import fork
 from hightouch.htevents.batch import Batch
@@ -100,19 +109,19 @@ class EventQueue:
         fork.register(self)
 
     def _reset(self) -> None:
-        self._items = deque()  # type: Deque[Tuple[bytes, float]]
+        self._items: Deque[Tuple[bytes, float]] = deque()
         # Slots nobody has used yet, and slots that were used and are free again. An
         # iterator and not a number: next() is atomic, ``-= 1`` is not.
-        self._fresh = (
+        self._fresh: Iterator[None] = (
             repeat(None, self.maxsize) if self.maxsize > 0 else repeat(None)
-        )  # type: Iterator[None]
-        self._freed = deque()  # type: Deque[None]
-        self._room = deque()  # type: Deque[Signal]
+        )
+        self._freed: Deque[None] = deque()
+        self._room: Deque[Signal] = deque()
         self._wake_at = _NEVER
         self._large = BATCH_BYTES
         self._wakeup = Signal()  # of the leading consumer
         self._lead = deque([True])
-        self._followers = deque()  # type: Deque[Signal]
+        self._followers: Deque[Signal] = deque()
         # Guards everything below, and popping from _items. Held for a few steps, never
         # during I/O or a callback. Re-entrant, because a finalizer may run in there;
         # what it asks then is answered by _nested without touching the books.
@@ -124,11 +133,11 @@ class EventQueue:
         self._retried = 0
         self._refused = 0
         self._refusals = count(1)
-        self._last_error = None  # type: Optional[str]
-        self._in_flight = {}  # type: Dict[Batch, int]
-        self._parked = deque()  # type: Deque[Batch]
-        self._handed_out = deque()  # type: Deque[Batch]
-        self._flushes = []  # type: List[_Flush]
+        self._last_error: Optional[str] = None
+        self._in_flight: Dict[Batch, int] = {}
+        self._parked: Deque[Batch] = deque()
+        self._handed_out: Deque[Batch] = deque()
+        self._flushes: List[_Flush] = []
         self._flush_to = 0
 
     def _after_fork(self) -> None:
@@ -303,7 +312,7 @@ class EventQueue:
 
     def _cut(self, size: int) -> Optional[Batch]:
         items = self._items
-        bodies = []  # type: List[bytes]
+        bodies: List[bytes] = []
         length = 0
         accepted_at = 0.0
         while len(bodies) < size:

@@ -29,7 +29,7 @@ class ForeignQueue:
         self._source = source
         self._limit = limit
         self._on_drop = on_drop
-        self._held_back = None  # type: Optional[bytes]
+        self._held_back: Optional[bytes] = None
 
     def take(
         self,
@@ -42,7 +42,7 @@ class ForeignQueue:
         if idle is None and self._held_back is None and not self._wait(running):
             return None
         deadline = Deadline(interval if idle is None else idle)
-        bodies = []  # type: List[bytes]
+        bodies: List[bytes] = []
         length = 0
         while len(bodies) < size:
             body = self._next(deadline)

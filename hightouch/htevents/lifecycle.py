@@ -17,7 +17,7 @@ class _Lifecycle:
     def __init__(self) -> None:
         # Dispatchers that may hold undelivered events. Strong references: the client may
         # be gone. Only changed by set.add and set.discard, which are atomic.
-        self.active = set()  # type: Set[Any]
+        self.active: Set[Any] = set()
         self.over = False
         self.child_hooked = False
         fork.register(self)
@@ -53,7 +53,7 @@ def _hook_child() -> None:
     if _state.child_hooked or 'multiprocessing.process' not in sys.modules:
         return
     _state.child_hooked = True
-    process = sys.modules['multiprocessing.process'].current_process()  # type: ignore
+    process = sys.modules['multiprocessing.process'].current_process()
     if type(process).__name__ != '_MainProcess':
         from multiprocessing.util import Finalize
 
@@ -63,7 +63,9 @@ def _hook_child() -> None:
 def end() -> None:
     """Deliver what all clients hold, each within its ``shutdown_timeout``."""
     _state.over = True
-    dispatchers = [(each, Deadline(each.shutdown_timeout)) for each in list(_state.active)]
+    dispatchers = [
+        (each, Deadline(each.shutdown_timeout)) for each in list(_state.active)
+    ]
     for dispatcher, deadline in dispatchers:
         dispatcher.close(deadline)  # all at once; then wait for one after the other
     for dispatcher, deadline in dispatchers:

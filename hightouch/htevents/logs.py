@@ -18,10 +18,10 @@ class _Handlers:
     """Which handlers are attached and by how many clients, so that lines come once."""
 
     def __init__(self) -> None:
-        self._counts = {}  # type: Dict[logging.Handler, int]
+        self._counts: Dict[logging.Handler, int] = {}
         self._debug = 0
         self._level = log.level
-        self._stream = None  # type: Optional[logging.Handler]
+        self._stream: Optional[logging.Handler] = None
         self._after_fork()
         fork.register(self)
 

@@ -12,7 +12,7 @@ from email.utils import parsedate_tz
 from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork, sessions
-from hightouch.htevents.errors import APIError, is_retryable
+from hightouch.htevents.errors import APIError, OauthError, is_retryable
 from hightouch.htevents.request import (
     USER_AGENT,
     authentication,
@@ -47,17 +47,6 @@ _SKEW_MESSAGES = ('token is expired', 'token used before issued')
 _log = logging.getLogger('hightouch')
 
 
-class OauthError(APIError):
-    """No token could be had, and asking again would not help.
-
-    Its ``status`` is that of the token server's answer.
-    """
-
-    @property
-    def retryable(self) -> bool:
-        return False
-
-
 class OauthManager:
     """Gives tokens for one OAuth client. Safe to use from several threads.
 
@@ -87,7 +76,7 @@ class OauthManager:
         proxies: Any = None,
         session: Any = None,
         sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.time
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.client_id = client_id
         self.key_id = key_id
@@ -101,7 +90,7 @@ class OauthManager:
         self._sleep = sleep
         self._clock = clock
         # One immutable value each, replaced as a whole: read without the lock.
-        self._token = None  # type: Optional[_Token]
+        self._token: Optional[_Token] = None
         self._skew = 0.0
         self._after_fork()
         fork.register(self)
@@ -210,12 +199,12 @@ class OauthManager:
         import jwt
 
         try:
-            signed = jwt.encode(
+            signed: Any = jwt.encode(
                 claims,
                 self._client_key,
                 algorithm='RS256',
                 headers={'kid': str(self.key_id)},
-            )  # type: Any
+            )
         except Exception as error:
             # Its text may quote the key, and so may its context.
             raise OauthError(
@@ -233,7 +222,7 @@ class OauthManager:
             payload = response.json()
         except Exception:  # each version of requests has an error of its own for this
             payload = None
-        fields = payload if isinstance(payload, dict) else {}  # type: Dict[str, Any]
+        fields: Dict[str, Any] = payload if isinstance(payload, dict) else {}
         if 200 <= status < 300:
             return self._read_token(status, fields)
         code = shortened(fields.get('error', response.reason or ''), [assertion])

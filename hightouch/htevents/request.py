@@ -55,7 +55,7 @@ def post(
     proxies: Any = None,
     oauth_manager: Any = None,
     session: Any = None,
-    **kwargs: Any
+    **kwargs: Any,
 ) -> Any:
     """Send ``kwargs`` as the body, with ``writeKey`` and ``sentAt``.
 
@@ -120,6 +120,7 @@ def send(
         return response
     if error.status == 401 and oauth_manager is not None:
         _drop_token(oauth_manager, token)
+        error.token_refused = True
     raise error
 
 
@@ -166,7 +167,7 @@ def read(response: Any, secrets: Sequence[str] = ()) -> Optional[APIError]:
     status = int(response.status_code)
     if 200 <= status < 300:
         return None
-    code = response.reason or ''  # type: Any
+    code: Any = response.reason or ''
     text = response.content[: 4 * MAX_ERROR_TEXT].decode('utf-8', 'replace')
     try:
         payload = json.loads(response.content.decode('utf-8'))

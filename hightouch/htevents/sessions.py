@@ -23,7 +23,7 @@ class _Shared:
         # A child forgets its parent's sockets and does not close them: a TLS goodbye
         # from here would end the parent's connection.
         self._forgotten = getattr(self, 'session', None)
-        self.session = None  # type: Any
+        self.session: Any = None
         self.users = 0
         # Guards the fields above; held while a session is made or closed, never during
         # a request. Re-entrant: a finalizer may close its client's lease in there.
@@ -84,7 +84,7 @@ class Lease:
 
     def __init__(self, session: Any = None) -> None:
         self._own = session
-        self._leased = None  # type: Any
+        self._leased: Any = None
         # Guards _leased; held while a session is made, never during a request.
         self._lock = threading.RLock()
         fork.register(self)

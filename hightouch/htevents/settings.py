@@ -56,16 +56,18 @@ def is_number(value: Any) -> bool:
 
 
 def _check_range(name: str, value: Any, least: float, whole: bool) -> None:
-    kind = int if whole else (int, float)  # type: Any
+    kind: Any = int if whole else (int, float)
     unit = 'a whole number' if whole else 'a number of seconds'
     expected = '%s, at least %d' % (unit, least)
-    expect(isinstance(value, kind) and not isinstance(value, bool), name, expected, value)
+    expect(
+        isinstance(value, kind) and not isinstance(value, bool), name, expected, value
+    )
     if not value >= least:  # also catches NaN
         raise ValidationError('%s: expected %s, got %r' % (name, expected, value))
 
 
 # name -> (smallest value, whether it is whole, whether None is one)
-_NUMBERS = {
+_NUMBERS: Dict[str, Tuple[float, bool, bool]] = {
     'max_queue_size': (0, True, False),
     'max_retries': (0, True, False),
     'timeout': (0, False, True),
@@ -74,7 +76,7 @@ _NUMBERS = {
     'upload_interval': (0, False, False),
     'block_timeout': (0, False, False),
     'shutdown_timeout': (0, False, True),
-}  # type: Dict[str, Tuple[float, bool, bool]]
+}
 
 
 def check_write_key(value: Optional[str]) -> str:
@@ -96,7 +98,9 @@ def check_host(value: Optional[str]) -> Optional[str]:
     if value is None:
         value = os.environ.get(ENV_HOST) or None
     if value is not None:
-        expect(isinstance(value, str), 'host', 'a URL such as https://…, or None', value)
+        expect(
+            isinstance(value, str), 'host', 'a URL such as https://…, or None', value
+        )
         if not value.lower().startswith(('http://', 'https://')):
             raise ValidationError(
                 'host: expected a URL that begins with https:// or http://, got a str '

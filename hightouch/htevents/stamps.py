@@ -28,7 +28,7 @@ class _Ids:
 
     def _after_fork(self) -> None:
         # A child that went on with its parent's would make the same ids.
-        self.ready = []  # type: List[str]
+        self.ready: List[str] = []
 
     def refill(self) -> str:
         text = hexlify(os.urandom(16 * _IDS_PER_READ)).decode('ascii')
@@ -63,7 +63,7 @@ def new_message_id() -> str:
         return _ids.refill()
 
 
-_second = (0, '')  # type: Tuple[int, str]
+_second: Tuple[int, str] = (0, '')
 
 
 def iso_now() -> str:

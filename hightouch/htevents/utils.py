@@ -61,7 +61,7 @@ def clean(item: Any) -> Any:
 
 class _Cleaner:
     def __init__(self) -> None:
-        self._open = set()  # type: Set[int]  # ids of the containers we are inside of
+        self._open: Set[int] = set()  # ids of the containers we are inside of
 
     def clean(self, item: Any, path: str, depth: int) -> Any:
         kind = type(item)
@@ -122,11 +122,10 @@ class _Cleaner:
         copied = {}
         for key, value in _pairs(item):
             try:
-                name = key if type(key) is str else _key(key)
+                name = _text(_key(key))
             except Exception:
                 _lost(key, path, 'raised an error as a key; its value is left out')
                 continue
-            name = _text(name)
             copied[name] = self.clean(value, _join(path, name), depth + 1)
         return copied
 
@@ -171,7 +170,7 @@ def _fields(item: Any) -> Optional[Dict[str, Any]]:
 
 
 def _text(item: str) -> str:
-    text = item if type(item) is str else str(item)
+    text = str.__str__(item)  # of a subclass: its characters, as a plain str
     try:
         text.encode('utf-8')
     except UnicodeEncodeError:
@@ -197,6 +196,8 @@ def _key(key: Any) -> str:
         return _key(key.value)
     if key is True or key is False or key is None:
         return {True: 'true', False: 'false', None: 'null'}[key]
+    if isinstance(key, str):
+        return key
     if isinstance(key, bytes):
         return key.decode('utf-8', 'replace')
     if isinstance(key, float):
@@ -214,7 +215,7 @@ def _is_textual(item: Any) -> bool:
 
 
 # In this order: an IntEnum is an int, a datetime is a date, a bool is an int.
-_SCALARS = (
+_SCALARS: Tuple[Tuple[Any, Callable[[Any, Any, str, int], Any]], ...] = (
     (Enum, lambda self, item, path, depth: self.clean(item.value, path, depth)),
     (bool, lambda self, item, path, depth: bool(item)),
     (str, lambda self, item, path, depth: _text(str.__str__(item))),
@@ -228,7 +229,7 @@ _SCALARS = (
         (bytes, bytearray, memoryview),
         lambda self, item, path, depth: bytes(item).decode('utf-8', 'replace'),
     ),
-)  # type: Tuple[Tuple[Any, Callable[[Any, Any, str, int], Any]], ...]
+)
 
 
 def _join(path: str, name: str) -> str:
@@ -236,7 +237,9 @@ def _join(path: str, name: str) -> str:
 
 
 def _warn(item: Any, path: str, what: str) -> None:
-    _log.warning('%s: a value of type %s %s', path or 'value', type(item).__name__, what)
+    _log.warning(
+        '%s: a value of type %s %s', path or 'value', type(item).__name__, what
+    )
 
 
 def _lost(item: Any, path: str, what: str) -> None:

@@ -1,0 +1,288 @@
+"""The command ``htevents``: collect, demo, send."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from time import monotonic
+from typing import Any, Dict, List, Optional, TextIO
+
+from hightouch.htevents.client import Client
+from hightouch.htevents.collector import Collector
+from hightouch.htevents.errors import MessageTooLargeError, ValidationError
+from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY
+
+DEFAULT_PORT = 8765
+
+# Exit codes: 0 done, 1 not delivered, 2 wrong arguments (argparse's own).
+NOT_DELIVERED = 1
+USAGE = 2
+
+TYPES = ('track', 'identify', 'group', 'alias', 'page', 'screen')
+
+# name of an option -> which calls take it; the rest is common to all
+_OPTIONS = {
+    'anonymous_id': ('track', 'identify', 'group', 'page', 'screen'),
+    'event': ('track',),
+    'group_id': ('group',),
+    'previous_id': ('alias',),
+    'category': ('page', 'screen'),
+    'name': ('page', 'screen'),
+    'properties': ('track', 'page', 'screen'),
+    'traits': ('identify', 'group'),
+}
+_COMMON = ('user_id', 'context', 'integrations', 'timestamp', 'message_id')
+_JSON = ('properties', 'traits', 'context', 'integrations')
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    run = {'collect': collect, 'demo': demo, 'send': send}[args.command]
+    try:
+        return run(args)
+    except BrokenPipeError:
+        # Whoever read our output is gone. Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='htevents', description='Hightouch events on the command line.'
+    )
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+    commands.required = True
+
+    one = commands.add_parser('collect', help='run a collector on loopback')
+    one.add_argument('--port', type=_port, default=DEFAULT_PORT, help='0: a free one')
+    one.add_argument(
+        '--out', metavar='FILE', help='append the events here as JSON lines'
+    )
+
+    one = commands.add_parser('demo', help='send some thousand events, and count them')
+    one.add_argument('--events', type=int, default=5000, help=argparse.SUPPRESS)
+
+    one = commands.add_parser('send', help='send one event')
+    one.add_argument('type', choices=TYPES)
+    one.add_argument('--write-key', help='default: $%s' % ENV_WRITE_KEY)
+    one.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
+    one.add_argument('--timeout', type=float, default=20, help='seconds to deliver in')
+    for name in _COMMON + tuple(_OPTIONS):
+        calls = ', '.join(_OPTIONS.get(name, ('all',)))
+        one.add_argument(
+            _flag(name),
+            type=_json_object if name in _JSON else str,
+            metavar='JSON' if name in _JSON else 'TEXT',
+            help='for %s' % calls,
+        )
+    return parser
+
+
+def _flag(name: str) -> str:
+    return '--' + name.replace('_', '-')
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError('expected 0 to 65535, got %d' % port)
+    return port
+
+
+def _json_object(text: str) -> Dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError('expected JSON: %s' % error)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('expected a JSON object, such as {"plan": 1}')
+    return value
+
+
+# -- collect -------------------------------------------------------------------------
+
+
+def collect(args: argparse.Namespace) -> int:
+    """Run a collector until Ctrl-C or SIGTERM, and print what comes."""
+    counts: 'Counter[str]' = Counter()
+    lock = threading.Lock()  # guards counts and whole lines of output
+
+    def show(event: Any, problems: List[str]) -> None:
+        with lock:
+            counts['bad' if problems else _type_of(event)] += 1
+            print(_line(event, problems), flush=True)
+
+    out = open(args.out, 'a', encoding='utf-8') if args.out else None
+    try:
+        return _collect(args.port, out, show, counts)
+    finally:
+        if out is not None:
+            out.close()
+
+
+def _collect(port: int, out: Optional[TextIO], show: Any, counts: Any) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        collector = Collector(port, out=out, on_event=show).start()
+    except OSError as error:
+        print(
+            'Port %d cannot be used (%s); choose another with --port, or 0'
+            % (port, error.strerror),
+            file=sys.stderr,
+        )
+        return NOT_DELIVERED
+    print('Collecting on %s (Ctrl-C ends)' % collector.url, flush=True)
+    while not stop.wait(0.5):  # in short waits: a signal is seen on all platforms
+        pass
+    collector.stop()
+    total = sum(counts.values())
+    details = ', '.join('%s %d' % each for each in sorted(counts.items()))
+    print('%d event(s)%s' % (total, ': ' + details if details else ''), flush=True)
+    return 0
+
+
+def _type_of(event: Any) -> str:
+    return str(event.get('type')) if isinstance(event, dict) else 'event'
+
+
+def _line(event: Any, problems: List[str]) -> str:
+    if not isinstance(event, dict):
+        return 'BAD  %r: %s' % (event, '; '.join(problems))
+    who = event.get('userId') or event.get('anonymousId') or '-'
+    named = event.get('event') or event.get('name') or event.get('groupId')
+    what = event.get('properties') or event.get('traits') or {}
+    parts = [
+        'BAD ' if problems else 'ok  ',
+        '%-8s' % _type_of(event),
+        str(who),
+        repr(named or event.get('previousId') or ''),
+        json.dumps(what, ensure_ascii=False)[:200],
+    ]
+    line = ' '.join(parts)
+    if problems:
+        line += '\n       ' + '\n       '.join(problems)
+    # A console that cannot show a character shows a question mark.
+    encoding = sys.stdout.encoding or 'utf-8'
+    return line.encode(encoding, 'replace').decode(encoding)
+
+
+# -- demo ----------------------------------------------------------------------------
+
+_DEMO_COLLECTOR = """
+import json, sys
+from hightouch.htevents.collector import Collector
+with Collector(faults=[200, 'reset']) as collector:
+    print(collector.url, flush=True)
+    sys.stdin.read()
+    print(json.dumps({
+        'types': [event['type'] for event in collector.events],
+        'ids': [event['messageId'] for event in collector.events],
+        'requests': len(collector.requests),
+    }))
+"""
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Send all six calls and some thousand events to a collector of its own."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', _DEMO_COLLECTOR],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().strip()
+        print('A collector of its own runs at %s; it will reset one connection.' % url)
+        sent, seconds, stats = _send_demo(url, args.events)
+        report = json.loads(process.communicate(timeout=60)[0])
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    arrived = Counter(report['types'])
+    lost = sent - len(set(report['ids']))
+    twice = len(report['ids']) - len(set(report['ids']))
+    for type_ in TYPES:
+        print('  %-9s %6d' % (type_, arrived[type_]))
+    print('requests   %6d' % report['requests'])
+    print('retries    %6d' % stats.retried)
+    print('events/s   %6d' % (sent / seconds))
+    print('accepted %d, delivered %d, failed %d' % stats[:3])
+    print('Nothing was lost.' if lost == 0 else '%d event(s) were lost.' % lost)
+    if twice:
+        print('%d arrived twice.' % twice)
+    return 0 if lost == 0 and stats.delivered == sent else NOT_DELIVERED
+
+
+def _send_demo(url: str, count: int) -> Any:
+    start = monotonic()
+    with Client('demo-write-key', url, gzip=True, thread=2, block_timeout=30) as client:
+        results = [
+            client.identify('user-1', {'email': 'ada@example.com'}),
+            client.group('user-1', 'acme', {'plan': 'enterprise'}),
+            client.alias('anonymous-1', 'user-1'),
+            client.page('user-1', 'Docs', 'Start', {'url': 'https://example.com'}),
+            client.screen('user-1', 'App', 'Home', {'dark': True}),
+        ]
+        for number in range(max(0, count - len(results))):
+            results.append(
+                client.track(
+                    'user-%d' % (number % 100),
+                    'Order Completed',
+                    {'number': number, 'total': 12.5, 'items': ['book', 'pen']},
+                )
+            )
+        client.flush(60)
+        seconds = monotonic() - start
+        stats = client.stats()
+    return sum(accepted for accepted, _ in results), seconds, stats
+
+
+# -- send ----------------------------------------------------------------------------
+
+
+def send(args: argparse.Namespace) -> int:
+    """Send one event; 0 only when the collector acknowledged it."""
+    logging.getLogger('hightouch').setLevel(logging.CRITICAL)  # we say it ourselves
+    errors: List[Exception] = []
+    arguments = {}
+    for name in _COMMON + tuple(_OPTIONS):
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if args.type not in _OPTIONS.get(name, TYPES):
+            return _wrong('%s takes no %s' % (args.type, _flag(name)))
+        arguments[name] = value
+    try:
+        client = Client(
+            args.write_key, args.host, on_error=lambda error, _: errors.append(error)
+        )
+        getattr(client, args.type)(**arguments)
+    except (ValidationError, MessageTooLargeError) as error:
+        return _wrong(str(error))
+    client.shutdown(args.timeout)
+    if client.stats().delivered:
+        print('Delivered.')
+        return 0
+    reason = errors[0] if errors else 'time ran out'
+    text = reason if isinstance(reason, str) else _reason(reason)
+    print('Not delivered: %s' % text, file=sys.stderr)
+    return NOT_DELIVERED
+
+
+def _reason(error: Exception) -> str:
+    return '%s: %s' % (type(error).__name__, ' '.join(str(error).split())[:300])
+
+
+def _wrong(text: str) -> int:
+    print('htevents: %s' % text, file=sys.stderr)
+    return USAGE

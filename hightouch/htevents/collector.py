@@ -1,0 +1,436 @@
+"""A small collector on loopback that speaks the wire format.
+
+For development and tests: point ``host`` at it and see what an application sends. Its
+faults are scripted, so that a test can have the network it needs.
+"""
+
+import gzip
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import ThreadingMixIn
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    TextIO,
+    Union,
+)
+from urllib.parse import parse_qs
+
+# Limits of the real collector.
+MAX_EVENT_BYTES = 32 << 10
+MAX_BODY_BYTES = 500 * 1000
+MAX_AGE = timedelta(days=7)
+
+# Bytes of a body that are read before the request is refused.
+_READ_LIMIT = 64 << 20
+
+_REQUIRED: Dict[str, Dict[str, type]] = {
+    'identify': {'traits': dict},
+    'track': {'event': str, 'properties': dict},
+    'group': {'traits': dict},
+    'page': {'properties': dict},
+    'screen': {'properties': dict},
+    'alias': {},
+}
+
+_ISO = re.compile(
+    r'(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?'
+    r'(?:Z|([+-])(\d\d):(\d\d))$'
+)
+
+
+class Received(NamedTuple):
+    """A request as it came.
+
+    ``status`` is what it was answered with: an int, or the name of the fault.
+    """
+
+    path: str
+    headers: Dict[str, str]
+    body: Any
+    size: int
+    raw: bytes
+    status: Union[int, str]
+
+
+class Fault(NamedTuple):
+    """An answer of one's own; ``delay`` in seconds."""
+
+    status: int = 200
+    headers: Dict[str, str] = {}
+    body: bytes = b''
+    delay: float = 0
+
+
+Step = Union[int, str, Fault, Callable[[Received], Any]]
+
+
+def check_event(event: Any) -> List[str]:
+    """Say what is wrong with an event, as the real collector would; [] if nothing."""
+    if not isinstance(event, dict):
+        return ['an event must be an object']
+    problems = []
+    type_ = event.get('type')
+    if not isinstance(type_, str) or type_ not in _REQUIRED:
+        problems.append('type must be one of %s' % ', '.join(sorted(_REQUIRED)))
+        type_ = ''
+    if not isinstance(event.get('messageId'), str) or not event['messageId']:
+        problems.append('messageId must be a string')
+    problems.extend(_check_timestamp(event.get('timestamp')))
+    problems.extend(_check_ids(event, type_))
+    for key, kind in _REQUIRED.get(type_, {}).items():
+        if not isinstance(event.get(key), kind):
+            problems.append(
+                '%s must be %s' % (key, 'a string' if kind is str else 'an object')
+            )
+    context = event.get('context')
+    library = context.get('library') if isinstance(context, dict) else None
+    if not isinstance(library, dict) or not library.get('name'):
+        problems.append('context.library must name the library')
+    if not isinstance(event.get('integrations'), dict):
+        problems.append('integrations must be an object')
+    size = len(json.dumps(event, ensure_ascii=False).encode('utf-8', 'replace'))
+    if size > MAX_EVENT_BYTES * 1.1:  # our spacing is wider than a sender's
+        problems.append('an event must not be over %d bytes' % MAX_EVENT_BYTES)
+    return problems
+
+
+def _check_timestamp(value: Any) -> List[str]:
+    match = _ISO.match(value) if isinstance(value, str) else None
+    if match is None:
+        return ['timestamp must be ISO-8601 with an offset']
+    try:
+        moment = datetime(*[int(part) for part in match.groups()[:6]])  # type: ignore[arg-type]
+    except ValueError:
+        return ['timestamp must be a date that exists']
+    if match.group(8):
+        offset = timedelta(hours=int(match.group(9)), minutes=int(match.group(10)))
+        moment = moment - offset if match.group(8) == '+' else moment + offset
+    if datetime.now(timezone.utc).replace(tzinfo=None) - moment > MAX_AGE:
+        return ['timestamp must not be older than 7 days']
+    return []
+
+
+def _check_ids(event: Dict[str, Any], type_: str) -> List[str]:
+    problems = []
+    for key in ('userId', 'anonymousId'):
+        if event.get(key) is not None and not isinstance(event[key], str):
+            problems.append('%s must be a string or null' % key)
+    if not event.get('userId') and not event.get('anonymousId'):
+        problems.append('userId or anonymousId must be given')
+    for needs, key in (('group', 'groupId'), ('alias', 'previousId')):
+        if type_ == needs and event.get(key) in (None, ''):
+            problems.append('%s must be given' % key)
+    return problems
+
+
+class Collector:
+    """The collector; a context manager that runs it.
+
+    :param port: 0 takes a free one
+    :param out: written to, a line of JSON for each event
+    :param faults: script, a step for each request to /v1/batch: an int (status), a
+        `Fault`, a function of the `Received` that gives a step, 'reset-before' (reset
+        before reading), 'reset' (read, then reset), 'reset-after' (take the events, then
+        reset without an answer), 'hang' (no answer). After its end: 200.
+    :param latency: seconds before each answer
+    :param strict: answer 400 to a batch with a bad event, as the real one does
+    :param on_event: called with each event and the list of its problems
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        out: Optional[TextIO] = None,
+        faults: Iterable[Step] = (),
+        latency: float = 0,
+        strict: bool = True,
+        on_event: Optional[Callable[[Any, List[str]], None]] = None,
+    ) -> None:
+        self.port = port
+        self.latency = latency
+        self.strict = strict
+        self.events: List[Dict[str, Any]] = []
+        self.requests: List[Received] = []
+        self.token_requests: List[Dict[str, str]] = []
+        self.connections = 0
+        self.token_faults: Deque[Step] = deque()
+        self._faults: Deque[Step] = deque(faults)
+        self._out = out
+        self._on_event = on_event
+        # Guards all of the above but settings; waited on for arrivals.
+        self._arrival = threading.Condition(threading.RLock())
+        self._stopping = threading.Event()
+        self._sockets: Set[socket.socket] = set()
+        self._server: Optional[_Server] = None
+        self._thread: Optional[threading.Thread] = None
+
+    @property
+    def url(self) -> str:
+        return 'http://127.0.0.1:%d' % self.port
+
+    def script(self, *faults: Step) -> None:
+        """Append to the script of faults."""
+        with self._arrival:
+            self._faults.extend(faults)
+
+    def start(self) -> 'Collector':
+        self._stopping.clear()
+        self._server = _Server(('127.0.0.1', self.port), _Handler)
+        self._server.collector = self
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={'poll_interval': 0.02},
+            name='collector',
+            daemon=True,
+        )
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Close all connections and free the port; `start` opens it again."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._stopping.set()
+        server.shutdown()
+        server.server_close()
+        assert self._thread is not None
+        self._thread.join(10)
+        with self._arrival:
+            open_sockets = list(self._sockets)
+        for each in open_sockets:
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the other side was faster
+        with self._arrival:
+            self._arrival.wait_for(lambda: not self._sockets, 10)
+
+    def __enter__(self) -> 'Collector':
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def wait_for(self, count: int, timeout: float = 10) -> bool:
+        """Wait until ``count`` events have come."""
+        return self._wait(lambda: len(self.events) >= count, timeout)
+
+    def wait_for_requests(self, count: int, timeout: float = 10) -> bool:
+        """Wait until ``count`` requests have come, those with a fault included."""
+        return self._wait(lambda: len(self.requests) >= count, timeout)
+
+    def _wait(self, met: Callable[[], bool], timeout: float) -> bool:
+        with self._arrival:
+            return self._arrival.wait_for(met, timeout)
+
+    # -- called by the handler's threads ---------------------------------------------
+
+    def _next_step(self, path: str) -> Step:
+        script = self.token_faults if path.endswith('/token') else self._faults
+        with self._arrival:
+            return script.popleft() if script else 200
+
+    def _note(self, received: Received) -> None:
+        with self._arrival:
+            self.requests.append(received)
+            self._arrival.notify_all()
+
+    def _take(self, received: Received) -> Fault:
+        """Check a batch, keep its events, and give the answer."""
+        body = received.body
+        batch = body.get('batch') if isinstance(body, dict) else None
+        if not isinstance(batch, list):
+            return _refusal('the body must be an object with a batch, a list')
+        if not isinstance(body.get('writeKey'), str) or not body['writeKey']:
+            return _refusal('writeKey must be a string')
+        if len(received.raw) > MAX_BODY_BYTES:
+            return _answer(413, {'code': 'too_large', 'message': 'over 500 KB'})
+        problems = [check_event(event) for event in batch]
+        if self._on_event is not None:
+            for event, wrong in zip(batch, problems):
+                self._on_event(event, wrong)
+        if self.strict and any(problems):
+            return _refusal('; '.join(sum(problems, []))[:1000])
+        with self._arrival:
+            self.events.extend(batch)
+            if self._out is not None:
+                for event in batch:
+                    self._out.write(json.dumps(event, ensure_ascii=False) + '\n')
+                self._out.flush()
+            self._arrival.notify_all()
+        return _answer(200, {'success': True})
+
+    def _give_token(self, received: Received) -> Fault:
+        form = {
+            key: values[0]
+            for key, values in parse_qs(received.raw.decode('utf-8', 'replace')).items()
+        }
+        with self._arrival:
+            self.token_requests.append(form)
+            number = len(self.token_requests)
+        missing = [
+            key
+            for key in ('grant_type', 'client_assertion_type', 'client_assertion')
+            if not form.get(key)
+        ]
+        if missing:
+            text = '%s is missing' % missing[0]
+            return _answer(400, {'error': 'invalid_request', 'error_description': text})
+        return _answer(200, {'access_token': 'token-%d' % number, 'expires_in': 3600})
+
+
+def _answer(status: int, payload: Any) -> Fault:
+    return Fault(
+        status,
+        {'Content-Type': 'application/json'},
+        json.dumps(payload, ensure_ascii=False).encode('utf-8'),
+    )
+
+
+def _refusal(message: str) -> Fault:
+    return _answer(400, {'code': 'invalid_request', 'message': message})
+
+
+class _Server(ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 1024
+    collector: Any = None
+
+    def server_bind(self) -> None:
+        # HTTPServer asks the DNS for the host's name here: slow, and not needed.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = '127.0.0.1', self.socket.getsockname()[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of connections that break: that is what this is for."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True
+    wbufsize = -1  # an answer leaves in one piece
+
+    def setup(self) -> None:
+        super().setup()
+        self.collector = self.server.collector  # type: ignore[attr-defined]
+        with self.collector._arrival:
+            self.collector.connections += 1
+            self.collector._sockets.add(self.connection)
+        if self.collector._stopping.is_set():
+            self.close_connection = True
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        except OSError:
+            pass  # nobody is there to read the rest
+        finally:
+            with self.collector._arrival:
+                self.collector._sockets.discard(self.connection)
+                self.collector._arrival.notify_all()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet: whoever wants lines gives an on_event."""
+
+    def do_POST(self) -> None:
+        path = self.path
+        step = self.collector._next_step(path)
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        if step == 'reset-before':
+            self.collector._note(Received(path, headers, None, 0, b'', step))
+            return self._reset()
+        length = int(headers.get('content-length') or 0)
+        data = self.rfile.read(min(length, _READ_LIMIT))
+        if len(data) < length:
+            self.close_connection = True  # the sender is gone
+            return
+        raw, body = _decoded(data, headers)
+        received = Received(path, headers, body, length, raw, 200)
+        if callable(step):
+            step = step(received)
+        self._answer_by(step, received)
+
+    def _answer_by(self, step: Any, received: Received) -> None:
+        collector = self.collector
+        if step == 'hang':
+            collector._note(received._replace(status=step))
+            collector._stopping.wait(60)
+            self.close_connection = True
+            return
+        if step == 'reset':
+            collector._note(received._replace(status=step))
+            return self._reset()
+        if isinstance(step, int):
+            step = Fault(status=step)
+        answer = step if isinstance(step, Fault) else Fault()
+        if 200 <= answer.status < 300:
+            own = self._normal(received)
+            if own.status != 200 or not answer.body:
+                answer = own._replace(
+                    status=answer.status if own.status == 200 else own.status,
+                    headers=dict(own.headers, **answer.headers),
+                    delay=answer.delay,
+                )
+        delay = answer.delay + collector.latency
+        if delay:
+            time.sleep(delay)
+        if step == 'reset-after':
+            collector._note(received._replace(status=step))
+            return self._reset()
+        collector._note(received._replace(status=answer.status))
+        self._write(answer)
+
+    def _normal(self, received: Received) -> Fault:
+        path = received.path
+        if path.endswith('/token'):
+            return self.collector._give_token(received)  # type: ignore[no-any-return]
+        if path.endswith('/v1/batch'):
+            return self.collector._take(received)  # type: ignore[no-any-return]
+        return _answer(404, {'code': 'not_found', 'message': 'no such path'})
+
+    def _write(self, answer: Fault) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header('Content-Length', str(len(answer.body)))
+        self.end_headers()
+        self.wfile.write(answer.body)
+
+    def _reset(self) -> None:
+        # Lingering for 0 seconds: the socket is closed with a reset, not a goodbye.
+        linger = struct.pack('ii', 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+        # rfile holds the descriptor open: without detaching, nothing is closed yet.
+        socket.socket(fileno=self.connection.detach()).close()
+
+
+def _decoded(data: bytes, headers: Dict[str, str]) -> Any:
+    try:
+        raw = gzip.decompress(data) if 'content-encoding' in headers else data
+    except (OSError, EOFError):
+        return data, None
+    try:
+        return raw, json.loads(raw.decode('utf-8'))
+    except ValueError:
+        return raw, None

@@ -1,0 +1,266 @@
+"""Fork, exit, garbage: what a program does to its clients."""
+
+import gc
+import os
+import signal
+import threading
+import unittest
+import weakref
+from typing import List
+
+from hightouch.htevents import Client, lifecycle
+from hightouch.htevents.collector import Collector
+from hightouch.htevents.test.support import LIMIT, TestCase, run_program
+
+_HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
+
+
+class ExitTest(TestCase):
+    def run_quietly(self, code: str, url: str = '') -> str:
+        result = run_program(_HEAD + code, url or self.collector.url)
+        self.assertEqual(result.stderr, '')
+        self.assertEqual(result.returncode, 0)
+        return result.stdout
+
+    def test_queued_events_are_delivered_at_exit(self) -> None:
+        self.run_quietly(
+            'client = Client("key", url, upload_interval=60)\n'
+            'for number in range(250): client.track("user", str(number))\n'
+        )
+        self.assertEqual(len(self.collector.events), 250)
+
+    def test_events_of_a_dropped_client_are_delivered_at_exit(self) -> None:
+        self.run_quietly(
+            'Client("key", url, upload_interval=60).track("user", "event")\n'
+        )
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_a_dead_server_holds_the_exit_no_longer_than_shutdown_timeout(self) -> None:
+        self.collector.stop()
+        output = self.run_quietly(
+            'lost = []\n'
+            'import atexit, time\n'
+            'start = time.monotonic()\n'
+            'report = lambda error, batch: lost.extend(batch)\n'
+            'client = Client("key", url, shutdown_timeout=1, on_error=report)\n'
+            'for number in range(500): client.track("user", "event")\n'
+            'from hightouch.htevents import lifecycle\n'
+            'atexit.unregister(lifecycle.end)\n'
+            'def end():\n'
+            '    lifecycle.end()\n'
+            '    print(len(lost), time.monotonic() - start < 15)\n'
+            'atexit.register(end)\n'
+        )
+        self.assertEqual(output.split(), ['500', 'True'])
+
+    def test_a_hanging_server_holds_the_exit_no_longer_either(self) -> None:
+        self.collector.script(*['hang'] * 10)
+        self.run_quietly(
+            'client = Client("key", url, shutdown_timeout=0.5)\n'
+            'client.track("user", "event")\n'
+        )
+
+    def test_tracking_from_an_atexit_handler_works(self) -> None:
+        self.run_quietly(
+            'import atexit\n'
+            'client = Client("key", url)\n'
+            'atexit.register(lambda: client.track("user", "late"))\n'
+            'client.track("user", "early")\n'
+        )
+        self.assertEqual(
+            sorted(each['event'] for each in self.collector.events), ['early', 'late']
+        )
+
+    def test_a_first_event_from_an_atexit_handler_works(self) -> None:
+        self.run_quietly(
+            'import atexit\n'
+            'client = Client("key", url)\n'
+            'atexit.register(lambda: client.track("user", "late"))\n'
+        )
+        self.assertEqual([each['event'] for each in self.collector.events], ['late'])
+
+    def test_tracking_after_our_own_end_returns_false(self) -> None:
+        output = self.run_quietly(
+            'import atexit\n'
+            'from hightouch.htevents import lifecycle\n'
+            'atexit.unregister(lifecycle.end)\n'
+            'used, unused = Client("key", url), Client("key", url)\n'
+            'used.track("user", "event")\n'
+            'def late():\n'
+            '    print(used.track("user", "late")[0], unused.track("user", "x")[0])\n'
+            'atexit.register(late)\n'
+            'atexit.register(lifecycle.end)\n'
+        )
+        self.assertEqual(output.split(), ['False', 'False'])
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_a_daemon_thread_that_tracks_while_the_program_ends_is_harmless(
+        self,
+    ) -> None:
+        self.run_quietly(
+            'import threading\n'
+            'client = Client("key", url)\n'
+            'started = threading.Event()\n'
+            'def work():\n'
+            '    while True:\n'
+            '        client.track("user", "event")\n'
+            '        started.set()\n'
+            'threading.Thread(target=work, daemon=True).start()\n'
+            'started.wait(30)\n'
+        )
+
+    def test_events_of_a_multiprocessing_child_are_delivered(self) -> None:
+        self.run_quietly(
+            'import multiprocessing\n'
+            'context = multiprocessing.get_context("fork")\n'
+            'client = Client("key", url, upload_interval=60)\n'
+            'client.track("user", "parent")\n'
+            'def work(): client.track("user", "child")\n'
+            'child = context.Process(target=work)\n'
+            'child.start(); child.join(30)\n'
+            'client.flush()\n'
+        )
+        self.assertEqual(
+            sorted(each['event'] for each in self.collector.events),
+            ['child', 'parent'],
+        )
+
+    def test_sync_mode_leaves_nothing_for_the_exit(self) -> None:
+        self.run_quietly(
+            'client = Client("key", url, sync_mode=True)\n'
+            'assert client.track("user", "event")[0]\n'
+        )
+        self.assertEqual(len(self.collector.events), 1)
+
+
+class ForkTest(TestCase):
+    def test_a_child_starts_empty_and_sends_its_own_and_the_parent_what_it_had(
+        self,
+    ) -> None:
+        client = self.client(upload_interval=LIMIT)
+        client.track('user', 'parent')
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                empty = client.stats().accepted == 0 and client.queue.empty()
+                client.track('user', 'child')
+                status = 0 if empty and client.flush(LIMIT) else 1
+            finally:
+                os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(
+            sorted(each['event'] for each in self.collector.events),
+            ['child', 'parent'],
+        )
+
+    def test_200_forks_while_other_threads_track_lose_and_double_nothing(self) -> None:
+        result = run_program(
+            _HEAD + 'import threading\n'
+            'client = Client("key", url, thread=2, max_queue_size=0)\n'
+            'stop = threading.Event()\n'
+            'accepted = []\n'
+            'def work():\n'
+            '    count = 0\n'
+            '    while not stop.is_set():\n'
+            '        count += client.track("user", "parent")[0]\n'
+            '        stop.wait(0.001)\n'
+            '    accepted.append(count)\n'
+            'threads = [threading.Thread(target=work) for _ in range(3)]\n'
+            'for thread in threads: thread.start()\n'
+            'bad = 0\n'
+            'for number in range(200):\n'
+            '    pid = os.fork()\n'
+            '    if pid == 0:\n'
+            '        ok = client.track("user", "child")[0] and client.flush(30)\n'
+            '        os._exit(0 if ok else 1)\n'
+            '    bad += os.waitpid(pid, 0)[1] != 0\n'
+            'stop.set()\n'
+            'for thread in threads: thread.join()\n'
+            'assert client.flush(30)\n'
+            'print(bad, sum(accepted))\n',
+            self.collector.url,
+        )
+        bad, accepted = map(int, result.stdout.split())
+        self.assertEqual(bad, 0)
+        events = self.collector.events
+        names = [each['event'] for each in events]
+        self.assertEqual(names.count('child'), 200)
+        self.assertEqual(names.count('parent'), accepted)
+        self.assertEqual(len({each['messageId'] for each in events}), len(events))
+
+    def test_a_fork_while_another_thread_holds_every_lock_hangs_nothing(self) -> None:
+        client = self.client()
+        client.track('user', 'event')
+        client.flush(LIMIT)
+        held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with client.queue._lock:
+                held.set()
+                release.wait(LIMIT)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(LIMIT)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(LIMIT)
+            client.track('user', 'child')
+            os._exit(0 if client.flush(LIMIT / 2) else 1)
+        release.set()
+        thread.join(LIMIT)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+
+
+class GarbageTest(TestCase):
+    def test_a_dropped_client_is_garbage_and_its_threads_end_after_delivery(
+        self,
+    ) -> None:
+        client = Client('key', self.collector.url)
+        client.track('user', 'event')
+        assert client.consumers is not None
+        consumer, gone = client.consumers[0], weakref.ref(client)
+        del client
+        gc.collect()
+        self.assertIsNone(gone())
+        consumer.join(LIMIT)
+        self.assertFalse(consumer.is_alive())
+        self.assertEqual(len(self.collector.events), 1)
+        self.assertFalse(lifecycle._state.active)
+
+    def test_clients_that_were_shut_down_leave_nothing_behind(self) -> None:
+        before = threading.active_count()
+        gone: List[weakref.ref] = []
+        for _ in range(100):
+            client = Client('key', self.collector.url, debug=False)
+            client.track('user', 'event')
+            self.assertTrue(client.shutdown(LIMIT))
+            gone.append(weakref.ref(client))
+            del client
+        gc.collect()
+        self.assertFalse([each for each in gone if each() is not None])
+        self.assertFalse(lifecycle._state.active)
+        self.assertEqual(len(self.collector.events), 100)
+        # The collector's threads end when they see that their connection was closed
+        with self.collector._arrival:
+            self.assertTrue(
+                self.collector._arrival.wait_for(
+                    lambda: not self.collector._sockets, LIMIT
+                )
+            )
+        names = [each.name for each in threading.enumerate()]
+        self.assertFalse([name for name in names if 'htevents' in name])
+        self.assertLessEqual(before, threading.active_count() + 100)
+
+    def test_an_unused_client_has_no_thread(self) -> None:
+        before = threading.active_count()
+        clients = [self.client(thread=4) for _ in range(10)]
+        self.assertEqual(threading.active_count(), before)
+        del clients
+
+
+
+if __name__ == '__main__':
+    unittest.main()

@@ -1,0 +1,107 @@
+"""What several test modules need."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import unittest
+from typing import Any, Callable, List, Optional
+
+from hightouch.htevents import Client
+from hightouch.htevents.collector import Collector, Fault
+from hightouch.htevents.test.constants import TEST_WRITE_KEY
+
+# Seconds after which something hangs. Generous: the machine may be busy.
+LIMIT = 60
+
+# Try again at once: what a test of retries would otherwise wait for.
+BUSY = Fault(503, {'Retry-After': '0'})
+
+
+class Recorder:
+    """A callback that remembers its calls and lets others wait for them."""
+
+    def __init__(self, then: Optional[Callable[..., Any]] = None) -> None:
+        self.calls: List[Any] = []
+        self._then = then
+        self._changed = threading.Condition()
+
+    def __call__(self, *args: Any) -> None:
+        with self._changed:
+            self.calls.append(args)
+            self._changed.notify_all()
+        if self._then is not None:
+            self._then(*args)
+
+    def wait_for(self, count: int) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self.calls) >= count, LIMIT)
+
+
+class TestCase(unittest.TestCase):
+    """A test with a collector, and clients that are shut down after it."""
+
+    def setUp(self) -> None:
+        self.collector = Collector().start()
+        self.addCleanup(self.collector.stop)
+
+    def client(self, **settings: Any) -> Client:
+        settings.setdefault('write_key', TEST_WRITE_KEY)
+        settings.setdefault('host', self.collector.url)
+        client = Client(**settings)
+        self.addCleanup(client.shutdown, 0)
+        return client
+
+    def sent(self, **settings: Any) -> Any:
+        """Send one event by a client of these settings; gives what arrived."""
+        client = self.client(**settings)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        return self.collector.events[-1]
+
+    def assert_adds_up(self, client: Client) -> None:
+        stats = client.stats()
+        self.assertEqual(
+            stats.accepted, stats.delivered + stats.failed + stats.pending, stats
+        )
+
+
+class LogCatcher(logging.Handler):
+    """Collects what the package logs, as text, tracebacks included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: List[logging.LogRecord] = []
+        self.setFormatter(logging.Formatter('%(levelname)s %(message)s'))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def lines(self, level: int = logging.DEBUG) -> List[str]:
+        return [self.format(each) for each in self.records if each.levelno >= level]
+
+    def __enter__(self) -> 'LogCatcher':
+        self._logger = logging.getLogger('hightouch')
+        self._before = self._logger.level
+        self._logger.addHandler(self)
+        self._logger.setLevel(logging.DEBUG)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._before)
+
+
+def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':
+    """Run a program in a Python of its own; hangs are killed after ``LIMIT``."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    environment.pop('PYTHONWARNINGS', None)
+    return subprocess.run(
+        [sys.executable, '-c', code] + list(args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        timeout=LIMIT,
+        env=environment,
+    )
