@@ -1,0 +1,461 @@
+import json
+import threading
+import unittest
+from datetime import date, datetime, timedelta, timezone
+from typing import Any, Dict, List
+
+import requests
+
+from hightouch.htevents import BeforeSendError, Client, MessageTooLargeError
+from hightouch.htevents.collector import check_event
+from hightouch.htevents.test.constants import TEST_WRITE_KEY
+from hightouch.htevents.test.support import (
+    BUSY,
+    LIMIT,
+    LogCatcher,
+    Recorder,
+    TestCase,
+)
+from hightouch.htevents.version import VERSION
+
+# Every call with the least it needs.
+CALLS = {
+    'identify': {'user_id': 'user'},
+    'track': {'user_id': 'user', 'event': 'event'},
+    'alias': {'user_id': 'user', 'previous_id': 'previous'},
+    'group': {'user_id': 'user', 'group_id': 'group'},
+    'page': {'user_id': 'user'},
+    'screen': {'user_id': 'user'},
+}  # type: Dict[str, Dict[str, Any]]
+
+
+class CallTest(TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.quiet = Client('key', self.collector.url, send=False)
+
+    def message(self, call: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        accepted, message = getattr(self.quiet, call)(*args, **kwargs)
+        self.assertTrue(accepted)
+        return message  # type: ignore[no-any-return]
+
+    def test_each_call_takes_its_arguments_in_the_published_order(self) -> None:
+        moment = datetime(2026, 1, 2, tzinfo=timezone.utc)
+        tail = ({'ip': '::1'}, moment, 'anonymous', {'All': True}, 'id-1')
+        both = {
+            'userId': 'user',
+            'anonymousId': 'anonymous',
+            'timestamp': '2026-01-02T00:00:00.000+00:00',
+            'integrations': {'All': True},
+            'messageId': 'id-1',
+            'context': {
+                'ip': '::1',
+                'library': {'name': 'events-sdk-python', 'version': VERSION},
+            },
+        }
+        view = {'category': 'c', 'name': 'n', 'properties': {'a': 1}}
+        for call, args, expected in (
+            ('identify', ('user', {'a': 1}) + tail, {'traits': {'a': 1}}),
+            (
+                'track',
+                ('user', 'event', {'a': 1}) + tail,
+                {'event': 'event', 'properties': {'a': 1}},
+            ),
+            (
+                'group',
+                ('user', 'group', {'a': 1}) + tail,
+                {'groupId': 'group', 'traits': {'a': 1}},
+            ),
+            ('page', ('user', 'c', 'n', {'a': 1}) + tail, view),
+            ('screen', ('user', 'c', 'n', {'a': 1}) + tail, view),
+            (
+                'alias',
+                ('previous', 'user') + tail[:2] + tail[3:],
+                {'previousId': 'previous', 'anonymousId': None},
+            ),
+        ):
+            wanted = dict(both, type=call)
+            wanted.update(expected)
+            self.assertEqual(self.message(call, *args), wanted)
+
+    def test_what_was_not_given_goes_as_null_or_an_empty_dict(self) -> None:
+        self.assertLessEqual(
+            {
+                'event': 'event',
+                'properties': {},
+                'anonymousId': None,
+                'integrations': {},
+            }.items(),
+            self.message('track', 'user', 'event').items(),
+        )
+        page = self.message('page', 'user')
+        self.assertIsNone(page['name'])
+        self.assertIsNone(page['category'])
+
+    def test_every_message_is_one_that_the_collector_takes(self) -> None:
+        for call, arguments in CALLS.items():
+            message = self.message(call, **arguments)
+            self.assertEqual(check_event(message), [], call)
+
+    def test_the_message_returned_is_what_arrives(self) -> None:
+        client = self.client()
+        for call, arguments in CALLS.items():
+            message = getattr(client, call)(**arguments)[1]
+            client.flush(LIMIT)
+            self.assertEqual(self.collector.events[-1], message)
+
+    def test_numbers_as_ids_become_strings_and_other_ids_go_as_given(self) -> None:
+        self.assertEqual(self.message('track', 7, 'event')['userId'], '7')
+        self.assertEqual(
+            self.message('identify', anonymous_id=2**70)['anonymousId'], str(2**70)
+        )
+        self.assertEqual(self.message('group', 1, 2**70)['groupId'], 2**70)
+        self.assertEqual(self.message('alias', 2**70, 1)['previousId'], 2**70)
+        self.assertIn(
+            str(2**70), self.client(send=False).group(1, 2**70)[1].__repr__()
+        )
+
+    def test_message_ids_are_fresh_uuid4s(self) -> None:
+        ids = {self.message('track', 1, 'e')['messageId'] for _ in range(1000)}
+        self.assertEqual(len(ids), 1000)
+        for each in ids:
+            self.assertRegex(
+                each, '^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-'
+                '[0-9a-f]{12}$'
+            )
+
+    def test_timestamps_are_datetimes_or_iso_strings_in_milliseconds(self) -> None:
+        plus2 = timezone(timedelta(hours=2))
+        for value, wanted in (
+            (datetime(2026, 1, 2, 3, 4, 5, 678901, plus2), '03:04:05.678+02:00'),
+            ('2026-01-02T03:04:05Z', '03:04:05.000+00:00'),
+            ('2026-01-02T03:04:05.5+02:00', '03:04:05.500+02:00'),
+            ('2026-01-02', '00:00:00.000+00:00'),
+        ):
+            message = self.message('track', 1, 'e', timestamp=value)
+            self.assertEqual(message['timestamp'], '2026-01-02T' + wanted)
+
+    def test_wrong_arguments_raise_an_assertion_error_that_says_what_came(self) -> None:
+        client = self.quiet
+        for call, args, kwargs, named in (
+            ('track', (), {'event': 'e'}, 'user_id'),
+            ('track', (None, 'e'), {}, 'user_id'),
+            ('track', ('', 'e'), {}, 'user_id'),
+            ('track', ([], 'e'), {}, 'user_id'),
+            ('track', (True, 'e'), {}, 'user_id'),
+            ('track', ('u', 'e'), {'anonymous_id': b'a'}, 'anonymous_id'),
+            ('track', ('u',), {}, 'event'),
+            ('track', ('u', 7), {}, 'event'),
+            ('track', ('u', 'e', ['p']), {}, 'properties'),
+            ('track', ('u', 'e'), {'context': 'c'}, 'context'),
+            ('track', ('u', 'e'), {'integrations': []}, 'integrations'),
+            ('track', ('u', 'e'), {'timestamp': 'yesterday'}, 'timestamp'),
+            ('track', ('u', 'e'), {'timestamp': 'May'}, 'timestamp'),
+            ('track', ('u', 'e'), {'timestamp': '2026-13-45'}, 'timestamp'),
+            ('track', ('u', 'e'), {'timestamp': 5}, 'timestamp'),
+            ('track', ('u', 'e'), {'timestamp': date(2026, 1, 1)}, 'timestamp'),
+            ('identify', ('u', 't'), {}, 'traits'),
+            ('group', ('u',), {}, 'group_id'),
+            ('group', ('u', True), {}, 'group_id'),
+            ('group', ('u', 'g', 1), {}, 'traits'),
+            ('alias', (None, 'u'), {}, 'previous_id'),
+            ('alias', ('p',), {}, 'user_id'),
+            ('page', ('u', 1), {}, 'category'),
+            ('screen', ('u', 'c', 1), {}, 'name'),
+        ):  # type: Any
+            with self.assertRaises(AssertionError, msg=(call, args)) as caught:
+                getattr(client, call)(*args, **kwargs)
+            self.assertIn(named, str(caught.exception))
+            self.assertIn('expected', str(caught.exception))
+        self.assertEqual(client.stats().accepted, 0)
+
+    def test_a_message_over_32_kib_raises_a_readable_runtime_error(self) -> None:
+        with self.assertRaises(RuntimeError) as caught:
+            self.quiet.track('u', 'e', {'text': 'é' * 17000})
+        self.assertIsInstance(caught.exception, MessageTooLargeError)
+        self.assertIn('32768', str(caught.exception))
+        self.assertTrue(self.quiet.track('u', 'e', {'text': 'é' * 16000})[0])
+
+    def test_wrong_settings_raise_an_assertion_error(self) -> None:
+        for wrong in (
+            {'write_key': None},
+            {'write_key': ''},
+            {'write_key': 7},
+            {'host': 7},
+            {'host': 'example.com'},
+            {'upload_size': 0},
+            {'thread': 0},
+            {'max_queue_size': -1},
+            {'upload_interval': 'soon'},
+            {'timeout': -1},
+            {'max_retries': 1.5},
+            {'on_error': 'me'},
+            {'before_send': 1},
+            {'proxies': 7},
+        ):  # type: Any
+            with self.assertRaises(AssertionError, msg=str(wrong)) as caught:
+                Client(**dict({'write_key': 'k'}, **wrong))
+            self.assertIn('expected', str(caught.exception))
+
+    def test_a_timeout_that_is_no_number_is_an_assertion_error(self) -> None:
+        with self.assertRaises(AssertionError):
+            self.quiet.flush('soon')  # type: ignore[arg-type]
+
+
+class DeliveryTest(TestCase):
+    def test_a_lone_event_leaves_within_upload_interval(self) -> None:
+        self.client(upload_interval=0.05).track('user', 'event')
+        self.assertTrue(self.collector.wait_for(1))
+
+    def test_a_full_batch_leaves_at_once(self) -> None:
+        client = self.client(upload_interval=LIMIT * 10, upload_size=10)
+        for _ in range(20):
+            client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(20))
+        self.assertEqual(len(self.collector.requests), 2)
+
+    def test_a_batch_that_is_full_by_size_leaves_at_once(self) -> None:
+        client = self.client(upload_interval=LIMIT * 10)
+        for _ in range(20):
+            client.track('user', 'event', {'text': 'x' * 30000})
+        self.assertTrue(self.collector.wait_for(15))
+
+    def test_flush_leaves_at_once(self) -> None:
+        client = self.client(upload_interval=LIMIT * 10)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_light_traffic_is_not_split_over_the_threads(self) -> None:
+        client = self.client(thread=4, upload_interval=LIMIT * 10)
+        for _ in range(20):
+            client.track('user', 'event')
+        client.flush(LIMIT)
+        self.assertEqual(len(self.collector.requests), 1)
+
+    def test_threads_really_send_side_by_side(self) -> None:
+        together = threading.Barrier(4)
+
+        def meet(received: Any) -> int:
+            together.wait(LIMIT)
+            return 200
+
+        self.collector.script(*[meet] * 4)
+        client = self.client(thread=4, upload_size=1)
+        for _ in range(4):
+            client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertFalse(together.broken)
+
+    def test_each_setting_of_the_request_is_used(self) -> None:
+        self.sent(gzip=True)
+        request = self.collector.requests[-1]
+        self.assertEqual(request.headers['content-encoding'], 'gzip')
+        self.assertEqual(request.headers['user-agent'], 'events-sdk-python/' + VERSION)
+        self.assertEqual(request.body['writeKey'], TEST_WRITE_KEY)
+        self.assertEqual(request.path, '/v1/batch')
+
+    def test_a_full_queue_refuses_exactly_what_is_too_much_and_warns_once(self) -> None:
+        client = self.client(max_queue_size=100, send=False)
+        results = []  # type: List[bool]
+
+        def work() -> None:
+            for _ in range(50):
+                results.append(client.track('user', 'event')[0])
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        with LogCatcher() as log:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(LIMIT)
+        self.assertEqual(results.count(True), 100)
+        self.assertEqual(client.stats().refused, 300)
+        self.assertTrue(client.queue.full())
+        self.assertEqual(len([x for x in log.lines() if 'full' in x]), 1, log.lines())
+
+    def test_block_timeout_waits_for_room(self) -> None:
+        client = self.client(max_queue_size=1, upload_size=1, block_timeout=LIMIT)
+        for number in range(50):
+            self.assertTrue(client.track('user', 'event')[0])
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 50)
+
+    def test_block_timeout_runs_out(self) -> None:
+        client = self.client(max_queue_size=1, send=False, block_timeout=0.01)
+        self.assertTrue(client.track('user', 'event')[0])
+        self.assertFalse(client.track('user', 'event')[0])
+
+    def test_shutdown_wakes_who_waits_for_room(self) -> None:
+        client = self.client(max_queue_size=1, send=False, block_timeout=LIMIT * 10)
+        client.track('user', 'event')
+        results = []  # type: List[bool]
+        thread = threading.Thread(
+            target=lambda: results.append(client.track('user', 'event')[0])
+        )
+        thread.start()
+        while not client.queue._room:
+            thread.join(0.01)
+        client.shutdown(0)
+        thread.join(LIMIT)
+        self.assertEqual(results, [False])
+
+    def test_on_success_gets_what_was_acknowledged(self) -> None:
+        arrived = Recorder()
+        client = self.client(on_success=arrived)
+        message = client.track('user', 'event')[1]
+        client.flush(LIMIT)
+        self.assertEqual(arrived.calls, [([message],)])
+
+    def test_stats_add_up_at_any_time(self) -> None:
+        self.collector.script(BUSY, 200, 404, 'reset', 200)
+        client = self.client(thread=2, upload_size=7)
+        accepted = 0
+        for _ in range(500):
+            accepted += client.track('user', 'event')[0]
+            self.assert_adds_up(client)
+        self.assertTrue(client.flush(LIMIT))
+        stats = client.stats()
+        self.assertEqual(stats.accepted, accepted)
+        self.assertEqual(stats.delivered, len(self.collector.events))
+        self.assertEqual(stats.failed, 7)
+        self.assertEqual(stats.pending, 0)
+        self.assertGreaterEqual(stats.retried, 2)
+        self.assertIsNotNone(stats.last_error)
+        self.assertIsNone(stats.oldest_pending_age)
+
+    def test_the_age_of_the_oldest_pending_event_is_known(self) -> None:
+        client = self.client(send=False)
+        client.track('user', 'event')
+        age = client.stats().oldest_pending_age
+        assert age is not None
+        self.assertTrue(0 <= age < LIMIT)
+
+    def test_a_session_of_the_users_own_is_used_and_not_closed(self) -> None:
+        used = []
+
+        class Session(requests.Session):
+            def send(self, *args: Any, **kwargs: Any) -> Any:
+                used.append(1)
+                return super().send(*args, **kwargs)
+
+            def close(self) -> None:
+                used.append('closed')
+                super().close()
+
+        session = Session()
+        client = self.client(session=session)
+        client.track('user', 'event')
+        self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual(used, [1])
+        session.close()
+
+    def test_a_with_statement_delivers(self) -> None:
+        with Client('key', self.collector.url) as client:
+            client.track('user', 'event')
+        self.assertEqual(len(self.collector.events), 1)
+        self.assertTrue(client.shutdown())
+
+    def test_a_repr_shows_no_secret(self) -> None:
+        client = self.client(write_key='very-secret')
+        self.assertNotIn('very-secret', repr(client))
+
+    def test_the_queue_answers_as_a_queue_does(self) -> None:
+        client = self.client(send=False, max_queue_size=2)
+        queue = client.queue
+        self.assertEqual((queue.qsize(), queue.empty(), queue.maxsize), (0, True, 2))
+        message = client.track('user', 'event')[1]
+        queue.put(message)
+        self.assertTrue(queue.full())
+        self.assertEqual(queue.get(), message)
+        self.assertEqual(json.dumps(queue.get(block=False)), json.dumps(message))
+        queue.task_done()
+        queue.task_done()
+        queue.join()
+        with self.assertRaises(ValueError):
+            queue.task_done()
+
+
+class BeforeSendTest(TestCase):
+    def test_it_may_change_a_message_but_not_the_callers_objects(self) -> None:
+        def scrub(message: Dict[str, Any]) -> Dict[str, Any]:
+            message['properties']['card']['number'] = '***'
+            return message
+
+        client = self.client(before_send=scrub)
+        properties = {'card': {'number': 'secret'}}
+        client.track('user', 'event', properties)
+        client.flush(LIMIT)
+        self.assertEqual(
+            self.collector.events[0]['properties'], {'card': {'number': '***'}}
+        )
+        self.assertEqual(properties, {'card': {'number': 'secret'}})
+
+    def test_none_drops_the_message(self) -> None:
+        client = self.client(before_send=lambda message: None)
+        self.assertFalse(client.track('user', 'event')[0])
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(self.collector.events, [])
+
+    def test_when_it_raises_the_message_is_reported_and_never_sent(self) -> None:
+        lost = Recorder()
+
+        def broken(message: Any) -> Any:
+            raise KeyError('card')
+
+        client = self.client(before_send=broken, on_error=lost)
+        self.assertFalse(client.track('user', 'event')[0])
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(self.collector.events, [])
+        (error, batch), = lost.calls
+        self.assertIsInstance(error, BeforeSendError)
+        self.assertEqual([each['event'] for each in batch], ['event'])
+
+
+class SyncModeTest(TestCase):
+    def test_an_event_is_delivered_when_the_call_returns(self) -> None:
+        client = self.client(sync_mode=True)
+        self.assertIsNone(client.consumers)
+        self.assertTrue(client.track('user', 'event')[0])
+        self.assertEqual(len(self.collector.events), 1)
+        self.assertTrue(client.flush())
+        self.assertTrue(client.shutdown())
+        self.assertTrue(client.join())
+
+    def test_it_retries(self) -> None:
+        self.collector.script(BUSY, BUSY)
+        client = self.client(sync_mode=True)
+        self.assertTrue(client.track('user', 'event')[0])
+        self.assertEqual(client.stats().retried, 2)
+
+    def test_a_final_failure_is_reported_and_returns_false(self) -> None:
+        lost = Recorder()
+        self.collector.script(404)
+        client = self.client(sync_mode=True, on_error=lost)
+        self.assertFalse(client.track('user', 'event')[0])
+        self.assertEqual(len(lost.calls), 1)
+        self.assert_adds_up(client)
+
+    def test_an_event_tracked_in_a_callback_is_delivered_after_it(self) -> None:
+        self.collector.script(404)
+        client = self.client(
+            sync_mode=True, on_error=lambda *_: client.track('user', 'nested')
+        )
+        client.track('user', 'event')
+        self.assertEqual([e['event'] for e in self.collector.events], ['nested'])
+
+
+class TenantTest(TestCase):
+    def test_clients_share_sockets_and_nothing_else(self) -> None:
+        clients = [self.client(write_key='key-%d' % number) for number in range(20)]
+        for _ in range(3):
+            for client in clients:
+                client.track('user', 'event')
+                self.assertTrue(client.flush(LIMIT))
+        self.assertLessEqual(self.collector.connections, 2)
+        keys = [each.body['writeKey'] for each in self.collector.requests]
+        self.assertEqual(keys, ['key-%d' % number for number in range(20)] * 3)
+
+
+if __name__ == '__main__':
+    unittest.main()

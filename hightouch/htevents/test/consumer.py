@@ -1,0 +1,340 @@
+import queue
+import threading
+import unittest
+from typing import Any, Callable, List
+
+import mock
+import requests
+
+from hightouch.htevents.collector import Fault
+from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
+from hightouch.htevents.request import APIError
+from hightouch.htevents.retry import wait_time
+from hightouch.htevents.test.constants import TEST_WRITE_KEY
+from hightouch.htevents.test.support import (
+    BUSY,
+    LIMIT,
+    LogCatcher,
+    Recorder,
+    TestCase,
+)
+
+TRACK = {
+    'type': 'track',
+    'event': 'event',
+    'userId': 'user',
+    'anonymousId': None,
+    'messageId': 'id',
+    'timestamp': '2099-01-01T00:00:00.000+00:00',
+    'properties': {},
+    'integrations': {},
+    'context': {'library': {'name': 'events-sdk-python', 'version': '0'}},
+}
+
+
+class NextTest(unittest.TestCase):
+    def consumer(self, source: Any, **kwargs: Any) -> Consumer:
+        kwargs.setdefault('upload_interval', 0.05)
+        return Consumer(source, TEST_WRITE_KEY, **kwargs)
+
+    def test_next_gives_what_the_queue_has(self) -> None:
+        source = queue.Queue()  # type: Any
+        source.put(1)
+        self.assertEqual(self.consumer(source).next(), [1])
+
+    def test_next_stops_at_upload_size(self) -> None:
+        source = queue.Queue()  # type: Any
+        for number in range(1000):
+            source.put(number)
+        consumer = Consumer(source, TEST_WRITE_KEY, 50)
+        self.assertEqual(consumer.next(), list(range(50)))
+
+    def test_next_gives_an_empty_list_after_upload_interval(self) -> None:
+        self.assertEqual(self.consumer(queue.Queue()).next(), [])
+
+    def test_next_drops_acknowledges_and_reports_an_oversize_item(self) -> None:
+        source = queue.Queue()  # type: Any
+        lost = Recorder()
+        source.put({'m': 'x' * MAX_MSG_SIZE})
+        self.assertEqual(self.consumer(source, on_error=lost).next(), [])
+        self.assertTrue(source.empty())
+        source.join()
+        self.assertEqual(len(lost.calls), 1)
+
+    def test_a_batch_stays_under_the_limit_of_bytes(self) -> None:
+        source = queue.Queue()  # type: Any
+        for _ in range(40):
+            source.put({'m': 'é' * 15000})
+        consumer = self.consumer(source)
+        sizes = []
+        while True:
+            batch = consumer.next()
+            if not batch:
+                break
+            sizes.append(len(batch))
+        self.assertEqual(sum(sizes), 40)
+        self.assertEqual(sizes[0], 15)
+
+    def test_the_published_arguments_are_positional_and_kept(self) -> None:
+        on_error, manager = Recorder(), object()
+        consumer = Consumer(
+            None, 'key', 5, 'http://h', on_error, 2, True, 3, 4, {'http': 'p'}, manager
+        )
+        self.assertEqual(
+            (consumer.upload_size, consumer.host, consumer.upload_interval),
+            (5, 'http://h', 2),
+        )
+        self.assertEqual((consumer.gzip, consumer.retries, consumer.timeout), (1, 3, 4))
+        self.assertTrue(consumer.daemon and consumer.running)
+        consumer.pause()
+        self.assertFalse(consumer.running)
+
+    def test_fatal_error_reads_as_published(self) -> None:
+        self.assertEqual(str(FatalError('why')), '[Hightouch] why')
+
+
+class UploadTest(TestCase):
+    def consumer(self, source: Any, **kwargs: Any) -> Consumer:
+        kwargs.setdefault('host', self.collector.url)
+        consumer = Consumer(source, TEST_WRITE_KEY, **kwargs)
+        self.addCleanup(consumer.pause)
+        return consumer
+
+    def test_upload_delivers_and_acknowledges(self) -> None:
+        source = queue.Queue()  # type: Any
+        source.put(TRACK)
+        self.assertTrue(self.consumer(source, upload_interval=0.05).upload())
+        source.join()
+        self.assertEqual(self.collector.events, [TRACK])
+
+    def test_upload_without_events_is_false(self) -> None:
+        self.assertFalse(self.consumer(queue.Queue(), upload_interval=0.01).upload())
+
+    def test_a_started_consumer_serves_somebody_elses_queue(self) -> None:
+        source = queue.Queue()  # type: Any
+        consumer = self.consumer(source, upload_interval=0.05)
+        consumer.start()
+        for _ in range(3):
+            source.put(TRACK)
+        self.assertTrue(self.collector.wait_for(3))
+        source.join()
+        consumer.pause()
+        consumer.join(LIMIT)
+        self.assertFalse(consumer.is_alive())
+
+    def test_a_bad_item_does_not_stop_it(self) -> None:
+        source = queue.Queue()  # type: Any
+        self.collector.strict = False
+        consumer = self.consumer(source, upload_size=1, upload_interval=0.05)
+        consumer.start()
+        for item in (None, 7, object(), {1: {2}}, TRACK):
+            source.put(item)
+        self.assertTrue(self.collector.wait_for(5))
+        source.join()
+
+    def test_request_sends_a_list_of_dicts(self) -> None:
+        self.consumer(None).request([TRACK, TRACK])
+        self.assertEqual(self.collector.events, [TRACK, TRACK])
+
+    def test_post_may_be_patched_where_the_consumer_looks_it_up(self) -> None:
+        source = queue.Queue()  # type: Any
+        source.put(TRACK)
+        with mock.patch('hightouch.htevents.consumer.post') as post:
+            self.assertTrue(self.consumer(source, upload_interval=0.05).upload())
+        self.assertEqual(post.call_args[1]['batch'], [TRACK])
+
+
+class RetryTest(TestCase):
+    def request(self, failures: List[Any], retries: int = 3) -> None:
+        outcomes = list(failures) + [None]
+
+        def post(*args: Any, **kwargs: Any) -> None:
+            outcome = outcomes.pop(0)
+            if outcome is not None:
+                raise outcome
+
+        with mock.patch('hightouch.htevents.consumer.post', post), mock.patch(
+            'hightouch.htevents.consumer.wait_time', lambda *_: 0
+        ):
+            Consumer(None, TEST_WRITE_KEY, retries=retries).request([TRACK])
+
+    def test_what_may_pass_is_tried_as_often_as_retries_say(self) -> None:
+        for make in (
+            lambda: APIError(500, 'code', 'internal'),
+            lambda: APIError(503, 'code', ''),
+            lambda: APIError(429, 'code', ''),
+            lambda: APIError(408, 'code', ''),
+            lambda: requests.ConnectionError(),
+            lambda: requests.Timeout(),
+        ):  # type: Callable[[], Exception]
+            self.request([make() for _ in range(3)])
+            with self.assertRaises(type(make())):
+                self.request([make() for _ in range(4)])
+
+    def test_what_stays_is_tried_once(self) -> None:
+        for error in (
+            APIError(400, 'code', ''),
+            APIError(401, 'code', ''),
+            APIError(404, 'code', ''),
+            APIError(501, 'code', ''),
+            APIError(505, 'code', ''),
+            APIError(302, 'code', ''),
+            requests.exceptions.InvalidURL(),
+            TypeError(),
+        ):
+            with self.assertRaises(type(error)):
+                self.request([error])
+
+    def test_waits_are_jittered_grow_and_are_capped(self) -> None:
+        for attempt, cap in ((0, 1), (3, 8), (5, 30), (1000, 30)):
+            waits = [wait_time(attempt) for _ in range(200)]
+            self.assertTrue(all(0 <= each <= cap for each in waits))
+            self.assertGreater(max(waits) - min(waits), cap / 4)
+        self.assertEqual(wait_time(0, 17), 17)
+        self.assertEqual(wait_time(0, 1e9), 300)
+
+    def test_a_batch_that_is_lost_makes_one_error_line_and_only_then(self) -> None:
+        self.collector.script(BUSY, BUSY, BUSY, BUSY)
+        lost = Recorder()
+        with LogCatcher() as log:
+            client = self.client(max_retries=2, on_error=lost)
+            for _ in range(5):
+                client.track('user', 'event', {'secret': 'payload'})
+            self.assertTrue(client.flush(LIMIT))
+            lines = log.lines(level=40)
+        self.assertEqual(len(lines), 1)
+        self.assertIn('5 event', lines[0])
+        self.assertIn('503', lines[0])
+        self.assertIn('127.0.0.1', lines[0])
+        self.assertNotIn('payload', lines[0])
+        self.assertEqual(len(lost.calls), 1)
+        self.assertEqual(len(self.collector.requests), 3)
+
+    def test_retries_that_succeed_make_no_error_line(self) -> None:
+        self.collector.script(BUSY, 'reset', BUSY)
+        with LogCatcher() as log:
+            self.sent()
+            self.assertEqual(log.lines(level=40), [])
+
+    def test_an_event_survives_a_server_that_is_away(self) -> None:
+        client = self.client()
+        self.collector.stop()
+        client.track('user', 'event')
+        while not client.stats().retried:
+            self.assertFalse(client.flush(0.01))
+        self.collector.start()
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 1)
+
+
+class SplitTest(TestCase):
+    def refuse(self, bad: Callable[[Any], bool], status: int) -> None:
+        def answer(received: Any) -> Any:
+            if any(map(bad, received.body['batch'])):
+                return Fault(status, {}, b'{}')
+            return 200
+
+        self.collector.script(*[answer] * 1000)
+
+    def test_a_400_for_one_event_loses_only_that_one(self) -> None:
+        self.refuse(lambda event: event['event'] == '37', 400)
+        lost = Recorder()
+        client = self.client(on_error=lost)
+        for number in range(100):
+            client.track('user', str(number))
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 99)
+        (error, batch), = lost.calls
+        self.assertEqual([each['event'] for each in batch], ['37'])
+        self.assertEqual(error.status, 400)
+        self.assertLessEqual(len(self.collector.requests), 2 * 7 + 1)
+        self.assert_adds_up(client)
+
+    def test_a_batch_that_is_bad_as_a_whole_takes_at_most_2n_requests(self) -> None:
+        self.refuse(lambda event: True, 400)
+        lost = Recorder()
+        client = self.client(on_error=lost)
+        for number in range(32):
+            client.track('user', str(number))
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.requests), 63)
+        self.assertEqual(len(lost.calls), 1)
+        self.assertEqual(len(lost.calls[0][1]), 32)
+
+    def test_a_413_is_sent_in_smaller_batches(self) -> None:
+        def answer(received: Any) -> Any:
+            return Fault(413) if len(received.body['batch']) > 10 else 200
+
+        self.collector.script(*[answer] * 1000)
+        client = self.client()
+        for number in range(100):
+            client.track('user', str(number))
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(
+            [each['event'] for each in self.collector.events],
+            [str(number) for number in range(100)],
+        )
+
+
+class ShutdownTest(TestCase):
+    def test_it_does_not_wait_out_a_backoff(self) -> None:
+        self.collector.script(Fault(503, {'Retry-After': '300'}))
+        client = self.client()
+        client.track('user', 'event')
+        self.collector.wait_for_requests(1)
+        self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_what_is_not_delivered_in_time_is_reported_once(self) -> None:
+        self.collector.script(*['hang'] * 10)
+        lost = Recorder()
+        with LogCatcher() as log:
+            client = self.client(on_error=lost)
+            for _ in range(150):
+                client.track('user', 'event')
+            self.collector.wait_for_requests(1)
+            self.assertFalse(client.shutdown(0.05))
+            self.collector.stop()
+            for consumer in client.consumers or ():
+                consumer.join(LIMIT)
+            self.assertEqual(len(log.lines(level=40)), 1, log.lines())
+        self.assertEqual(sum(len(batch) for _, batch in lost.calls), 150)
+        self.assertEqual(len(lost.calls), 1)
+        self.assertEqual(client.stats().failed, 150)
+        self.assert_adds_up(client)
+
+    def test_calls_after_it_are_refused_with_one_warning(self) -> None:
+        client = self.client()
+        self.assertTrue(client.shutdown())
+        with LogCatcher() as log:
+            for _ in range(3):
+                accepted, message = client.track('user', 'event')
+                self.assertFalse(accepted)
+                self.assertEqual(message['event'], 'event')
+            self.assertEqual(len(log.lines()), 1)
+        self.assertTrue(client.shutdown() and client.join() and client.flush())
+
+    def test_a_paused_consumer_ends(self) -> None:
+        client = self.client(thread=4)
+        client.track('user', 'event')
+        client.flush(LIMIT)
+        for consumer in client.consumers or ():
+            consumer.pause()
+        for consumer in client.consumers or ():
+            consumer.join(LIMIT)
+            self.assertFalse(consumer.is_alive())
+
+    def test_shutdown_from_a_callback_works(self) -> None:
+        done = threading.Event()
+
+        def end(batch: Any) -> None:
+            client.shutdown(LIMIT)
+            done.set()
+
+        client = self.client(on_success=end)
+        client.track('user', 'event')
+        self.assertTrue(done.wait(LIMIT))
+
+
+if __name__ == '__main__':
+    unittest.main()
