@@ -178,6 +178,7 @@ class EventQueue:
         except ValueError:
             return True
         self._freed.append(None)
+        self._wake_room(1)
         return self.refuse()
 
     def refuse(self) -> bool:
@@ -190,14 +191,31 @@ class EventQueue:
         while not self.closed:
             self._room.append(signal)
             try:
-                self._freed.pop()
+                self._freed.pop()  # looked at after queuing up: else nobody would wake us
                 return True
             except IndexError:
-                pass
-            if deadline.over:
-                return False
-            signal.wait(deadline.remaining())
+                if deadline.over:
+                    return False
+                signal.wait(deadline.remaining())
+            finally:
+                self._leave_room(signal)
         return False
+
+    def _leave_room(self, signal: Signal) -> None:
+        try:
+            self._room.remove(signal)
+        except ValueError:
+            # We were woken, perhaps for a slot that we do not need or came too late for:
+            # somebody else shall look.
+            if self._freed:
+                self._wake_room(1)
+
+    def _wake_room(self, count: int) -> None:
+        for _ in range(count):
+            try:
+                self._room.popleft().set()
+            except IndexError:
+                return
 
     # -- the consumers' side ---------------------------------------------------------
 
@@ -333,11 +351,7 @@ class EventQueue:
         self._in_flight[batch] = self._taken
         self._taken += len(bodies)
         self._freed.extend(repeat(None, len(bodies)))
-        for _ in bodies:
-            try:
-                self._room.popleft().set()
-            except IndexError:
-                break
+        self._wake_room(len(bodies))
         return batch
 
     def admit(self, body: bytes) -> Batch:
@@ -426,11 +440,7 @@ class EventQueue:
         """Refuse from now on; consumers take what is left and end. Takes no lock."""
         self.closed = True
         self._wakeup.set()
-        while self._room:
-            try:
-                self._room.popleft().set()
-            except IndexError:
-                break
+        self._wake_room(len(self._room))
 
     # -- flush and stats -------------------------------------------------------------
 

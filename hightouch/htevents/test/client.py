@@ -2,7 +2,7 @@ import json
 import threading
 import unittest
 from datetime import date, datetime, timedelta, timezone
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import requests
 
@@ -111,17 +111,16 @@ class CallTest(TestCase):
         )
         self.assertEqual(self.message('group', 1, 2**70)['groupId'], 2**70)
         self.assertEqual(self.message('alias', 2**70, 1)['previousId'], 2**70)
-        self.assertIn(
-            str(2**70), self.client(send=False).group(1, 2**70)[1].__repr__()
-        )
+        self.assertIn(str(2**70), self.client(send=False).group(1, 2**70)[1].__repr__())
 
     def test_message_ids_are_fresh_uuid4s(self) -> None:
         ids = {self.message('track', 1, 'e')['messageId'] for _ in range(1000)}
         self.assertEqual(len(ids), 1000)
         for each in ids:
             self.assertRegex(
-                each, '^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-'
-                '[0-9a-f]{12}$'
+                each,
+                '^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-'
+                '[0-9a-f]{12}$',
             )
 
     def test_timestamps_are_datetimes_or_iso_strings_in_milliseconds(self) -> None:
@@ -407,7 +406,7 @@ class BeforeSendTest(TestCase):
         self.assertFalse(client.track('user', 'event')[0])
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(self.collector.events, [])
-        (error, batch), = lost.calls
+        ((error, batch),) = lost.calls
         self.assertIsInstance(error, BeforeSendError)
         self.assertEqual([each['event'] for each in batch], ['event'])
 

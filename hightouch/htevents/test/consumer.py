@@ -244,7 +244,7 @@ class SplitTest(TestCase):
             client.track('user', str(number))
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(len(self.collector.events), 99)
-        (error, batch), = lost.calls
+        ((error, batch),) = lost.calls
         self.assertEqual([each['event'] for each in batch], ['37'])
         self.assertEqual(error.status, 400)
         self.assertLessEqual(len(self.collector.requests), 2 * 7 + 1)

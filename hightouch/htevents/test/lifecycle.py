@@ -9,7 +9,6 @@ import weakref
 from typing import List
 
 from hightouch.htevents import Client, lifecycle
-from hightouch.htevents.collector import Collector
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 _HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
@@ -259,7 +258,6 @@ class GarbageTest(TestCase):
         clients = [self.client(thread=4) for _ in range(10)]
         self.assertEqual(threading.active_count(), before)
         del clients
-
 
 
 if __name__ == '__main__':

@@ -105,3 +105,19 @@ def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':
         timeout=LIMIT,
         env=environment,
     )
+
+
+def make_key() -> str:
+    """Make an RSA private key, as PEM."""
+    from cryptography.hazmat.backends import default_backend
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(
+        public_exponent=65537, key_size=2048, backend=default_backend()
+    )
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    ).decode('ascii')
