@@ -9,7 +9,7 @@ import os
 from typing import Any
 from weakref import WeakSet
 
-_owners: WeakSet[Any] = WeakSet()
+_owners: 'WeakSet[Any]' = WeakSet()
 _pid = os.getpid()
 
 
