@@ -110,6 +110,7 @@ _creation = _Creation()
 
 def _get_client() -> Client:
     global default_client
+    fork.check()
     client = default_client
     if client is None:
         with _creation.lock:

@@ -5,7 +5,7 @@ import numbers
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
-from hightouch.htevents import logs, sessions, settings, utils
+from hightouch.htevents import fork, logs, sessions, settings, utils
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode
@@ -145,7 +145,9 @@ class Client:
                 'needed together, and only a part of them was given'
             )
 
-        queue, lease, oauth_manager = self.queue, sessions.lease(session), None
+        if send:
+            sessions.preload()
+        queue, lease = self.queue, sessions.lease(session)
         oauth_manager = self.oauth_manager
 
         def make_consumer(on_end: Callable[[], None]) -> Consumer:
@@ -331,6 +333,7 @@ class Client:
     # -- what they share -------------------------------------------------------------
 
     def _enqueue(self, message: Dict_, common: Tuple[Any, ...]) -> Result:
+        fork.check()
         user_id, anonymous_id, context, timestamp, integrations, message_id = common
         context = _copied('context', context)
         context['library'] = _LIBRARY.copy()
@@ -406,6 +409,7 @@ class Client:
         :returns: True when all that was accepted before this call was delivered or
             reported through ``on_error``; False when time ran out: nothing is dropped
         """
+        fork.check()
         return self._dispatcher.flush(_checked_timeout(timeout))
 
     def shutdown(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
@@ -416,6 +420,7 @@ class Client:
         :param timeout: seconds; None waits without bound
         :returns: as `flush`
         """
+        fork.check()
         return self._dispatcher.shutdown(_checked_timeout(timeout))
 
     def join(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
@@ -424,6 +429,7 @@ class Client:
 
     def stats(self) -> Stats:
         """Count the events so far; accepted = delivered + failed + pending."""
+        fork.check()
         return self._dispatcher.stats()
 
     def __enter__(self) -> 'Client':

@@ -2,7 +2,8 @@
 
 Objects that own such state register here. In the child each one's ``_after_fork`` runs
 before any other Python code of the child: through ``os.register_at_fork`` where there
-is one (3.7+); elsewhere at the next `check`, which every entry point calls.
+is one (3.7+). Elsewhere, and where C code forks without telling Python, at the next
+`check`, which every entry point calls.
 """
 
 import os

@@ -78,6 +78,8 @@ class OauthManager:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
+
         self.client_id = client_id
         self.key_id = key_id
         self.auth_server = remove_trailing_slash(auth_server)

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from datetime import date, datetime
+from gzip import GzipFile
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from hightouch.htevents import sessions
@@ -134,8 +135,6 @@ def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
 
 
 def _compressed(body: bytes) -> bytes:
-    from gzip import GzipFile
-
     buffer = io.BytesIO()
     with GzipFile(fileobj=buffer, mode='wb', compresslevel=GZIP_LEVEL) as file:
         file.write(body)

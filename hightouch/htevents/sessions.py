@@ -75,6 +75,18 @@ def _make_session() -> Any:
     return session
 
 
+def preload() -> None:
+    """Import what sending needs, on the thread of the application.
+
+    Were it imported by a consumer, with its first request, a fork at that moment would
+    leave the child with a module's import lock that nobody ever releases.
+    """
+    import encodings.idna  # noqa: F401 - requests imports it with the first host name
+
+    import backoff  # noqa: F401
+    import requests  # noqa: F401
+
+
 class Lease:
     """The right to use a session, until `close`; safe to use from several threads.
 
