@@ -486,8 +486,12 @@ def _as_text(value: Any) -> Any:
         return value
     try:
         return str(value)
-    except ValueError:  # an int with more digits than the interpreter prints
-        return hex(value)
+    except Exception:
+        if isinstance(value, int):  # with more digits than the interpreter prints
+            return hex(value)
+        raise ValidationError(
+            'expected an id that str() can show, got %s' % type(value).__name__
+        )
 
 
 def _copied(name: str, value: Optional[Dict_]) -> Dict_:

@@ -214,6 +214,8 @@ class Dispatcher:
             self._end()
 
     def _consumer_ended(self) -> None:
+        if self._ended:
+            self._lease.close()  # taken anew by a request that outlasted the shutdown
         current = threading.current_thread()
         others = (each for each in self.consumers if each is not current)
         if self.queue.closed and not any(each.is_alive() for each in others):

@@ -540,6 +540,7 @@ class DataFaultTest(TestCase):
     def test_fault_27_a_call_inside_a_call_does_not_deadlock(self) -> None:
         client = self.client(max_queue_size=0, thread=2)
         nested = []  # type: List[bool]
+        finalized = []  # type: List[int]
 
         class Tracks:
             def __init__(self, call: Any) -> None:
@@ -547,6 +548,7 @@ class DataFaultTest(TestCase):
 
             def __del__(self) -> None:
                 nested.append(self.call()[0])
+                finalized.append(1)
 
         class LoggingHandler(logging.Handler):
             def emit(self, record: Any) -> None:
@@ -574,7 +576,12 @@ class DataFaultTest(TestCase):
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             logger.removeHandler(handler)
-        gc.collect()
+        # A consumer's thread may be the one that collects: all have to have run.
+        deadline = time.monotonic() + LIMIT
+        while len(finalized) < 3000 and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.01)
+        self.assertEqual(len(finalized), 3000)
         self.assertTrue(client.flush(LIMIT))
         self.assertTrue(all(nested))
         self.assertEqual(len(self.collector.events), accepted + len(nested))

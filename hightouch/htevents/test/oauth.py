@@ -1,0 +1,181 @@
+import json
+import logging
+import time
+import unittest
+from typing import Any
+
+from hightouch.htevents import request
+from hightouch.htevents.collector import Fault
+from hightouch.htevents.test.support import LogCatcher, TestCase, make_key
+
+
+class OauthTest(TestCase):
+    key = make_key()
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.now = time.time()
+        self.waits = []  # type: Any
+
+    def manager(self, **kwargs: Any) -> Any:
+        from hightouch.htevents.oauth_manager import OauthManager
+
+        kwargs.setdefault('clock', lambda: self.now)
+        kwargs.setdefault('sleep', self.waits.append)
+        server = kwargs.pop('auth_server', self.collector.url + '/')
+        return OauthManager('id', self.key, 'kid', server, **kwargs)
+
+    def fault(self, *steps: Any) -> None:
+        self.collector.token_faults.extend(steps)
+
+    def claims(self, number: int = -1) -> Any:
+        import jwt
+        from cryptography.hazmat.backends import default_backend
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        private = load_pem_private_key(self.key.encode(), None, default_backend())
+        assertion = self.collector.token_requests[number]['client_assertion']
+        header = jwt.get_unverified_header(assertion)
+        claims = jwt.decode(
+            assertion,
+            private.public_key(),
+            algorithms=['RS256'],
+            audience=self.collector.url,
+            options={'verify_exp': False, 'verify_iat': False},
+        )
+        return header, claims
+
+    def test_the_request_is_as_the_server_expects_it(self) -> None:
+        self.assertEqual(self.manager().get_token(), 'token-1')
+        form = self.collector.token_requests[0]
+        self.assertEqual(form['grant_type'], 'client_credentials')
+        self.assertEqual(form['scope'], 'tracking_api:write')
+        self.assertEqual(
+            form['client_assertion_type'],
+            'urn:ietf:params:oauth:client-assertion-type:jwt-bearer',
+        )
+        received = self.collector.requests[0]
+        self.assertEqual(received.path, '/token')
+        self.assertEqual(
+            received.headers['content-type'], 'application/x-www-form-urlencoded'
+        )
+        header, claims = self.claims()
+        self.assertEqual((header['alg'], header['kid']), ('RS256', 'kid'))
+        self.assertEqual((claims['iss'], claims['sub']), ('id', 'id'))
+        self.assertEqual(claims['aud'], self.collector.url)
+        self.assertEqual(claims['iat'], int(self.now) - 5)
+        self.assertEqual(claims['exp'], int(self.now) + 55)
+
+    def test_a_token_is_kept_until_half_its_life(self) -> None:
+        manager = self.manager()
+        for seconds, wanted in ((0, 'token-1'), (1799, 'token-1'), (2, 'token-2')):
+            self.now += seconds
+            self.assertEqual(manager.get_token(), wanted)
+
+    def test_a_renewal_that_fails_keeps_the_old_token_while_it_is_good(self) -> None:
+        manager = self.manager()
+        manager.get_token()
+        self.now += 2000
+        self.fault(503)
+        for _ in range(5):
+            self.assertEqual(manager.get_token(), 'token-1')
+        self.assertEqual(len(self.collector.requests), 2)
+        self.now += 3600
+        self.assertEqual(manager.get_token(), 'token-2')
+
+    def test_a_cleared_token_is_asked_for_again(self) -> None:
+        manager = self.manager()
+        manager.get_token()
+        manager.refuse_token('another')
+        self.assertEqual(manager.get_token(), 'token-1')
+        manager.clear_token()
+        self.assertEqual(manager.get_token(), 'token-2')
+
+    def test_the_jti_is_fresh_each_time(self) -> None:
+        manager = self.manager()
+        for _ in range(2):
+            manager.clear_token()
+            manager.get_token()
+        self.assertNotEqual(self.claims(0)[1]['jti'], self.claims(1)[1]['jti'])
+
+    def test_the_clock_of_the_server_is_taken_into_account(self) -> None:
+        self.now += 10000  # our clock is fast
+        body = json.dumps(
+            {
+                'error': 'invalid_request',
+                'error_description': 'Token used before issued',
+            }
+        )
+        self.fault(Fault(400, {}, body.encode()))
+        self.assertEqual(self.manager().get_token(), 'token-1')
+        self.assertAlmostEqual(self.claims()[1]['iat'], time.time() - 5, delta=30)
+
+    def test_an_expired_assertion_is_not_retried_without_end(self) -> None:
+        body = b'{"error": "invalid_request", "error_description": "Token is expired"}'
+        self.fault(*[Fault(400, {}, body)] * 50)
+        with self.assertRaises(request.APIError):
+            self.manager(max_retries=3).get_token()
+        self.assertEqual(len(self.collector.requests), 4)
+
+    def test_a_rate_limit_is_read_by_its_size_and_bounded(self) -> None:
+        from hightouch.htevents.oauth_manager import parse_reset
+
+        now = 1700000000.0
+        for value, wanted in (
+            ('1700000030000', 30),
+            ('1700000030', 30),
+            ('30', 30),
+            ('1600000000', 0),
+            ('1600000000000', 0),
+            ('-5', 0),
+            ('9000', 60),
+            ('1e99', 60),
+            ('soon', None),
+            ('nan', None),
+            (None, None),
+        ):
+            self.assertEqual(parse_reset(value, now), wanted, value)
+        self.fault(Fault(429, {'X-RateLimit-Reset': '17'}))
+        self.manager().get_token()
+        self.assertEqual(self.waits, [17])
+
+    def test_what_may_pass_is_retried_and_what_is_final_is_not(self) -> None:
+        self.fault(503, 'reset', 408)
+        self.assertEqual(self.manager().get_token(), 'token-1')
+        self.assertEqual(len(self.waits), 3)
+        for status in (400, 401, 415):
+            before = len(self.collector.requests)
+            self.fault(Fault(status, {}, b'<html>'))
+            with self.assertRaises(request.APIError) as caught:
+                self.manager().get_token()
+            self.assertFalse(caught.exception.retryable)
+            self.assertEqual(len(self.collector.requests), before + 1)
+
+    def test_an_odd_expires_in_is_no_error(self) -> None:
+        for value in ('"soon"', 'null', '-1', '0', '1e999', '"3600"'):
+            body = '{"access_token": "odd", "expires_in": %s}' % value
+            self.fault(Fault(200, {}, body.encode()))
+            self.assertEqual(self.manager().get_token(), 'odd')
+
+    def test_a_refused_token_request_is_not_taken_for_a_bad_batch(self) -> None:
+        self.fault(*[400] * 20)
+        client = self.client(
+            oauth_client_id='id',
+            oauth_client_key=self.key,
+            oauth_key_id='kid',
+            oauth_auth_server=self.collector.url,
+        )
+        for _ in range(10):
+            client.track('user', 'event')
+        self.assertTrue(client.flush(30))
+        self.assertEqual(len(self.collector.requests), 1)
+        self.assertEqual(client.stats().failed, 10)
+
+    def test_settings_given_in_part_are_one_warning(self) -> None:
+        with LogCatcher() as log:
+            self.client(oauth_client_id='id')
+            self.assertEqual(len(log.lines(logging.WARNING)), 1)
+
+
+if __name__ == '__main__':
+    unittest.main()

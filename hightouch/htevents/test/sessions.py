@@ -1,0 +1,50 @@
+import threading
+import unittest
+
+import mock
+import requests
+
+from hightouch.htevents import request, sessions
+from hightouch.htevents.collector import Collector
+from hightouch.htevents.test.support import LIMIT, TestCase
+
+
+class SessionTest(TestCase):
+    def test_clients_share_a_session_that_ends_with_the_last(self) -> None:
+        one, two = sessions.lease(), sessions.lease()
+        shared = one.get()
+        self.assertIs(two.get(), shared)
+        one.close()
+        one.close()
+        self.assertIs(two.get(), shared)
+        with mock.patch.object(shared, 'close') as close:
+            two.close()
+            close.assert_called_once_with()
+
+    def test_a_session_of_the_users_own_keeps_its_auth(self) -> None:
+        self.collector.strict = False
+        with requests.Session() as session:
+            session.auth = ('me', 'secret')
+            request.post('key', self.collector.url, session=session, batch=[])
+        self.assertTrue(
+            self.collector.requests[0].headers['authorization'].startswith('Basic')
+        )
+
+    def test_many_threads_wait_for_a_socket_of_the_pool(self) -> None:
+        def send() -> None:
+            for _ in range(5):
+                request.post('key', collector.url, session=session, batch=[])
+
+        with mock.patch.object(sessions, 'POOL_SIZE', 4), Collector() as collector:
+            with sessions.lease() as session:
+                threads = [threading.Thread(target=send) for _ in range(20)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join(LIMIT)
+        self.assertEqual(len(collector.requests), 100)
+        self.assertLessEqual(collector.connections, 4)
+
+
+if __name__ == '__main__':
+    unittest.main()

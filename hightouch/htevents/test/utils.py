@@ -1,0 +1,316 @@
+import enum
+import json
+import logging
+import unittest
+import uuid
+from collections import ChainMap, OrderedDict, defaultdict, deque, namedtuple
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+from hightouch.htevents import encoding, stamps, utils
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.test.support import LogCatcher
+
+Point = namedtuple('Point', 'x y')
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Text(str, enum.Enum):
+    A = 'a'
+
+
+class Plain(enum.Enum):
+    ID = uuid.UUID(int=1)
+
+
+class Name(str):
+    def __str__(self) -> str:
+        return 'something else'
+
+
+class Lazy:
+    """A translated text, as frameworks make them: it becomes a str when it is shown."""
+
+    def __str__(self) -> str:
+        return 'lazy'
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr('lazy', name)
+
+
+class Attrs:
+    """What attrs makes of a class."""
+
+    class _Attribute:
+        name = 'a'
+
+    __attrs_attrs__ = (_Attribute(),)
+    a = 1
+
+
+class Pydantic1:
+    __fields__ = {'a': None}
+
+    def dict(self) -> Any:
+        return {'a': 1}
+
+
+class Pydantic2:
+    model_fields = {'a': None}
+
+    def model_dump(self) -> Any:
+        return {'a': uuid.UUID(int=1)}
+
+
+class Dataclass:
+    """What dataclasses, which 3.6 lacks, makes of a class."""
+
+    __dataclass_fields__ = {'a': None, 'me': None}
+
+    def __init__(self) -> None:
+        self.a = 1
+        self.me = self
+
+
+class Array:
+    dtype = 'float64'
+
+    def tolist(self) -> Any:
+        return [1.5, float('nan')]
+
+
+class Scalar:
+    dtype = 'int64'
+
+    def tolist(self) -> Any:
+        return 7
+
+
+class Moment(datetime):
+    def isoformat(self, *args: Any, **kwargs: Any) -> str:
+        raise ValueError('no')
+
+
+def nested(levels: int) -> Any:
+    value = []  # type: Any
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def depth(value: Any) -> int:
+    levels = 0
+    while isinstance(value, list):
+        levels += 1
+        value = value[0] if value else None
+    return levels
+
+
+class ValueTest(unittest.TestCase):
+    def wire(self, value: Any) -> Any:
+        def strict(text: str) -> None:
+            raise AssertionError('not JSON: %s' % text)
+
+        body = encode({'v': value})[0].decode('utf-8')
+        return json.loads(body, parse_constant=strict)['v']
+
+    def test_each_kind_of_value_has_its_form_on_the_wire(self) -> None:
+        offset = timezone(timedelta(hours=2))
+        for value, wanted in (
+            (uuid.UUID(int=1), '00000000-0000-0000-0000-000000000001'),
+            (Decimal('1.5'), 1.5),
+            (Decimal('NaN'), None),
+            (Decimal('-Infinity'), None),
+            (float('nan'), None),
+            (float('inf'), None),
+            (datetime(2026, 1, 2, 3), '2026-01-02T03:00:00'),
+            (datetime(2026, 1, 2, tzinfo=offset), '2026-01-02T00:00:00+02:00'),
+            (date(2026, 1, 2), '2026-01-02'),
+            (time(1, 2), '01:02:00'),
+            (timedelta(minutes=1, milliseconds=500), 60.5),
+            (Number.ONE, 1),
+            (Text.A, 'a'),
+            (Plain.ID, '00000000-0000-0000-0000-000000000001'),
+            (b'caf\xc3\xa9', 'café'),
+            (b'\xff', '\ufffd'),
+            (bytearray(b'a'), 'a'),
+            ({1}, [1]),
+            (frozenset(['a']), ['a']),
+            ((1, (2,)), [1, [2]]),
+            (deque([1, 2]), [1, 2]),
+            (Point(1, uuid.UUID(int=0)), [1, str(uuid.UUID(int=0))]),
+            (Dataclass(), {'a': 1, 'me': None}),
+            (Attrs(), {'a': 1}),
+            (Pydantic1(), {'a': 1}),
+            (Pydantic2(), {'a': '00000000-0000-0000-0000-000000000001'}),
+            (Array(), [1.5, None]),
+            (Scalar(), 7),
+            (PurePosixPath('/tmp/x'), '/tmp/x'),
+            (Lazy(), 'lazy'),
+            (Name('name'), 'name'),
+            (1j, '1j'),
+            (Fraction(1, 3), '1/3'),
+            ('\ud800', '\ufffd'),
+            ('\ud83d\ude00', '😀'),
+            ({'\udc00': 1}, {'\ufffd': 1}),
+            ({1: 1, None: 2, 1.5: 3, False: 4}, None),
+            ({(1, 2): 1}, {'(1, 2)': 1}),
+            ({b'k': 1}, {'k': 1}),
+            ({Text.A: 1, Number.ONE: 2}, {'a': 1, '1': 2}),
+            (2**64, 2**64),
+            (-(2**70), -(2**70)),
+            (10**5000, None),
+            (True, True),
+            (OrderedDict(a=1), {'a': 1}),
+            (defaultdict(int, a={1}), {'a': [1]}),
+            (MappingProxyType({'a': 1}), {'a': 1}),
+            (ChainMap({'a': 1}, {'b': 2}), {'a': 1, 'b': 2}),
+        ):
+            if wanted is None and isinstance(value, dict):
+                wanted = {'1': 1, 'null': 2, '1.5': 3, 'false': 4}
+            self.assertEqual(self.wire(value), wanted, type(value))
+
+    def test_libraries_that_are_installed_have_their_form_too(self) -> None:
+        try:
+            import numpy
+        except ImportError:
+            pass
+        else:
+            self.assertEqual(self.wire(numpy.float64(1.5)), 1.5)
+            self.assertEqual(self.wire(numpy.int32(7)), 7)
+            self.assertIs(self.wire(numpy.bool_(True)), True)
+            self.assertEqual(self.wire(numpy.array([[1, 2], [3, 4]])), [[1, 2], [3, 4]])
+            self.assertIsNone(self.wire(numpy.float32('nan')))
+        try:
+            import attr
+        except ImportError:
+            pass
+        else:
+            made = attr.make_class('Made', ['a'])
+            self.assertEqual(self.wire(made(a={1})), {'a': [1]})
+        try:
+            import pydantic
+        except ImportError:
+            pass
+        else:
+            model = pydantic.create_model('Model', a=(int, 1))
+            self.assertEqual(self.wire(model()), {'a': 1})
+        try:
+            import dataclasses
+        except ImportError:
+            pass
+        else:
+            made = dataclasses.make_dataclass('Made', ['a'])
+            self.assertEqual(self.wire(made(a=made(a=1))), {'a': {'a': 1}})
+
+    def test_nesting_over_100_levels_is_cut(self) -> None:
+        self.assertEqual(depth(self.wire(nested(99))), 99)
+        for levels in (101, 150, 5000):
+            with LogCatcher():
+                self.assertEqual(depth(self.wire(nested(levels))), 99)
+
+    def test_anything_else_is_its_str_with_one_warning_of_path_and_type(self) -> None:
+        class Secret:
+            def __str__(self) -> str:
+                return 'value-of-secret'
+
+        with LogCatcher() as log:
+            self.assertEqual(
+                self.wire({'list': [Secret()]})['list'], ['value-of-secret']
+            )
+            (line,) = log.lines(logging.WARNING)
+        self.assertIn('v.list[0]', line)
+        self.assertIn('Secret', line)
+        self.assertNotIn('value-of-secret', line)
+
+    def test_objects_that_raise_lose_themselves_only(self) -> None:
+        class Raises:
+            def __getattribute__(self, name: str) -> Any:
+                raise RuntimeError(name)
+
+        class Items(dict):
+            def items(self) -> Any:
+                raise OSError
+
+        class Key:
+            def __str__(self) -> str:
+                raise ValueError
+
+        with LogCatcher():
+            for value in (Raises(), Moment(2026, 1, 1), {'a': Raises()}):
+                self.wire([value, 1])
+            self.assertEqual(self.wire([1, {Key(): 2, 'a': 3}]), [1, {'a': 3}])
+            self.wire(Items(a={1}))
+
+    def test_a_generator_is_not_consumed(self) -> None:
+        generator = (number for number in range(3))
+        with LogCatcher():
+            self.wire(generator)
+        self.assertEqual(list(generator), [0, 1, 2])
+
+    def test_common_values_are_not_copied(self) -> None:
+        message = {'a': 1, 'b': ['x', None, 1.5], 'd': datetime(2026, 1, 1)}
+        self.assertIs(encode(message)[1], message)
+
+    def test_the_encoders_agree(self) -> None:
+        message = {'a': [1, 1.5, None, True, 'é', {'b': {}}], 'd': date(2026, 1, 1)}
+        self.assertEqual(
+            json.loads(encoding._stdlib(message).decode('utf-8')),
+            json.loads(encoding._fast(message).decode('utf-8')),
+        )
+
+    def test_clean_keeps_dates_and_changes_nothing_of_the_callers(self) -> None:
+        given = {'when': datetime(2026, 1, 1), 'set': {1}, 'list': [{'a': (1,)}]}
+        cleaned = utils.clean(given)
+        self.assertEqual(
+            cleaned,
+            {'when': datetime(2026, 1, 1), 'set': [1], 'list': [{'a': [1]}]},
+        )
+        self.assertEqual(given['set'], {1})
+        self.assertIsNot(cleaned['list'], given['list'])
+
+
+class TimeTest(unittest.TestCase):
+    def test_naive_is_without_an_offset(self) -> None:
+        self.assertTrue(utils.is_naive(datetime.now()))
+        self.assertFalse(utils.is_naive(datetime.now(timezone.utc)))
+
+    def test_the_zone_of_an_aware_time_is_kept(self) -> None:
+        moment = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=3)))
+        self.assertEqual(utils.guess_timezone(moment), moment)
+
+    def test_a_naive_time_is_local_if_it_is_now_else_utc(self) -> None:
+        now = datetime.now()
+        self.assertEqual(
+            utils.guess_timezone(now).utcoffset(), now.astimezone().utcoffset()
+        )
+        for moment in (datetime(1970, 1, 1), datetime.max, datetime.min):
+            self.assertEqual(utils.guess_timezone(moment).tzinfo, timezone.utc)
+
+    def test_a_trailing_slash_is_removed(self) -> None:
+        self.assertEqual(utils.remove_trailing_slash('http://h/'), 'http://h')
+        self.assertEqual(utils.remove_trailing_slash('http://h'), 'http://h')
+
+    def test_the_time_now_is_utc_in_milliseconds(self) -> None:
+        before = datetime.now(timezone.utc)
+        text = stamps.iso_now()
+        self.assertRegex(text, r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$')
+        self.assertRegex(stamps.to_iso(before), r'\.\d{3}\+00:00$')
+        self.assertGreaterEqual(text, stamps.to_iso(before))
+
+    def test_what_is_no_time_is_a_validation_error(self) -> None:
+        for value in (5, None, 'now', '', '2026', '12:00', '2026-99-01', date.today()):
+            with self.assertRaises(ValidationError, msg=repr(value)):
+                stamps.to_iso(value)
+
+
+if __name__ == '__main__':
+    unittest.main()
