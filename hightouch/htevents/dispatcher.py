@@ -216,11 +216,12 @@ class Dispatcher:
     def _consumer_ended(self) -> None:
         if self._ended:
             self._lease.close()  # taken anew by a request that outlasted the shutdown
-        current = threading.current_thread()
-        others = (each for each in self.consumers if each is not current)
-        if self.queue.closed and not any(each.is_alive() for each in others):
-            if self.queue.empty():
-                self._end()
+        # By what they set before they come here, not by is_alive(): of two that end
+        # together each would see the other one alive.
+        if any(each.ident is not None and each.running for each in self.consumers):
+            return
+        if self.queue.closed and self.queue.empty():
+            self._end()
 
     def _end(self) -> None:
         if not self._ended:

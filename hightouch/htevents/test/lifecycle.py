@@ -251,6 +251,17 @@ class GarbageTest(TestCase):
         )
         self.assertEqual(len(self.collector.events), 1000)
 
+    def test_the_threads_of_a_dropped_client_may_end_together(self) -> None:
+        for _ in range(20):
+            client = Client('key', self.collector.url, thread=4)
+            client.track('user', 'event')
+            consumers = client.consumers or []
+            del client
+            gc.collect()
+            for consumer in consumers:
+                consumer.join(LIMIT)
+            self.assertFalse(lifecycle._state.active)
+
     def test_an_unused_client_has_no_thread(self) -> None:
         before = threading.active_count()
         clients = [self.client(thread=4) for _ in range(10)]
