@@ -14,6 +14,7 @@ is made, with the first call. All functions may be called from any thread.
 import functools
 import inspect
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, TypeVar, Union
 
@@ -24,6 +25,7 @@ from hightouch.htevents.consumer import OnError, OnSuccess
 from hightouch.htevents.errors import (
     APIError,
     BeforeSendError,
+    ExpiredError,
     MessageTooLargeError,
     NotDeliveredError,
     ValidationError,
@@ -42,6 +44,7 @@ __all__ = [
     'APIError',
     'BeforeSendError',
     'Client',
+    'ExpiredError',
     'MessageTooLargeError',
     'NotDeliveredError',
     'Stats',
@@ -87,6 +90,9 @@ before_send: Optional[BeforeSend] = Client.DefaultConfig.before_send
 block_timeout: float = Client.DefaultConfig.block_timeout
 session: Any = Client.DefaultConfig.session
 shutdown_timeout: Optional[float] = Client.DefaultConfig.shutdown_timeout
+spool_dir: Union[None, str, 'os.PathLike[str]'] = Client.DefaultConfig.spool_dir
+spool_fsync: bool = Client.DefaultConfig.spool_fsync
+spool_max_bytes: int = Client.DefaultConfig.spool_max_bytes
 
 # The client behind the functions below; set it to None to start over.
 default_client: Optional[Client] = None

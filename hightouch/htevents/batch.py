@@ -11,13 +11,20 @@ class Batch(List[Any]):
     the request as it is; a dict is only made for who asks for one (a callback).
 
     :ivar accepted_at: monotonic time at which its oldest message was accepted
+    :ivar places: where each message lies in the spool, if there is one
     :ivar owner: ident of the thread that delivers it, None while none does
     :ivar claimed: its outcome is being told to the callbacks, and cannot change
     """
 
-    def __init__(self, bodies: Sequence[bytes], accepted_at: float) -> None:
+    def __init__(
+        self,
+        bodies: Sequence[bytes],
+        accepted_at: float,
+        places: Sequence[Any] = (),
+    ) -> None:
         super().__init__(bodies)
         self.accepted_at = accepted_at
+        self.places = places
         self.owner: Optional[int] = None
         self.claimed = False
 
@@ -33,11 +40,20 @@ class Batch(List[Any]):
         return [json.loads(body.decode('utf-8')) for body in super().__iter__()]
 
     def halves(self) -> Tuple['Batch', 'Batch']:
-        bodies, middle = self.bodies, len(self) // 2
-        return (
-            Batch(bodies[:middle], self.accepted_at),
-            Batch(bodies[middle:], self.accepted_at),
-        )
+        middle = len(self) // 2
+        return self.divided([True] * middle + [False] * (len(self) - middle))
+
+    def divided(self, chosen: Sequence[bool]) -> Tuple['Batch', 'Batch']:
+        """Make a batch of the chosen messages, and one of the others."""
+        bodies = self.bodies
+        parts = []
+        for wanted in (True, False):
+            indexes = [at for at, each in enumerate(chosen) if each is wanted]
+            places = [self.places[at] for at in indexes] if self.places else ()
+            parts.append(
+                Batch([bodies[at] for at in indexes], self.accepted_at, places)
+            )
+        return parts[0], parts[1]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.messages())

@@ -2,6 +2,7 @@
 
 import logging
 import numbers
+import os
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
@@ -65,6 +66,12 @@ class Client:
     :param session: a ``requests.Session`` to send with; it is not closed here
     :param shutdown_timeout: seconds that interpreter exit may take to deliver what is
         queued; None: no bound
+    :param spool_dir: an existing directory; what is accepted is written there before a
+        call returns, and survives the end of the process in any way. ``max_queue_size``
+        and ``max_retries`` do not apply then
+    :param spool_fsync: survive a power cut as well: each call waits for the disk
+    :param spool_max_bytes: bytes that this client's events may take there; beyond that
+        calls return False
     :raises ValidationError: (an ``AssertionError``) when a setting is wrong
     """
 
@@ -99,6 +106,9 @@ class Client:
         block_timeout: float = DefaultConfig.block_timeout,
         session: Any = DefaultConfig.session,
         shutdown_timeout: Optional[float] = DefaultConfig.shutdown_timeout,
+        spool_dir: Union[None, str, 'os.PathLike[str]'] = DefaultConfig.spool_dir,
+        spool_fsync: bool = DefaultConfig.spool_fsync,
+        spool_max_bytes: int = DefaultConfig.spool_max_bytes,
     ) -> None:
         write_key = settings.check_write_key(write_key)
         host = settings.check_host(host)
@@ -106,6 +116,7 @@ class Client:
         settings.check_callable('on_error', on_error)
         settings.check_callable('on_success', on_success)
         settings.check_callable('before_send', before_send)
+        spool_dir = settings.check_spool_dir(spool_dir, sync_mode, send)
         proxies = normalize_proxies(proxies)
 
         self.write_key = write_key
@@ -118,7 +129,11 @@ class Client:
         self.sync_mode = sync_mode
         self.timeout = timeout
         self.proxies = proxies
-        self.queue = EventQueue(max_queue_size)
+        self.queue = (
+            EventQueue(max_queue_size)
+            if spool_dir is None
+            else _spooled_queue(spool_dir, write_key, spool_fsync, spool_max_bytes)
+        )
         self._before_send = before_send
         self._block_timeout = block_timeout
         self._warned = False
@@ -178,6 +193,8 @@ class Client:
             lease=lease,
             on_end=logs.attach(debug, log_handler),
         )
+        if self.queue.has_orphans():
+            self._dispatcher.start()
 
     @property
     def consumers(self) -> Optional[List[Consumer]]:
@@ -396,8 +413,7 @@ class Client:
             _log.warning('The client was shut down: its calls return False from now on')
         else:
             _log.warning(
-                'The queue is full (%d events): calls return False until there is room',
-                self.queue.maxsize,
+                '%s: calls return False until there is room', self.queue.why_refused()
             )
 
     # -- life cycle ------------------------------------------------------------------
@@ -445,6 +461,16 @@ class Client:
 
     def __repr__(self) -> str:
         return '<Client host=%r pending=%d>' % (self.host, self.queue.pending())
+
+
+def _spooled_queue(
+    directory: str, write_key: str, fsync: bool, max_bytes: int
+) -> EventQueue:
+    # Imported here, for SQLite: without a spool nobody pays for it, or needs it.
+    from hightouch.htevents.spool import Spool
+    from hightouch.htevents.spooled_queue import SpooledQueue
+
+    return SpooledQueue(Spool(directory, write_key, fsync, max_bytes))
 
 
 def _checked_timeout(timeout: Optional[float]) -> Optional[float]:

@@ -13,12 +13,18 @@ from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, Signal, delivering
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
+from hightouch.htevents.errors import (
+    ExpiredError,
+    OauthError,
+    describe,
+    is_retryable,
+)
 from hightouch.htevents.errors import FatalError as FatalError
-from hightouch.htevents.errors import OauthError, describe, is_retryable
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.foreign_queue import ForeignQueue
 from hightouch.htevents.request import DEFAULT_HOST, post
 from hightouch.htevents.retry import wait_time
+from hightouch.htevents.stamps import MAX_AGE_DAYS, are_expired
 
 # Bytes of JSON that one message may take: the collector refuses larger ones.
 MAX_MSG_SIZE = 32 << 10
@@ -91,6 +97,8 @@ class Consumer(threading.Thread):
         self.running = True
         self._lease = lease
         self._on_end = on_end
+        # Whether the last delivery gave something back to the queue, undelivered.
+        self.gave_back = False
         self._wakeup = Signal()
         # When the owner wants to end; replaced by hurry().
         self._deadline = Deadline(None)
@@ -112,6 +120,8 @@ class Consumer(threading.Thread):
                     if batch is None:
                         break
                     self.deliver(batch, self._deadline)
+                    if self.gave_back:
+                        break  # we are ending, and the server does not answer
                 except Exception:
                     # Nothing known raises here. Whatever does must not end the thread,
                     # and a second try must not spin.
@@ -159,6 +169,8 @@ class Consumer(threading.Thread):
         self._request(batch, self._deadline)
 
     def _request(self, batch: List[Any], deadline: Deadline) -> None:
+        # What is on the disk can wait: it is tried again until it is delivered.
+        retries = float('inf') if self._source.durable else self.retries
         attempt = 0
         token_renewed = False
         last = False
@@ -170,12 +182,30 @@ class Consumer(threading.Thread):
                 if getattr(error, 'token_refused', False) and not token_renewed:
                     token_renewed = True  # the next try gets a new one
                     continue
-                if last or attempt >= self.retries or not is_retryable(error):
+                if last or attempt >= retries or self._is_final(error):
                     raise
                 delay = wait_time(attempt, getattr(error, 'retry_after', None))
                 attempt += 1
-                last = not self._wait(delay, deadline)
+                last = not self._wait(delay, deadline) or not self.running
                 self._source.note_retry(error)
+                if any(self._expired(batch)):
+                    raise
+
+    def _is_final(self, error: Exception) -> bool:
+        """Whether an error says that the events will never be taken."""
+        if not self._source.durable:
+            return not is_retryable(error)
+        # Only the collector's own word ends what is on the disk. A setting that is
+        # wrong today can be right after the next start.
+        if is_retryable(error):
+            return False
+        return isinstance(error, APIError) and not isinstance(error, OauthError)
+
+    def _expired(self, batch: List[Any]) -> List[bool]:
+        """Say of each message whether it has become too old to be sent."""
+        if self._source.durable and isinstance(batch, Batch):
+            return are_expired(batch.bodies)
+        return []
 
     def _wait(self, seconds: float, deadline: Deadline) -> bool:
         """Wait; False, at once, when a deadline comes first: one try is left."""
@@ -218,6 +248,7 @@ class Consumer(threading.Thread):
         todo = [batch]
         lost: List[Tuple[Exception, Batch]] = []
         complete = True
+        self.gave_back = False
         with delivering():
             try:
                 while todo:
@@ -226,15 +257,27 @@ class Consumer(threading.Thread):
                         complete = False  # abandoned by a shutdown, or forked away
                         todo.pop()
                         continue
+                    expired = self._expired(part)
+                    if any(expired):
+                        complete = False
+                        todo.pop()
+                        parts = self._source.divide(part, expired)
+                        if parts is not None:
+                            lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
+                            todo.extend(parts[1:] if len(parts[1]) else ())
+                        continue
                     try:
                         self._request(part, deadline)
                     except Exception as error:
+                        if any(self._expired(part)):
+                            continue  # while it was retried: part it, and go on
                         complete = False
                         todo.pop()
                         if _is_splittable(error, part):
                             todo.extend(reversed(self._source.split(part) or ()))
-                        elif keep and is_retryable(error) and deadline.over:
+                        elif self._is_kept(error, keep and deadline.over):
                             self._source.park(part)
+                            self.gave_back = self._source.durable
                         else:
                             lost.append((error, part))
                     else:
@@ -247,6 +290,11 @@ class Consumer(threading.Thread):
             finally:
                 self._fail(lost)
         return complete
+
+    def _is_kept(self, error: Exception, on_time: bool) -> bool:
+        if self._source.durable:
+            return not self._is_final(error)
+        return on_time and is_retryable(error)
 
     def _succeed(self, batch: Batch) -> None:
         if not self._source.claim(batch):

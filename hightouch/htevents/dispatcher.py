@@ -73,6 +73,10 @@ class Dispatcher:
             consumer.running = False  # if one of them forked, it must not go on
         self._make()
 
+    def start(self) -> None:
+        """Start the consumers before there is an event: something waits already."""
+        self._start()
+
     # -- events ----------------------------------------------------------------------
 
     def put(self, body: bytes, block_timeout: float = 0) -> bool:
@@ -141,6 +145,8 @@ class Dispatcher:
                 return
             count += len(batch)
             self._inline.deliver(batch, deadline, keep=True)
+            if self._inline.gave_back:
+                return
 
     # -- flush and shutdown ----------------------------------------------------------
 
@@ -149,6 +155,8 @@ class Dispatcher:
 
     def _flush(self, deadline: Deadline) -> bool:
         if not self._send:
+            return self.queue.pending() == 0
+        if self._ended:
             return self.queue.pending() == 0
         nested = delivery_depth() > 0
         if self.queue.empty() and self.queue.pending() == 0:
@@ -227,6 +235,7 @@ class Dispatcher:
         if not self._ended:
             self._ended = True
             lifecycle.discard(self)
+            self.queue.release()
             self._lease.close()
             self._on_end()
 

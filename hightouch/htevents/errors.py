@@ -111,6 +111,20 @@ class NotDeliveredError(Exception):
         return self.reason
 
 
+class ExpiredError(Exception):
+    """Events waited in the spool until they were too old for the collector.
+
+    :ivar days: how old an event may be
+    """
+
+    def __init__(self, days: int) -> None:
+        super().__init__(days)
+        self.days = days
+
+    def __str__(self) -> str:
+        return 'Expired: the collector takes no event older than %d days.' % self.days
+
+
 class BeforeSendError(Exception):
     """The user's ``before_send`` raised, or returned what is not a message.
 

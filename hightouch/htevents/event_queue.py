@@ -37,6 +37,7 @@ from typing import (
     List,
     NamedTuple,
     Optional,
+    Sequence,
     Tuple,
 )
 
@@ -58,7 +59,8 @@ _FULL = object()
 class Stats(NamedTuple):
     """Counts of events; ``accepted == delivered + failed + pending`` at all times.
 
-    :ivar accepted: events that a call answered True
+    :ivar accepted: events that a call answered True, and with ``spool_dir`` those that
+        were taken over from a process that died
     :ivar delivered: events that the collector acknowledged
     :ivar failed: events that were given up, each reported through ``on_error``
     :ivar pending: events that wait or are on their way
@@ -68,6 +70,8 @@ class Stats(NamedTuple):
         None when none is pending
     :ivar last_error: the last error of a request, as a short text without payload;
         None when there was none
+    :ivar durable: None without ``spool_dir``; False while events cannot be made durable
+        (or some that were are not any more), True else
     """
 
     accepted: int
@@ -78,6 +82,7 @@ class Stats(NamedTuple):
     retried: int
     oldest_pending_age: Optional[float]
     last_error: Optional[str]
+    durable: Optional[bool] = None
 
 
 class _Flush:
@@ -102,6 +107,9 @@ class EventQueue:
     :param maxsize: messages that may wait; 0 or less: no bound
     """
 
+    # Whether what cannot be delivered is kept for a next process.
+    durable = False
+
     def __init__(self, maxsize: int = 0) -> None:
         self.maxsize = maxsize
         self.closed = False
@@ -109,7 +117,8 @@ class EventQueue:
         fork.register(self)
 
     def _reset(self) -> None:
-        self._items: Deque[Tuple[bytes, float]] = deque()
+        # (JSON, monotonic time of acceptance, where it lies in a spool if there is one)
+        self._items: Deque[Tuple[bytes, float, Any]] = deque()
         # Slots nobody has used yet, and slots that were used and are free again. An
         # iterator and not a number: next() is atomic, ``-= 1`` is not.
         self._fresh: Iterator[None] = (
@@ -138,6 +147,7 @@ class EventQueue:
         self._parked: Deque[Batch] = deque()
         self._handed_out: Deque[Batch] = deque()
         self._flushes: List[_Flush] = []
+        self._released = False
         self._flush_to = 0
 
     def _after_fork(self) -> None:
@@ -159,7 +169,7 @@ class EventQueue:
             except IndexError:
                 if not (block_timeout and self._wait_for_room(block_timeout)):
                     return self.refuse()
-        item = (body, monotonic())
+        item = (body, monotonic(), None)
         items = self._items
         items.append(item)
         if len(items) >= self._wake_at:
@@ -170,7 +180,7 @@ class EventQueue:
             return self._stays(item)
         return True
 
-    def _stays(self, item: Tuple[bytes, float]) -> bool:
+    def _stays(self, item: Tuple[bytes, float, Any]) -> bool:
         # The queue was closed meanwhile, and its last batch may have been taken: take
         # the event back, unless somebody else has taken it.
         try:
@@ -249,9 +259,7 @@ class EventQueue:
                             batch = self.take_now(size)
                             if batch is not None:
                                 return batch
-                        if self.closed and not self._items:
-                            return None
-                        if deadline.over and not self._items:
+                        if (self.closed or deadline.over) and self.empty():
                             return None
                         self._linger(wakeup, size, interval, deadline)
                 finally:
@@ -292,7 +300,7 @@ class EventQueue:
         try:
             if items[0][1] + interval <= monotonic():
                 return True
-            return sum(len(body) + 1 for body, _ in list(items)) >= BATCH_BYTES
+            return sum(len(item[0]) + 1 for item in list(items)) >= BATCH_BYTES
         except IndexError:  # taken back by its sender: see _stays
             return False
 
@@ -316,6 +324,7 @@ class EventQueue:
 
     def take_now(self, size: int) -> Optional[Batch]:
         """Take what is there, at most ``size`` messages; None when nothing is."""
+        self._fill(size)
         with self._lock:
             if self._nested:
                 return None
@@ -328,30 +337,32 @@ class EventQueue:
                 self._nested = False
         return batch
 
+    def _fill(self, size: int) -> None:
+        """Bring what waits elsewhere into ``_items``: for queues that have more."""
+
     def _cut(self, size: int) -> Optional[Batch]:
         items = self._items
-        bodies: List[bytes] = []
+        taken: List[Tuple[bytes, float, Any]] = []
         length = 0
-        accepted_at = 0.0
-        while len(bodies) < size:
+        while len(taken) < size:
             try:
                 item = items.popleft()
             except IndexError:
                 break
             length += len(item[0]) + 1
-            if length >= BATCH_BYTES and bodies:
+            if length >= BATCH_BYTES and taken:
                 items.appendleft(item)
                 break
-            if not bodies:
-                accepted_at = item[1]
-            bodies.append(item[0])
-        if not bodies:
+            taken.append(item)
+        if not taken:
             return None
-        batch = Batch(bodies, accepted_at)
+        bodies, times, places = zip(*taken)
+        batch = Batch(bodies, times[0], places)
         self._in_flight[batch] = self._taken
-        self._taken += len(bodies)
-        self._freed.extend(repeat(None, len(bodies)))
-        self._wake_room(len(bodies))
+        self._taken += len(batch)
+        if self.maxsize > 0:
+            self._freed.extend(repeat(None, len(batch)))
+            self._wake_room(len(batch))
         return batch
 
     def admit(self, body: bytes) -> Batch:
@@ -371,16 +382,26 @@ class EventQueue:
 
     def split(self, batch: Batch) -> Optional[Tuple[Batch, Batch]]:
         """Put two halves in the batch's place; None when it was abandoned."""
-        halves = batch.halves()
+        return self._replace(batch, batch.halves())
+
+    def divide(
+        self, batch: Batch, chosen: Sequence[bool]
+    ) -> Optional[Tuple[Batch, Batch]]:
+        """Put a batch of the chosen messages and one of the others in its place."""
+        return self._replace(batch, batch.divided(chosen))
+
+    def _replace(
+        self, batch: Batch, parts: Tuple[Batch, Batch]
+    ) -> Optional[Tuple[Batch, Batch]]:
         with self._lock:
             start = self._in_flight.pop(batch, None)
             if start is None:
                 return None
-            self._in_flight[halves[0]] = start
-            self._in_flight[halves[1]] = start + len(halves[0])
-        for half in halves:
-            half.owner = batch.owner
-        return halves
+            for part in parts:
+                # Too early a position for one of them: a flush may wait for both.
+                self._in_flight[part] = start
+                part.owner = batch.owner
+        return parts
 
     def park(self, batch: Batch) -> None:
         """Give a batch back undelivered, for the next who takes one."""
@@ -442,6 +463,21 @@ class EventQueue:
         self._wakeup.set()
         self._wake_room(len(self._room))
 
+    def has_orphans(self) -> bool:
+        """Whether events of a process that died wait to be delivered by us."""
+        return False
+
+    def release(self) -> None:
+        """Let go of what it holds open: nothing will be resolved any more."""
+        self._released = True
+        with self._lock:
+            for flush in self._flushes:
+                flush.signal.set()
+
+    def why_refused(self) -> str:
+        """Say why `offer` returns False, while the queue is open."""
+        return 'The queue is full (%d events)' % self.maxsize
+
     # -- flush and stats -------------------------------------------------------------
 
     def wait_until_resolved(self, deadline: Deadline, nested: bool) -> bool:
@@ -456,13 +492,13 @@ class EventQueue:
         with self._lock:
             if self._nested:
                 return False
-            flush = _Flush(self._taken + len(self._items), ident, nested)
+            flush = _Flush(self._taken + self.qsize(), ident, nested)
             self._flushes.append(flush)
             self._flush_to = max(self._flush_to, flush.target)
             self._release_flushes()
         self._wakeup.set()
         try:
-            while not flush.done and not deadline.over:
+            while not (flush.done or deadline.over or self._released):
                 flush.signal.wait(deadline.remaining())
         finally:
             with self._lock:
@@ -492,12 +528,11 @@ class EventQueue:
 
     def pending(self) -> int:
         with self._lock:
-            return self._taken + len(self._items) - self._delivered - self._failed
+            return self._taken + self.qsize() - self._delivered - self._failed
 
     def stats(self) -> Stats:
         with self._lock:
-            waiting = len(self._items)
-            accepted = self._taken + waiting
+            accepted = self._taken + self.qsize()
             ages = [batch.accepted_at for batch in self._in_flight]
             try:
                 ages.append(self._items[0][1])
@@ -520,7 +555,7 @@ class EventQueue:
         return len(self._items)
 
     def empty(self) -> bool:
-        return not self._items
+        return self.qsize() == 0
 
     def full(self) -> bool:
         return 0 < self.maxsize <= len(self._items)

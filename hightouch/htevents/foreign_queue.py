@@ -2,7 +2,7 @@
 
 import queue
 from time import monotonic
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, Signal
@@ -22,6 +22,8 @@ class ForeignQueue:
     :param limit: bytes that one message may take
     :param on_drop: called with an error and the message for each that is over it
     """
+
+    durable = False
 
     def __init__(
         self, source: Any, limit: int, on_drop: Callable[[Exception, Any], None]
@@ -98,6 +100,11 @@ class ForeignQueue:
 
     def split(self, batch: Batch) -> Optional[Tuple[Batch, Batch]]:
         return batch.halves()
+
+    def divide(
+        self, batch: Batch, chosen: Sequence[bool]
+    ) -> Optional[Tuple[Batch, Batch]]:
+        return batch.divided(chosen)
 
     def park(self, batch: Batch) -> None:
         for message in batch:

@@ -38,6 +38,9 @@ class DefaultConfig:
     block_timeout = 0
     session = None
     shutdown_timeout = 5
+    spool_dir = None
+    spool_fsync = False
+    spool_max_bytes = 256 << 20
 
 
 NAMES = tuple(name for name in vars(DefaultConfig) if not name.startswith('_'))
@@ -76,6 +79,7 @@ _NUMBERS: Dict[str, Tuple[float, bool, bool]] = {
     'upload_interval': (0, False, False),
     'block_timeout': (0, False, False),
     'shutdown_timeout': (0, False, True),
+    'spool_max_bytes': (1 << 20, True, False),
 }
 
 
@@ -107,6 +111,24 @@ def check_host(value: Optional[str]) -> Optional[str]:
                 'without; write https:// in front of it'
             )
     return value
+
+
+def check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
+    """Give the spool's directory as a str; None when there shall be none."""
+    if value is None:
+        return None
+    try:
+        value = os.fspath(value)
+    except TypeError:
+        pass
+    expect(isinstance(value, str) and bool(value), 'spool_dir', 'a path or None', value)
+    if sync_mode:
+        raise ValidationError(
+            'spool_dir: expected None together with sync_mode=True, whose calls deliver '
+            'before they return; leave one of them out'
+        )
+    # Events of a test must not wait on the disk for a client that does send.
+    return str(value) if send else None
 
 
 def check_numbers(values: Dict[str, Any]) -> None:

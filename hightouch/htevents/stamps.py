@@ -1,17 +1,21 @@
 """What each message is stamped with: an id and a time, made cheaply."""
 
+import json
 import os
 import re
 from binascii import hexlify
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from time import gmtime, strftime, time
-from typing import Any, List, Tuple
+from typing import Any, List, Sequence, Tuple
 
 from hightouch.htevents import fork, utils
 from hightouch.htevents.errors import ValidationError
 
 # Ids made of one read of the system's random numbers: the call costs more than an id.
 _IDS_PER_READ = 256
+
+# The collector refuses older events.
+MAX_AGE_DAYS = 7
 
 _ISO = re.compile(
     r'\d{4}-?\d\d-?\d\d'
@@ -110,3 +114,27 @@ def _parsed(text: str) -> datetime:
         'timestamp: expected ISO-8601 such as 2026-01-02T03:04:05+00:00, got a str '
         'that is not'
     )
+
+
+_TIMESTAMP = b'"timestamp":"'
+
+
+def are_expired(bodies: Sequence[bytes]) -> List[bool]:
+    """Say of each encoded message whether it is too old for the collector."""
+    oldest = datetime.now(timezone.utc) - timedelta(days=MAX_AGE_DAYS)
+    # By the day first, whatever the offset: nearly all messages are of today. The
+    # timestamp comes last in a message, so that the last one found is its own.
+    day = (oldest + timedelta(days=2)).strftime('%Y-%m-%d').encode('ascii')
+    expired = []
+    for body in bodies:
+        start = body.rfind(_TIMESTAMP) + len(_TIMESTAMP)
+        expired.append(body[start : start + 10] <= day and _is_before(body, oldest))
+    return expired
+
+
+def _is_before(body: bytes, oldest: datetime) -> bool:
+    try:
+        moment = _parsed(json.loads(body.decode('utf-8'))['timestamp'])
+        return moment.tzinfo is not None and moment < oldest
+    except Exception:  # a damaged message, or what before_send made of one
+        return False  # that is the collector's to say

@@ -1,0 +1,556 @@
+"""One file of a spool: events in SQLite, owned by one process at a time.
+
+Theory of operation
+-------------------
+A segment is ``NAME.db`` (with SQLite's own ``-wal`` and ``-shm`` beside it) and
+``NAME.lock``. Who holds the ``flock`` on the lock file owns the segment: the kernel
+drops it with the process, however that ends, so that neither a process id that is used
+again nor another container on the same volume can mistake a living owner for a dead one.
+
+Every operation is one SQL statement in autocommit mode. So the connection is between
+two transactions whenever Python code runs, and a signal handler or a finalizer that
+interrupts an operation may start one of its own.
+
+SQLite must not be inside a call while the process forks: the child would inherit its
+mutexes locked. Hence each segment has a lock around its calls, and a fork waits for all
+of them. The child forgets its parent's connections without closing them.
+"""
+
+import os
+import socket
+import sys
+import threading
+import uuid
+from collections import deque
+from time import time
+from typing import Any, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+from zlib import crc32
+
+from hightouch.htevents import fork
+from hightouch.htevents.version import VERSION
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: see spool.check_support
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+
+PAGE_BYTES = 4096
+
+# Of our files, so that no other database is taken for one of them.
+APPLICATION_ID = 0x68746576
+FORMAT = 1
+
+# Pages of the log at which a writer moves them into the database itself. The caller of
+# track() pays for that, with an fsync: rarely, hence; and the log stays below 17 MB.
+CHECKPOINT_PAGES = 4000
+
+# Kilobytes of SQLite's page cache; the tail of a table, where all happens, is smaller.
+CACHE_KB = 256
+
+# Seconds to wait for a lock of SQLite's: only a stranger to the file can hold one.
+BUSY_TIMEOUT = 0.2
+
+# Seconds that a fork waits for a call that is inside SQLite (a slow disk).
+FORK_TIMEOUT = 5.0
+
+# Rows that are skipped at a time to find the next one behind a damaged page.
+_SKIP = 64
+
+DATABASE, LOCK, NEW, DAMAGED = '.db', '.lock', '.new', '.damaged'
+_FILES = (DATABASE, DATABASE + '-wal', DATABASE + '-shm')
+
+_SCHEMA = (
+    'CREATE TABLE events (id INTEGER PRIMARY KEY, at INTEGER NOT NULL,'
+    ' direct INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL)',
+    'CREATE TABLE owner (pid INTEGER, host TEXT, program TEXT, started INTEGER,'
+    ' version TEXT)',
+)
+# The id is made by SQLite, from what this connection wrote last: never used twice, also
+# after all rows were deleted, and without a step of Python in between.
+_APPEND = 'INSERT INTO events VALUES (last_insert_rowid() + 1, ?, ?, ?, ?)'
+# One row for all: Python gives the GIL away with each row that it fetches, and waits
+# for it again.
+_READ = (
+    "SELECT group_concat(id || ' ' || at || ' ' || crc || ' ' || body, char(10)) FROM"
+    ' (SELECT id, at, crc, body FROM events WHERE id > ? AND direct <= ?'
+    ' ORDER BY id LIMIT ?)'
+)
+
+
+class Row(NamedTuple):
+    """An event in a segment; ``at`` is when it was accepted, in seconds of the epoch."""
+
+    id: int
+    at: float
+    body: bytes
+
+
+class SegmentError(OSError):
+    """A segment cannot do what is asked: it is closed, or its files are gone."""
+
+
+class _Open:
+    """All segments that this process has open, for the time of a fork."""
+
+    def __init__(self) -> None:
+        # Changed by set.add and set.discard only, which are atomic.
+        self.segments: Set['Segment'] = set()
+        # What a child inherited. Kept, so that nothing of it is ever closed there.
+        self.inherited: List[Any] = []
+        self.held: List['Segment'] = []
+        fork.register(self)
+
+    def before_fork(self) -> None:
+        held = []
+        for segment in list(self.segments):
+            # A lock that this very thread holds (a signal handler forks) is no
+            # obstacle: the call below it is not inside SQLite now.
+            if segment.lock.acquire(timeout=FORK_TIMEOUT):
+                held.append(segment)
+        self.held = held
+
+    def after_fork_in_parent(self) -> None:
+        held, self.held = self.held, []
+        for segment in held:
+            segment.lock.release()
+
+    def _after_fork(self) -> None:
+        segments, self.segments, self.held = self.segments, set(), []
+        for segment in segments:
+            self.inherited.append(segment.forget())
+
+
+_open = _Open()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(
+        before=_open.before_fork, after_in_parent=_open.after_fork_in_parent
+    )
+
+
+def lock(path: str) -> Optional[int]:
+    """Take the lock file at ``path``; None when somebody has it, or it is gone.
+
+    :returns: the file descriptor that holds the lock until it is closed
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | getattr(os, 'O_CLOEXEC', 0))
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last owner may have removed it before we got the lock.
+        if _same_file(os.fstat(fd), path):
+            return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _same_file(status: os.stat_result, path: str) -> bool:
+    try:
+        other = os.stat(path)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == (other.st_dev, other.st_ino)
+
+
+def create(folder: str, fsync: bool, max_bytes: int) -> 'Segment':
+    """Make a new segment, owned by this process.
+
+    :param fsync: whether each event reaches the disk itself before `append` returns
+    :param max_bytes: bytes that its database may take
+    :raises OSError, sqlite3.Error: when the file system does not allow it
+    """
+    while True:
+        path = os.path.join(folder, uuid.uuid4().hex)
+        fd = os.open(path + NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        segment = Segment(path, fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            segment.create(fsync, max_bytes)
+            # Seen by others from here on. A NEW that nobody holds is what is left of
+            # a process that died before: no event was ever in there.
+            os.rename(path + NEW, path + LOCK)
+            segment.settle(fsync)
+            return segment
+        except (BlockingIOError, FileNotFoundError):
+            segment.discard()
+            if not os.path.isdir(folder):
+                raise
+            # A cleaner was faster than our lock: make another.
+        except BaseException:
+            segment.discard()
+            raise
+
+
+class Segment:
+    """An open segment. Its methods may be called from any thread and signal handler.
+
+    All but `close` raise ``sqlite3.Error`` on damage, a full disk or an I/O error, and
+    `SegmentError` when it was closed.
+
+    :ivar path: without suffix
+    :ivar behind: one None for each event appended that is not in memory
+    :ivar adopted: whether its events were accepted by another process
+    :ivar damaged: whether a part of it could not be read
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        import sqlite3
+
+        self.path = path
+        self.behind: Deque[None] = deque()
+        self.adopted = True
+        self.damaged = False
+        self.read_to = 0
+        self.unreadable = 0
+        self._sqlite = sqlite3
+        self._fd: Optional[int] = fd
+        self._connection: Any = None
+        self._owed: List[int] = []
+        self._ground: Dict[str, os.stat_result] = {}
+        self._folder_time = 0
+        # Held around every call of SQLite, so that a fork can wait for it. Re-entrant:
+        # see the theory above.
+        self.lock = threading.RLock()
+        _open.segments.add(self)
+
+    # -- opening ---------------------------------------------------------------------
+
+    def create(self, fsync: bool, max_bytes: int) -> None:
+        """Make the database, and be the one that appends to it."""
+        self.adopted = False
+        path = self.path + DATABASE
+        # By us and not by SQLite, for the mode; its other files take it over.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        with self.lock:
+            connection = self._connect()
+            # Until the first event there is nothing to lose.
+            connection.execute('PRAGMA synchronous = OFF')
+            connection.execute('PRAGMA page_size = %d' % PAGE_BYTES)
+            connection.execute('PRAGMA application_id = %d' % APPLICATION_ID)
+            connection.execute('PRAGMA user_version = %d' % FORMAT)
+            connection.execute('PRAGMA journal_mode = WAL')
+            connection.execute('PRAGMA wal_autocheckpoint = %d' % CHECKPOINT_PAGES)
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute(
+                'INSERT INTO owner VALUES (?, ?, ?, ?, ?)',
+                (
+                    os.getpid(),
+                    socket.gethostname(),
+                    os.path.basename(sys.argv[0] if getattr(sys, 'argv', 0) else ''),
+                    int(time()),
+                    VERSION,
+                ),
+            )
+            # From the log into the file, and the ids from the beginning.
+            connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+            connection.execute(
+                'PRAGMA synchronous = %s' % ('FULL' if fsync else 'NORMAL')
+            )
+            self.limit(max_bytes)
+
+    def settle(self, fsync: bool) -> None:
+        """Remember where its files are, once they have their final names."""
+        folder = os.path.dirname(self.path)
+        if fsync:
+            sync_folder(folder)
+        self._folder_time = os.stat(folder).st_mtime_ns
+        self._ground = {
+            self.path + suffix: os.stat(self.path + suffix)
+            for suffix in (LOCK, DATABASE, DATABASE + '-wal')
+        }
+
+    def open(self) -> bool:
+        """Open what another process made; False when its format is not ours.
+
+        :raises sqlite3.DatabaseError: when it is no database
+        """
+        with self.lock:
+            connection = self._connect()
+            (application,) = connection.execute('PRAGMA application_id').fetchone()
+            (version,) = connection.execute('PRAGMA user_version').fetchone()
+            tables = connection.execute(
+                "SELECT count(*) FROM sqlite_master WHERE name = 'events'"
+            ).fetchone()[0]
+        if application == 0 and not tables:
+            raise self._sqlite.DatabaseError('the database is empty')
+        return int(application) == APPLICATION_ID and int(version) == FORMAT
+
+    def _connect(self) -> Any:
+        self._connection = self._sqlite.connect(
+            self.path + DATABASE,
+            timeout=BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        self._connection.text_factory = bytes
+        self._connection.execute('PRAGMA cache_size = -%d' % CACHE_KB)
+        return self._connection
+
+    def limit(self, max_bytes: int) -> None:
+        """Let SQLite refuse to grow the database beyond ``max_bytes``."""
+        self._execute('PRAGMA max_page_count = %d' % max(4, max_bytes // PAGE_BYTES))
+
+    def _execute(self, statement: str, arguments: Iterable[Any] = ()) -> Any:
+        with self.lock:
+            if self._connection is None:
+                raise SegmentError('the spool is closed')
+            return self._connection.execute(statement, arguments)
+
+    # -- events ----------------------------------------------------------------------
+
+    def append(self, body: bytes, direct: bool) -> int:
+        """Write an event; it survives this process when this returns its id.
+
+        :param direct: the caller keeps it in memory as well: `read` leaves it out
+        """
+        with self.lock:
+            if self._connection is None:
+                raise SegmentError('the spool is closed')
+            cursor = self._connection.execute(
+                _APPEND, (int(time() * 1000), direct, crc32(body), body)
+            )
+            return int(cursor.lastrowid)
+
+    def read(self, limit: int) -> List[Row]:
+        """Read the next events, each only once; [] when there are no more.
+
+        Damaged parts are skipped, and `damaged` and `unreadable` say so.
+
+        :param limit: most events to read
+        """
+        direct = 1 if self.adopted else 0
+        while True:
+            try:
+                found = self._read(self.read_to, direct, limit)
+            except self._sqlite.DatabaseError as error:
+                if not self.is_broken(error):
+                    raise
+                self.damaged = True
+                if limit > 1:
+                    limit = limit // 4 or 1  # up to the damage
+                    continue
+                following = self._behind_damage(direct)
+                if following is None:
+                    return []
+                self.read_to = following - 1
+                continue
+            if not found:
+                return []
+            self.read_to = found[-1][0].id
+            rows = [row for row, intact in found if intact]
+            if len(rows) < len(found):
+                self.damaged = True
+                self.unreadable += len(found) - len(rows)
+            if rows:
+                return rows
+
+    def _read(self, after: int, direct: int, limit: int) -> List[Tuple[Row, bool]]:
+        with self.lock:
+            joined = self._execute(_READ, (after, direct, limit)).fetchone()[0]
+        found = []
+        for line in joined.split(b'\n') if joined else ():
+            try:
+                number, at, crc, body = line.split(b' ', 3)
+                row = Row(int(number), int(at) / 1000.0, body)
+                found.append((row, int(crc) == crc32(body)))
+            except ValueError:
+                self.damaged = True  # the first part of a row with a line break in it
+                self.unreadable += 1
+        found.sort()  # group_concat promises no order
+        return found
+
+    def _behind_damage(self, direct: int) -> Optional[int]:
+        """Give the id of the first event behind a damaged page; None: there is none."""
+
+        def readable(at_least: int) -> Optional[int]:
+            try:
+                found = self._read(at_least - 1, direct, 1)
+            except self._sqlite.DatabaseError:
+                return None
+            return found[0][0].id if found else 0
+
+        try:
+            last = int(self._execute('SELECT max(id) FROM events').fetchone()[0] or 0)
+        except self._sqlite.DatabaseError:
+            last = 0  # at the end as well: look ahead in ever larger steps
+        bad, step = self.read_to + 1, 1
+        while True:
+            good = bad + step
+            if good > (last or 1 << 40):
+                return None
+            found = readable(good)
+            if found is not None:
+                break
+            bad = good
+            step = min(2 * step, _SKIP) if last else 2 * step
+        while good - bad > 1:
+            middle = (good + bad) // 2
+            between = readable(middle)
+            if between is None:
+                bad = middle
+            else:
+                good, found = middle, between
+        return found or None
+
+    def delete(self, ids: List[int]) -> None:
+        """Remove events that are resolved; those that cannot be now, with the next."""
+        with self.lock:
+            ids = sorted(self._owed + ids)
+            self._owed = []
+            try:
+                while ids:
+                    run = 1
+                    while run < len(ids) and ids[run] == ids[0] + run:
+                        run += 1
+                    self._execute(
+                        'DELETE FROM events WHERE id >= ? AND id <= ?',
+                        (ids[0], ids[run - 1]),
+                    )
+                    del ids[:run]
+            finally:
+                self._owed = ids
+
+    @property
+    def closed(self) -> bool:
+        return self._connection is None
+
+    @property
+    def errors(self) -> Tuple[Any, ...]:
+        """What its methods raise when the ground under it is bad."""
+        return (self._sqlite.Error, OSError)
+
+    def is_broken(self, error: BaseException) -> bool:
+        """Whether an error says that the file itself is damaged, now and later."""
+        # Its subclasses tell of what may pass: a lock, a full disk, missing rights.
+        return type(error) is self._sqlite.DatabaseError or 'disk I/O' in str(error)
+
+    # -- its state -------------------------------------------------------------------
+
+    def is_full(self) -> bool:
+        """Whether it has reached its `limit`, and not only the disk its end."""
+        with self.lock:
+            (most,) = self._execute('PRAGMA max_page_count').fetchone()
+            (pages,) = self._execute('PRAGMA page_count').fetchone()
+        return bool(pages >= most - 8)  # some are taken for one row of 32 KiB
+
+    def used_bytes(self) -> int:
+        """Bytes of the database that hold something."""
+        with self.lock:
+            (pages,) = self._execute('PRAGMA page_count').fetchone()
+            (free,) = self._execute('PRAGMA freelist_count').fetchone()
+        return int(pages - free) * PAGE_BYTES
+
+    def file_bytes(self) -> int:
+        """Bytes that the database takes on the disk."""
+        (pages,) = self._execute('PRAGMA page_count').fetchone()
+        return int(pages) * PAGE_BYTES
+
+    def is_empty(self) -> bool:
+        with self.lock:
+            row = self._execute('SELECT 1 FROM events LIMIT 1').fetchone()
+        return row is None
+
+    def on_ground(self) -> bool:
+        """Whether its files are still where the next process will look for them.
+
+        What is written to a file that was deleted meanwhile succeeds, and is lost.
+        """
+        try:
+            changed = os.stat(os.path.dirname(self.path)).st_mtime_ns
+        except OSError:
+            return False
+        if changed == self._folder_time:
+            return True  # nothing was made or deleted in the folder
+        if not all(_same_file(each, path) for path, each in self._ground.items()):
+            return False
+        self._folder_time = changed
+        return True
+
+    # -- the end ---------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of it: removed when it is empty, left for the next owner if not."""
+        with self.lock:
+            if self._connection is None:
+                return
+            try:
+                self.delete([])  # what is owed
+                empty = self.is_empty() and not self.damaged
+            except (self._sqlite.Error, OSError):
+                empty = False
+            self._disconnect()
+            if empty:
+                self._remove()
+            self._unlock()
+
+    def discard(self) -> None:
+        """Remove what could not be made."""
+        with self.lock:
+            self._disconnect()
+            self._remove()
+            self._unlock()
+
+    def set_aside(self) -> str:
+        """Rename its files, so that nobody reads them again; returns the new path."""
+        with self.lock:
+            self._disconnect()
+            target = self.path + DATABASE + DAMAGED
+            for suffix in _FILES:
+                try:
+                    os.rename(self.path + suffix, self.path + suffix + DAMAGED)
+                except FileNotFoundError:
+                    pass
+            self._unlink(LOCK)
+            self._unlock()
+        return target
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except self._sqlite.Error:
+                pass  # it could not tidy up; its next owner does
+        _open.segments.discard(self)
+
+    def _remove(self) -> None:
+        for suffix in _FILES + (NEW, LOCK):  # the lock last: until then it is ours
+            self._unlink(suffix)
+
+    def _unlink(self, suffix: str) -> None:
+        try:
+            os.unlink(self.path + suffix)
+        except OSError:
+            pass  # not there, or not ours to remove: the next owner tries again
+
+    def _unlock(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def forget(self) -> Any:
+        """Let go of the parent's segment in a forked child: neither closed nor unlocked.
+
+        :returns: what has to be kept, because its destructor would close it
+        """
+        connection, self._connection = self._connection, None
+        # The lock is the parent's as long as the parent has its descriptor open; with
+        # ours open as well it would outlive the parent.
+        self._unlock()
+        self.lock = threading.RLock()
+        return connection
+
+
+def sync_folder(folder: str) -> None:
+    """Have the names of new files reach the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

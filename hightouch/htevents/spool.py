@@ -1,0 +1,289 @@
+"""The directory of a durable queue: who may write where, and what the dead left.
+
+::
+
+    DIR/<stream>/<name>.db, .db-wal, .db-shm    a segment: see there
+    DIR/<stream>/<name>.lock                    held by its owner
+    DIR/<stream>/<name>.db.damaged              set aside: not read any more
+
+A stream is the events of one write key. Its folder is named by a hash of the key, so
+that the key is not on the disk, and events never meet another key's.
+"""
+
+import hashlib
+import logging
+import os
+from typing import Any, List, NamedTuple, Optional, Tuple
+from uuid import uuid4
+
+from hightouch.htevents import segment as segments
+from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.segment import DAMAGED, DATABASE, LOCK, NEW, Segment
+
+_log = logging.getLogger('hightouch')
+
+
+def stream_name(write_key: str) -> str:
+    """Name the folder of a write key: a hash, which does not lead back to it."""
+    return hashlib.sha256(b'htevents-spool:' + write_key.encode('utf-8')).hexdigest()[
+        :32
+    ]
+
+
+def check_support() -> None:
+    """Raise `ValidationError` where a spool cannot work."""
+    try:
+        import sqlite3  # noqa: F401
+    except ImportError:
+        raise ValidationError(
+            "spool_dir: expected a Python with the module 'sqlite3', and this one was "
+            'built without it; install such a Python, or leave spool_dir out'
+        )
+    if not segments.HAS_LOCKS:
+        raise ValidationError(
+            'spool_dir: expected a POSIX system, whose file locks end with their '
+            'process; leave spool_dir out here'
+        )
+
+
+class Spool:
+    """The stream of one write key in a directory; makes, finds and closes segments.
+
+    :param directory: exists, and this process may write there
+    :param fsync: see `segment.create`
+    :param max_bytes: bytes that the segments of one client may take
+    :raises ValidationError: when it cannot work
+    """
+
+    def __init__(
+        self, directory: str, write_key: str, fsync: bool, max_bytes: int
+    ) -> None:
+        check_support()
+        self.directory = os.path.abspath(directory)
+        self.folder = os.path.join(self.directory, stream_name(write_key))
+        self.max_bytes = max_bytes
+        self._fsync = fsync
+        self._refused = ''  # the path of what was last said not to be readable
+        self._check()
+
+    def _check(self) -> None:
+        if not os.path.isdir(self.directory):
+            raise ValidationError(
+                'spool_dir: expected an existing directory, got %r, which is none; '
+                'create it (mkdir -m 700)' % self.directory
+            )
+        probe = os.path.join(self.folder, uuid4().hex + NEW)
+        try:
+            self._make_folder()
+            os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            try:
+                fd = segments.lock(probe)
+                if fd is None:
+                    raise OSError('files there cannot be locked')
+                os.close(fd)
+            finally:
+                os.unlink(probe)
+        except OSError as error:
+            raise ValidationError(
+                'spool_dir: expected a directory that this process may write to, got '
+                '%r: %s' % (self.directory, error.strerror or error)
+            )
+
+    def _make_folder(self) -> None:
+        if not os.path.isdir(self.folder):
+            if not os.listdir(self.directory):
+                _close_to_others(self.directory)
+            try:
+                os.mkdir(self.folder, 0o700)
+            except FileExistsError:
+                pass  # another process was faster
+
+    def create(self, taken: int) -> Segment:
+        """Make a segment for this client's own events.
+
+        :param taken: bytes that its other segments take already
+        :raises OSError, sqlite3.Error: when the file system does not allow it
+        """
+        if not os.path.isdir(self.folder):  # deleted, while we ran
+            os.makedirs(self.folder, 0o700)
+        return segments.create(self.folder, self._fsync, self.max_bytes - taken)
+
+    def has_orphans(self) -> bool:
+        """Whether a dead process left something; cheap: no file is read."""
+        for path in self._paths():
+            fd = segments.lock(path + LOCK)
+            if fd is not None:
+                os.close(fd)
+                return True
+        return False
+
+    def adopt(self) -> List[Segment]:
+        """Take over, for this process alone, what dead ones left. Raises nothing."""
+        adopted = []
+        for path in self._paths():
+            fd = segments.lock(path + LOCK)
+            if fd is not None:
+                found = self._open(path, fd)
+                if found is not None:
+                    adopted.append(found)
+        return adopted
+
+    def _paths(self) -> List[str]:
+        """Give the segments without suffix, oldest first; remove the half-made."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return []
+        paths = []
+        for name in names:
+            path, suffix = os.path.splitext(os.path.join(self.folder, name))
+            if suffix == LOCK:
+                paths.append(path)
+            elif suffix == NEW:
+                fd = segments.lock(path + NEW)
+                if fd is not None:
+                    Segment(path, fd).discard()
+            elif suffix == DATABASE and not os.path.exists(path + LOCK):
+                # Somebody deleted its lock. A half-made one has its NEW still.
+                if not os.path.exists(path + NEW) and _make(path + LOCK):
+                    paths.append(path)
+        return sorted(paths, key=_modified)
+
+    def _open(self, path: str, fd: int) -> Optional[Segment]:
+        found = Segment(path, fd)
+        if not os.path.exists(path + DATABASE):
+            found.discard()  # its owner died while it removed it
+            return None
+        try:
+            if found.open():
+                return found
+            problem = 'another version of this package made it'
+        except found.errors as error:
+            if found.is_broken(error):
+                self.set_aside(found, 0)
+                return None
+            problem = type(error).__name__
+        if self._refused != path:
+            self._refused = path  # once, and not with every look around
+            _log.error('Cannot read the spool file %s: %s', path + DATABASE, problem)
+        found.close()
+        return None
+
+    def set_aside(self, damaged: Segment, read: int) -> None:
+        """Put away a damaged segment, and say where it is.
+
+        :param read: events of it that could be read
+        """
+        try:
+            path = damaged.set_aside()
+        except OSError as error:
+            path = damaged.path + DATABASE
+            _log.warning('Cannot rename %s: %s', path, type(error).__name__)
+        _log.error(
+            'A spool file was damaged. %d event(s) could be read and are sent; what is '
+            'left of it is set aside as %s',
+            read,
+            path,
+        )
+
+
+def _close_to_others(directory: str) -> None:
+    # An empty directory was made for us. Any other may be somebody's (/tmp): there our
+    # own folder is all that is closed.
+    try:
+        if os.stat(directory).st_uid == os.geteuid():
+            os.chmod(directory, 0o700)
+    except OSError:
+        pass  # a file system without modes
+
+
+def _make(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        return True
+    except OSError:
+        return False
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path + DATABASE).st_mtime
+    except OSError:
+        return 0
+
+
+# -- for people ----------------------------------------------------------------------
+
+
+class Waiting(NamedTuple):
+    """What waits in one segment.
+
+    :ivar stream: the folder's name
+    :ivar path: of the database
+    :ivar state: 'running' (its process lives), 'left' (its process died), or 'damaged'
+    :ivar events: how many; None when it cannot be read
+    :ivar bytes: of their JSON
+    :ivar oldest: seconds of the epoch at which the oldest was accepted; None: no event
+    :ivar owner: ``program[pid]@host`` of who made it
+    """
+
+    stream: str
+    path: str
+    state: str
+    events: Optional[int]
+    bytes: int
+    oldest: Optional[float]
+    owner: str
+
+
+def waiting(directory: str) -> List[Waiting]:
+    """Look at all streams of a directory, without changing anything that counts.
+
+    :raises OSError: when it cannot be listed
+    """
+    found = []
+    for stream in sorted(os.listdir(directory)):
+        folder = os.path.join(directory, stream)
+        if not os.path.isdir(folder):
+            continue
+        for name in sorted(os.listdir(folder)):
+            path = os.path.join(folder, name)
+            if name.endswith(DATABASE + DAMAGED):
+                size = os.path.getsize(path)
+                found.append(Waiting(stream, path, 'damaged', None, size, None, ''))
+            elif name.endswith(DATABASE):
+                each = _look(stream, path)
+                if each is not None:
+                    found.append(each)
+    return found
+
+
+def _look(stream: str, path: str) -> Optional[Waiting]:
+    import sqlite3
+    from pathlib import Path
+
+    # While we look at what is left nobody else shall take it; what has an owner is only
+    # read, which SQLite allows beside its writer.
+    fd = segments.lock(path[: -len(DATABASE)] + LOCK)
+    state, mode = ('left', 'rw') if fd is not None else ('running', 'ro')
+    uri = '%s?mode=%s' % (Path(path).as_uri(), mode)
+    try:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+        try:
+            counts: Tuple[Any, ...] = connection.execute(
+                'SELECT count(*), total(length(body)), min(at) FROM events'
+            ).fetchone()
+            owner = connection.execute('SELECT program, pid, host FROM owner')
+            named = '%s[%s]@%s' % (owner.fetchone() or ('?', '?', '?'))
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        if not os.path.exists(path):
+            return None  # delivered and removed while we looked
+        return Waiting(stream, path, state, None, os.path.getsize(path), None, '')
+    finally:
+        if fd is not None:
+            os.close(fd)
+    events, size, at = counts
+    oldest = None if at is None else at / 1000.0
+    return Waiting(stream, path, state, int(events), int(size), oldest, named)

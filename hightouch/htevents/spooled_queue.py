@@ -1,0 +1,403 @@
+"""The queue of a client with a spool: what `offer` takes is on the disk when it returns.
+
+Theory of operation
+-------------------
+An event is written to the client's own segment first. Then it goes the way of every
+event, through the queue in memory, as long as that *window* is small; the others wait
+on the disk only, *behind* the window, and are read into it when it runs low. So a
+healthy client reads nothing back, and a backlog of any length takes little memory. How
+an event goes is decided before it is written, and written with it: rows that are
+marked ``direct`` are in memory, the others are read, each exactly once.
+
+When a batch is resolved its rows are deleted. What a process could not resolve stays,
+its lock ends with it, and a living client of the same write key takes the segment over:
+at its start, and when it looks around every now and then. Those events enter the window
+after the client's own, and are counted as accepted when they do.
+"""
+
+import logging
+import threading
+from time import monotonic, time
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from hightouch.htevents.batch import Batch
+from hightouch.htevents.concurrency import Deadline, Signal
+from hightouch.htevents.errors import describe
+from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.segment import Row, Segment, SegmentError
+from hightouch.htevents.spool import Spool
+
+# Events that are in memory at most, unless a batch is larger.
+WINDOW = 256
+
+# Seconds between looks around for what dead processes left: while events flow, and
+# while they do not (an idle client wakes up for nothing else).
+SCAN_INTERVAL = 5.0
+IDLE_SCAN_INTERVAL = 30.0
+
+# Seconds before a new segment is tried, after one could not be made.
+REOPEN_INTERVAL = 1.0
+
+# Bytes of a segment from which on, once it is empty, another one takes its place: a
+# file of SQLite's does not shrink.
+WORN_BYTES = 16 << 20
+
+_WRITTEN, _NO_ROOM, _FAILED = 'written', 'no room', 'failed'
+
+_log = logging.getLogger('hightouch')
+
+
+class SpooledQueue(EventQueue):
+    """An `EventQueue` whose events survive the process.
+
+    Safe to use from all threads, signal handlers and finalizers.
+
+    :param spool: where the segments are
+    """
+
+    durable = True
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        super().__init__(0)
+
+    def _reset(self) -> None:
+        super()._reset()
+        # Where own events are written; made with the first one.
+        self._own: Optional[Segment] = None
+        # What is read besides: own ones that were replaced, and adopted ones.
+        self._others: List[Segment] = []
+        # Guards making and replacing _own. Re-entrant: see EventQueue._lock.
+        self._opening = threading.RLock()
+        self._next_open = 0.0
+        # Held by the one thread that reads segments into the window or looks around
+        # for others. Only ever tried, never waited for.
+        self._filling = threading.Lock()
+        self._next_scan = 0.0
+        self._trouble = ''
+        self._left = 0
+        self._read: Dict[Segment, int] = {}
+
+    # -- the application's side ------------------------------------------------------
+
+    def offer(self, body: bytes, block_timeout: float = 0) -> bool:
+        """Write an encoded message to the disk; False when that could not be done.
+
+        :param block_timeout: seconds to wait for room in a full spool
+        """
+        if self.closed:
+            return self.refuse()
+        outcome = self._write(body)
+        if outcome is _NO_ROOM and block_timeout:
+            outcome = self._write_when_there_is_room(body, block_timeout)
+        if outcome is not _WRITTEN:
+            return self.refuse()
+        waiting = self.qsize()
+        if waiting >= self._wake_at or len(body) > self._large:
+            self._wakeup.set()
+        return True
+
+    def _write_when_there_is_room(self, body: bytes, timeout: float) -> str:
+        deadline, signal = Deadline(timeout), Signal()
+        while True:
+            self._room.append(signal)
+            try:
+                # After queuing up: else nobody would wake us.
+                outcome = self._write(body)
+                if outcome is not _NO_ROOM or deadline.over or self.closed:
+                    return outcome
+                signal.wait(deadline.remaining())
+            finally:
+                self._leave_room(signal)
+
+    def _write(self, body: bytes) -> str:
+        """Write a message, to a new segment if the present one fails for good."""
+        for _ in range(3):
+            segment = self._own or self._open()
+            if segment is None:
+                return _FAILED
+            try:
+                # The lock is for `_finish`: what is written is seen in memory as well.
+                with segment.lock:
+                    direct = not segment.behind and len(self._items) < WINDOW
+                    number = segment.append(body, direct)
+                    if segment.on_ground():
+                        if direct:
+                            self._items.append((body, monotonic(), (segment, number)))
+                        else:
+                            segment.behind.append(None)
+                        if self._trouble:
+                            self._recovered()
+                        return _WRITTEN
+                    segment.delete([number])
+                raise SegmentError('its files were deleted')
+            except segment.errors as error:
+                outcome = self._after_failure(segment, error)
+                if outcome is not None:
+                    return outcome
+        return _FAILED
+
+    def _after_failure(self, segment: Segment, error: BaseException) -> Optional[str]:
+        """Deal with a failed write; None: try again, with another segment."""
+        if self.closed:
+            return _FAILED
+        if segment.closed:
+            return None  # another thread replaced it meanwhile
+        text = str(error)
+        if 'is full' in text:
+            try:
+                if segment.is_full():
+                    return _NO_ROOM
+            except segment.errors:
+                pass  # it is the disk, then
+            self._in_trouble('the disk is full')
+            return _FAILED
+        self._in_trouble(text)
+        if 'locked' in text:
+            return _FAILED  # a stranger holds the file; it will pass
+        self._replace_own(segment)
+        return None
+
+    def _replace_own(self, segment: Segment) -> None:
+        with self._opening:
+            if self._own is segment:
+                self._others.append(segment)
+                self._own = None
+
+    def _open(self) -> Optional[Segment]:
+        with self._opening:
+            if self._own is not None or self.closed:
+                return self._own
+            if monotonic() < self._next_open:
+                return None
+            try:
+                self._own = self._spool.create(self._taken_bytes())
+            except Exception as error:  # also sqlite3's, whose name is not known here
+                self._next_open = monotonic() + REOPEN_INTERVAL
+                self._in_trouble(str(error))
+            return self._own
+
+    def _taken_bytes(self) -> int:
+        taken = 0
+        for segment in list(self._others):
+            try:
+                taken += segment.used_bytes()
+            except segment.errors:
+                pass  # closed meanwhile, or damaged
+        return taken
+
+    def _in_trouble(self, reason: str) -> None:
+        if not self._trouble:
+            _log.error(
+                'Events cannot be made durable in %s (%s): calls return False until '
+                'they can',
+                self._spool.folder,
+                reason,
+            )
+            self._trouble = reason
+
+    def _recovered(self) -> None:
+        # Not before what lost its ground is delivered.
+        if all(each.adopted or each.on_ground() for each in list(self._others)):
+            self._trouble = ''
+
+    # -- the consumers' side ---------------------------------------------------------
+
+    def _ripe(self, size: int, interval: float) -> bool:
+        self._fill(size)
+        return super()._ripe(size, interval)
+
+    def _linger(
+        self, wakeup: Signal, size: int, interval: float, deadline: Deadline
+    ) -> None:
+        if self.closed and not self._items:
+            wakeup.wait(0.05)  # what is behind could not be read just now
+        if deadline.leaves(IDLE_SCAN_INTERVAL):
+            deadline = Deadline(IDLE_SCAN_INTERVAL)
+        super()._linger(wakeup, size, interval, deadline)
+
+    def _fill(self, size: int) -> None:
+        if len(self._items) >= size or not self._filling.acquire(False):
+            return
+        try:
+            if monotonic() >= self._next_scan and not self.closed:
+                self._next_scan = monotonic() + SCAN_INTERVAL
+                self._look_around()
+            for segment in self._sources():
+                if len(self._items) >= size:
+                    break
+                self._read_from(segment)
+        finally:
+            self._filling.release()
+        if len(self._items) >= self._wake_at:
+            self._wakeup.set()  # of a leader who found us at it, and sleeps
+
+    def _sources(self) -> List[Segment]:
+        """Give the segments to read from, in order: own events come first."""
+        own = [] if self._own is None else [self._own]
+        others = list(self._others)
+        sources = [each for each in others if not each.adopted] + own
+        if not self.closed:  # what is not ours can wait for the next owner
+            sources += [each for each in others if each.adopted]
+        return sources
+
+    def _look_around(self) -> None:
+        adopted = self._spool.adopt()
+        if not adopted:
+            return
+        self._others.extend(adopted)
+        self._share_room()
+
+    def _share_room(self) -> None:
+        own = self._own
+        if own is not None:
+            try:
+                own.limit(self._spool.max_bytes - self._taken_bytes())
+            except own.errors:
+                pass  # closed meanwhile, or in trouble: the next write finds out
+
+    def _read_from(self, segment: Segment) -> None:
+        if segment.adopted:
+            limit = WINDOW
+        else:
+            limit = min(WINDOW, len(segment.behind))
+            if not limit:
+                return self._finish(segment)
+        try:
+            rows = segment.read(limit)
+        except segment.errors as error:
+            _log.warning('Cannot read %s: %s', segment.path, describe(error))
+            rows = []
+            if not segment.is_broken(error):
+                return
+        if not rows:
+            if not segment.adopted:
+                self._give_up_behind(segment, limit)
+            return self._finish(segment)
+        self._read[segment] = self._read.get(segment, 0) + len(rows)
+        self._show(segment, rows)
+
+    def _show(self, segment: Segment, rows: Sequence[Row]) -> None:
+        now, wall = monotonic(), time()
+        with self._lock:
+            was_nested, self._nested = self._nested, True
+            for row in rows:
+                accepted_at = now - max(0.0, wall - row.at)
+                self._items.append((row.body, accepted_at, (segment, row.id)))
+                if not segment.adopted:
+                    segment.behind.popleft()
+            self._nested = was_nested
+
+    def _give_up_behind(self, segment: Segment, count: int) -> None:
+        """Count as failed what was accepted, and cannot be read any more."""
+        with self._lock:
+            for _ in range(count):
+                segment.behind.popleft()
+            self._taken += count
+            self._failed += count
+            self._release_flushes()
+        _log.error(
+            'Lost %d event(s): they cannot be read from %s any more',
+            count,
+            segment.path,
+        )
+
+    def _finish(self, segment: Segment) -> None:
+        """Let go of a segment that is read to its end, when all of it is resolved."""
+        if segment is self._own:
+            return
+        with segment.lock:  # nobody is writing to it
+            with self._lock:
+                places = [item[2] for item in list(self._items)]
+                for batch in self._in_flight:
+                    places.extend(batch.places)
+            if any(place[0] is segment for place in places) or segment.behind:
+                return
+            self._others.remove(segment)
+            read = self._read.pop(segment, 0)
+            if segment.damaged:
+                self._spool.set_aside(segment, read)
+            else:
+                segment.close()
+        self._share_room()
+
+    def acknowledge(self, batch: Batch, delivered: bool) -> bool:
+        if delivered or self.holds(batch):
+            self._delete(batch.places)
+        return super().acknowledge(batch, delivered)
+
+    def _delete(self, places: Sequence[Tuple[Segment, int]]) -> None:
+        by_segment: Dict[Segment, List[int]] = {}
+        for segment, number in places:
+            by_segment.setdefault(segment, []).append(number)
+        for segment, numbers in by_segment.items():
+            try:
+                segment.delete(numbers)
+                if segment is self._own and self.qsize() == 0:
+                    self._replace_worn(segment)
+            except segment.errors as error:
+                if not segment.closed:
+                    # They are deleted with the next ones; at worst they come twice.
+                    _log.warning(
+                        'Cannot delete from %s: %s', segment.path, describe(error)
+                    )
+                    if segment.is_broken(error):
+                        self._replace_own(segment)
+        self._wake_room(len(places))
+
+    def _replace_worn(self, segment: Segment) -> None:
+        if segment.file_bytes() > WORN_BYTES and segment.is_empty():
+            self._replace_own(segment)
+
+    def abandon(self) -> List[Batch]:
+        """Leave what is pending to the next client; nothing of it is lost."""
+        with self._lock:
+            for batch in [each for each in self._in_flight if not each.claimed]:
+                del self._in_flight[batch]
+            self._parked.clear()
+        return []
+
+    def release(self) -> None:
+        """Close the segments; what they hold stays there."""
+        super().release()
+        with self._opening:
+            self.closed = True
+            segments, self._others = self._others, []
+            if self._own is not None:
+                segments.append(self._own)
+            with self._lock:
+                self._left = self.qsize()
+                self._items.clear()
+            self._own = None
+        for segment in segments:
+            segment.close()
+
+    # -- stats -----------------------------------------------------------------------
+
+    def has_orphans(self) -> bool:
+        """Whether a dead process left something that we could deliver."""
+        return self._spool.has_orphans()
+
+    def qsize(self) -> int:
+        own = self._own
+        count = self._left + len(self._items)
+        if own is not None:
+            count += len(own.behind)
+        if self._others:
+            count += sum(len(each.behind) for each in list(self._others))
+        return count
+
+    def full(self) -> bool:
+        own = self._own
+        try:
+            return own is not None and own.is_full()
+        except own.errors if own else ():
+            return False
+
+    def why_refused(self) -> str:
+        if self._trouble:
+            return 'Events cannot be made durable (%s)' % self._trouble
+        return 'The spool is full (%d bytes)' % self._spool.max_bytes
+
+    def stats(self) -> Stats:
+        return super().stats()._replace(durable=not self._trouble)
