@@ -22,7 +22,7 @@ import sys
 import threading
 import uuid
 from collections import deque
-from time import time
+from time import monotonic, time
 from typing import Any, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 from zlib import crc32
 
@@ -55,11 +55,15 @@ BUSY_TIMEOUT = 0.2
 # Seconds that a fork waits for a call that is inside SQLite (a slow disk).
 FORK_TIMEOUT = 5.0
 
+# Seconds of I/O errors after which a file is taken for damaged.
+PATIENCE = 60.0
+
 # Rows that are skipped at a time to find the next one behind a damaged page.
 _SKIP = 64
 
 DATABASE, LOCK, NEW, DAMAGED = '.db', '.lock', '.new', '.damaged'
-_FILES = (DATABASE, DATABASE + '-wal', DATABASE + '-shm')
+# SQLite's own are named after it; it needs a journal before the log is set up only.
+_FILES = tuple(DATABASE + each for each in ('', '-wal', '-shm', '-journal'))
 
 _SCHEMA = (
     'CREATE TABLE events (id INTEGER PRIMARY KEY, at INTEGER NOT NULL,'
@@ -195,7 +199,7 @@ class Segment:
     :ivar path: without suffix
     :ivar behind: one None for each event appended that is not in memory
     :ivar adopted: whether its events were accepted by another process
-    :ivar damaged: whether a part of it could not be read
+    :ivar damage: why a part of it could not be read; '' when all could
     """
 
     def __init__(self, path: str, fd: int) -> None:
@@ -204,15 +208,15 @@ class Segment:
         self.path = path
         self.behind: Deque[None] = deque()
         self.adopted = True
-        self.damaged = False
+        self.damage = ''
         self.read_to = 0
-        self.unreadable = 0
         self._sqlite = sqlite3
         self._fd: Optional[int] = fd
         self._connection: Any = None
         self._owed: List[int] = []
         self._ground: Dict[str, os.stat_result] = {}
         self._folder_time = 0
+        self._failing_since = 0.0
         # Held around every call of SQLite, so that a fork can wait for it. Re-entrant:
         # see the theory above.
         self.lock = threading.RLock()
@@ -228,6 +232,7 @@ class Segment:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         with self.lock:
             connection = self._connect()
+            self._keep_cache_small()
             # Until the first event there is nothing to lose.
             connection.execute('PRAGMA synchronous = OFF')
             connection.execute('PRAGMA page_size = %d' % PAGE_BYTES)
@@ -272,11 +277,24 @@ class Segment:
         """
         with self.lock:
             connection = self._connect()
-            (application,) = connection.execute('PRAGMA application_id').fetchone()
-            (version,) = connection.execute('PRAGMA user_version').fetchone()
-            tables = connection.execute(
-                "SELECT count(*) FROM sqlite_master WHERE name = 'events'"
-            ).fetchone()[0]
+            try:
+                return self._is_ours()
+            except self._sqlite.DatabaseError as error:
+                if not self.is_broken(error):
+                    raise
+                self.damage = str(error)
+            # Of a file that is shorter than it says SQLite reads what is there, if it
+            # is told that this is about rescue.
+            connection.execute('PRAGMA writable_schema = ON')
+            return self._is_ours()
+
+    def _is_ours(self) -> bool:
+        self._keep_cache_small()
+        (application,) = self._execute('PRAGMA application_id').fetchone()
+        (version,) = self._execute('PRAGMA user_version').fetchone()
+        (tables,) = self._execute(
+            "SELECT count(*) FROM sqlite_master WHERE name = 'events'"
+        ).fetchone()
         if application == 0 and not tables:
             raise self._sqlite.DatabaseError('the database is empty')
         return int(application) == APPLICATION_ID and int(version) == FORMAT
@@ -289,8 +307,10 @@ class Segment:
             check_same_thread=False,
         )
         self._connection.text_factory = bytes
-        self._connection.execute('PRAGMA cache_size = -%d' % CACHE_KB)
         return self._connection
+
+    def _keep_cache_small(self) -> None:
+        self._execute('PRAGMA cache_size = -%d' % CACHE_KB)
 
     def limit(self, max_bytes: int) -> None:
         """Let SQLite refuse to grow the database beyond ``max_bytes``."""
@@ -320,7 +340,7 @@ class Segment:
     def read(self, limit: int) -> List[Row]:
         """Read the next events, each only once; [] when there are no more.
 
-        Damaged parts are skipped, and `damaged` and `unreadable` say so.
+        Damaged parts are skipped, and `damage` says so.
 
         :param limit: most events to read
         """
@@ -331,7 +351,7 @@ class Segment:
             except self._sqlite.DatabaseError as error:
                 if not self.is_broken(error):
                     raise
-                self.damaged = True
+                self.damage = self.damage or str(error)
                 if limit > 1:
                     limit = limit // 4 or 1  # up to the damage
                     continue
@@ -345,8 +365,7 @@ class Segment:
             self.read_to = found[-1][0].id
             rows = [row for row, intact in found if intact]
             if len(rows) < len(found):
-                self.damaged = True
-                self.unreadable += len(found) - len(rows)
+                self.damage = self.damage or 'a checksum is wrong'
             if rows:
                 return rows
 
@@ -360,8 +379,9 @@ class Segment:
                 row = Row(int(number), int(at) / 1000.0, body)
                 found.append((row, int(crc) == crc32(body)))
             except ValueError:
-                self.damaged = True  # the first part of a row with a line break in it
-                self.unreadable += 1
+                # A part of a row that was overwritten with line breaks.
+                self.damage = self.damage or 'a row is not readable'
+        self._failing_since = 0.0
         found.sort()  # group_concat promises no order
         return found
 
@@ -428,7 +448,14 @@ class Segment:
     def is_broken(self, error: BaseException) -> bool:
         """Whether an error says that the file itself is damaged, now and later."""
         # Its subclasses tell of what may pass: a lock, a full disk, missing rights.
-        return type(error) is self._sqlite.DatabaseError or 'disk I/O' in str(error)
+        if type(error) is self._sqlite.DatabaseError:
+            return True
+        # This one may be a disk that is full (there is no room for SQLite's index of
+        # the log), or one that is broken: that, if it does not pass.
+        if 'disk I/O' not in str(error):
+            return False
+        self._failing_since = self._failing_since or monotonic()
+        return monotonic() - self._failing_since > PATIENCE
 
     # -- its state -------------------------------------------------------------------
 
@@ -474,18 +501,22 @@ class Segment:
 
     # -- the end ---------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Let go of it: removed when it is empty, left for the next owner if not."""
+    def close(self, resolved: bool = False) -> None:
+        """Let go of it: removed when it is empty, left for the next owner if not.
+
+        :param resolved: the caller knows that all of it is resolved, also if that could
+            not be written to it (a full disk)
+        """
         with self.lock:
             if self._connection is None:
                 return
             try:
                 self.delete([])  # what is owed
-                empty = self.is_empty() and not self.damaged
-            except (self._sqlite.Error, OSError):
+                empty = self.is_empty()
+            except self.errors:
                 empty = False
             self._disconnect()
-            if empty:
+            if resolved or empty:
                 self._remove()
             self._unlock()
 

@@ -160,6 +160,7 @@ class Spool:
             problem = 'another version of this package made it'
         except found.errors as error:
             if found.is_broken(error):
+                found.damage = str(error)
                 self.set_aside(found, 0)
                 return None
             problem = type(error).__name__
@@ -180,8 +181,9 @@ class Spool:
             path = damaged.path + DATABASE
             _log.warning('Cannot rename %s: %s', path, type(error).__name__)
         _log.error(
-            'A spool file was damaged. %d event(s) could be read and are sent; what is '
-            'left of it is set aside as %s',
+            'A spool file was damaged (%s). %d event(s) could be read and are sent; '
+            'what is left of it is set aside as %s',
+            damaged.damage,
             read,
             path,
         )

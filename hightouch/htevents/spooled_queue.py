@@ -76,7 +76,10 @@ class SpooledQueue(EventQueue):
         self._next_scan = 0.0
         self._trouble = ''
         self._left = 0
+        self._abandoned: List[Tuple[Segment, int]] = []
+        # By segment: events read, and when to read again after an error.
         self._read: Dict[Segment, int] = {}
+        self._retry_at: Dict[str, float] = {}
 
     # -- the application's side ------------------------------------------------------
 
@@ -257,6 +260,8 @@ class SpooledQueue(EventQueue):
                 pass  # closed meanwhile, or in trouble: the next write finds out
 
     def _read_from(self, segment: Segment) -> None:
+        if monotonic() < self._retry_at.get(segment.path, 0):
+            return
         if segment.adopted:
             limit = WINDOW
         else:
@@ -266,10 +271,11 @@ class SpooledQueue(EventQueue):
         try:
             rows = segment.read(limit)
         except segment.errors as error:
-            _log.warning('Cannot read %s: %s', segment.path, describe(error))
-            rows = []
-            if not segment.is_broken(error):
-                return
+            # It may pass: see Segment.is_broken.
+            if segment.path not in self._retry_at:
+                _log.warning('Cannot read %s: %s', segment.path, error)
+            self._retry_at[segment.path] = monotonic() + SCAN_INTERVAL
+            return
         if not rows:
             if not segment.adopted:
                 self._give_up_behind(segment, limit)
@@ -307,19 +313,24 @@ class SpooledQueue(EventQueue):
         if segment is self._own:
             return
         with segment.lock:  # nobody is writing to it
-            with self._lock:
-                places = [item[2] for item in list(self._items)]
-                for batch in self._in_flight:
-                    places.extend(batch.places)
-            if any(place[0] is segment for place in places) or segment.behind:
+            if self._is_in_use(segment):
                 return
             self._others.remove(segment)
+            self._retry_at.pop(segment.path, None)
             read = self._read.pop(segment, 0)
-            if segment.damaged:
+            if segment.damage:
                 self._spool.set_aside(segment, read)
             else:
-                segment.close()
+                segment.close(resolved=True)
         self._share_room()
+
+    def _is_in_use(self, segment: Segment) -> bool:
+        """Whether something of it is still to be resolved; its lock is held."""
+        with self._lock:
+            places = [item[2] for item in list(self._items)] + self._abandoned
+            for batch in self._in_flight:
+                places.extend(batch.places)
+        return bool(segment.behind) or any(place[0] is segment for place in places)
 
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
         if delivered or self.holds(batch):
@@ -354,6 +365,7 @@ class SpooledQueue(EventQueue):
         with self._lock:
             for batch in [each for each in self._in_flight if not each.claimed]:
                 del self._in_flight[batch]
+                self._abandoned.extend(batch.places)
             self._parked.clear()
         return []
 
@@ -362,15 +374,16 @@ class SpooledQueue(EventQueue):
         super().release()
         with self._opening:
             self.closed = True
-            segments, self._others = self._others, []
-            if self._own is not None:
-                segments.append(self._own)
+            segments = self._others + ([] if self._own is None else [self._own])
+            for segment in segments:
+                with segment.lock:
+                    resolved = not segment.adopted and not self._is_in_use(segment)
+                    segment.close(resolved)
             with self._lock:
                 self._left = self.qsize()
                 self._items.clear()
+            self._others = []
             self._own = None
-        for segment in segments:
-            segment.close()
 
     # -- stats -----------------------------------------------------------------------
 

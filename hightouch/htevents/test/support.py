@@ -10,6 +10,7 @@ from typing import Any, Callable, List, Optional
 
 from hightouch.htevents import Client
 from hightouch.htevents.collector import Collector, Fault
+from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 
 # Seconds after which something hangs. Generous: the machine may be busy.
@@ -105,6 +106,12 @@ def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':
         timeout=LIMIT,
         env=environment,
     )
+
+
+def encoded_event(name: str) -> bytes:
+    """Give the JSON of an event, as a client makes it."""
+    _, message = Client(TEST_WRITE_KEY, send=False).track('user', name)
+    return encode(message)[0]
 
 
 def make_key() -> str:

@@ -1,0 +1,769 @@
+"""The durable queue: what was accepted arrives, whatever happens to the process."""
+
+import glob
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from datetime import datetime, timedelta, timezone
+from typing import Any, List, Set
+from unittest import mock
+
+from hightouch.htevents import (
+    APIError,
+    Client,
+    ExpiredError,
+    ValidationError,
+    segment,
+    spooled_queue,
+)
+from hightouch.htevents.collector import Fault
+from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents.spool import Spool, stream_name, waiting
+from hightouch.htevents.test import support
+from hightouch.htevents.test.constants import TEST_WRITE_KEY
+from hightouch.htevents.test.support import BUSY, LIMIT, LogCatcher, Recorder
+
+# What a child runs before the code of a test: an URL, a directory, a client.
+_HEAD = (
+    'import os, signal, sys, time\n'
+    'from hightouch.htevents import Client\n'
+    'url, spool_dir = sys.argv[1:3]\n'
+    'client = Client("{key}", url, spool_dir=spool_dir)\n'
+).format(key=TEST_WRITE_KEY)
+
+# Nobody listens there.
+NOWHERE = 'http://127.0.0.1:9'
+
+
+def eventually(condition: Any) -> bool:
+    """Wait until something on the disk has become true; polls, for lack of an event."""
+    deadline = Deadline(LIMIT)
+    while not condition():
+        if deadline.over:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+class SpoolTestCase(support.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.spool_dir = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.spool_dir, ignore_errors=True)
+
+    def client(self, **settings: Any) -> Client:
+        settings.setdefault('spool_dir', self.spool_dir)
+        return super().client(**settings)
+
+    def files(self, suffix: str = '') -> List[str]:
+        return sorted(glob.glob(os.path.join(self.spool_dir, '*', '*' + suffix)))
+
+    def run_child(self, code: str, url: str = NOWHERE) -> Any:
+        return support.run_program(_HEAD + code, url, self.spool_dir)
+
+    def leave(self, count: int) -> None:
+        """Have a process die with so many events that it could not deliver."""
+        result = self.run_child(
+            'for number in range(%d):\n'
+            '    assert client.track("user", str(number))[0]\n'
+            'os.kill(os.getpid(), signal.SIGKILL)\n' % count
+        )
+        self.assertEqual(result.returncode, -signal.SIGKILL, result.stderr)
+
+    def arrived(self) -> List[str]:
+        return sorted(each['event'] for each in self.collector.events)
+
+    def assert_all_arrived(self, names: Any) -> None:
+        names = sorted(names)
+        self.assertTrue(self.collector.wait_for(len(names), LIMIT))
+        self.assertEqual(sorted(set(self.arrived())), names)
+
+    def assert_nothing_left(self) -> None:
+        self.assertTrue(eventually(lambda: not self.files()), self.files())
+
+
+class PromiseTest(SpoolTestCase):
+    def test_an_event_is_on_the_disk_when_the_call_returns(self) -> None:
+        client = self.client(host=NOWHERE)
+        for number in range(600):  # more than the window in memory
+            self.assertTrue(client.track('user', str(number))[0])
+            if number in (0, 1, 255, 256, 257, 599):
+                (found,) = waiting(self.spool_dir)
+                self.assertEqual((found.state, found.events), ('running', number + 1))
+
+    def test_events_survive_kill_9_and_the_next_client_sends_them(self) -> None:
+        self.leave(1000)
+        self.client()
+        self.assert_all_arrived(str(number) for number in range(1000))
+        self.assert_nothing_left()
+        self.assertEqual(len(self.collector.events), 1000)
+
+    def test_a_killed_process_loses_no_event_that_it_was_answered_true_for(
+        self,
+    ) -> None:
+        code = (
+            'import threading\n'
+            'out = os.open(sys.argv[2] + "/accepted", os.O_CREAT | os.O_APPEND | 1)\n'
+            'def work(name):\n'
+            '    number = 0\n'
+            '    while True:\n'
+            '        number += 1\n'
+            '        event = "%s-%d" % (name, number)\n'
+            '        if client.track("user", event)[0]:\n'
+            '            os.write(out, (event + "\\n").encode())\n'
+            'for thread in range(3):\n'
+            '    name = "%d-%d" % (os.getpid(), thread)\n'
+            '    threading.Thread(target=work, args=(name,), daemon=True).start()\n'
+            'print("started", flush=True)\n'
+            'time.sleep(60)\n'
+        )
+        for delay in (0.0, 0.02, 0.05, 0.1, 0.2):
+            process = subprocess.Popen(
+                [sys.executable, '-c', _HEAD + code, self.collector.url]
+                + [self.spool_dir],
+                stdout=subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(delay)  # at some moment of its work
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        with open(os.path.join(self.spool_dir, 'accepted')) as file:
+            accepted = set(file.read().split())
+        self.assertGreater(len(accepted), 100)
+        self.client()
+        self.assert_nothing_left()
+        self.assertLessEqual(accepted, set(self.arrived()))
+
+    def test_shutdown_leaves_on_the_disk_what_it_cannot_deliver(self) -> None:
+        on_error = Recorder()
+        self.collector.stop()
+        client = self.client(on_error=on_error)
+        for number in range(700):
+            client.track('user', str(number))
+        self.assertFalse(client.shutdown(0.2))
+        self.assertEqual(on_error.calls, [])
+        self.assertEqual(client.stats().pending, 700)
+        self.assert_adds_up(client)
+        self.assertFalse(client.track('user', 'late')[0])
+        self.assertFalse(client.flush(LIMIT))
+        self.collector.start()
+        self.client()
+        self.assert_all_arrived(str(number) for number in range(700))
+        self.assert_nothing_left()
+
+    def test_a_batch_that_is_on_its_way_at_shutdown_stays_on_the_disk(self) -> None:
+        self.collector.script('hang')
+        client = self.client(upload_interval=0)
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
+        self.assertFalse(client.shutdown(0.1))
+        (found,) = waiting(self.spool_dir)
+        self.assertEqual((found.state, found.events), ('left', 1))
+        self.client()
+        self.assert_all_arrived(['event'])
+
+    def test_the_exit_leaves_on_the_disk_what_it_cannot_deliver(self) -> None:
+        result = self.run_child('client.track("user", "event")\n', url=NOWHERE)
+        self.assertEqual((result.returncode, result.stderr), (0, ''))
+        self.client()
+        self.assert_all_arrived(['event'])
+
+    def test_a_healthy_exit_leaves_nothing(self) -> None:
+        result = self.run_child(
+            'for number in range(700): client.track("user", str(number))\n',
+            url=self.collector.url,
+        )
+        self.assertEqual((result.returncode, result.stderr), (0, ''))
+        self.assertEqual(len(self.collector.events), 700)
+        self.assertEqual(self.files(), [])
+
+    def test_flush_and_stats_mean_the_same_as_without_a_spool(self) -> None:
+        client = self.client(upload_interval=LIMIT)
+        for number in range(1000):
+            client.track('user', str(number))
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 1000)
+        stats = client.stats()
+        self.assertEqual((stats.accepted, stats.delivered), (1000, 1000))
+        self.assertEqual((stats.pending, stats.durable), (0, True))
+        self.assertTrue(client.queue.empty())
+
+    def test_without_a_spool_durable_is_none(self) -> None:
+        self.assertIsNone(self.client(spool_dir=None).stats().durable)
+
+    def test_send_false_writes_nothing(self) -> None:
+        client = self.client(send=False)
+        self.assertTrue(client.track('user', 'event')[0])
+        self.assertEqual(os.listdir(self.spool_dir), [])
+
+    def test_an_event_that_was_refused_is_reported_once_and_leaves(self) -> None:
+        on_error = Recorder()
+
+        def choose(received: Any) -> Any:
+            names = [each['event'] for each in received.body['batch']]
+            return 400 if 'bad' in names else 200
+
+        self.collector.script(*[choose] * 20)
+        client = self.client(on_error=on_error)
+        for name in ('one', 'bad', 'two', 'three'):
+            client.track('user', name)
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(self.arrived(), ['one', 'three', 'two'])
+        ((error, batch),) = on_error.calls
+        self.assertIsInstance(error, APIError)
+        self.assertEqual([each['event'] for each in batch], ['bad'])
+        self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual(self.files(), [])
+
+    def test_max_retries_does_not_end_the_tries(self) -> None:
+        on_error = Recorder()
+        self.collector.script(*[BUSY] * 5)
+        client = self.client(max_retries=0, on_error=on_error)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual((self.arrived(), on_error.calls), (['event'], []))
+
+    def test_expired_events_are_reported_and_not_sent(self) -> None:
+        on_error = Recorder()
+        now = datetime.now(timezone.utc)
+        client = self.client(on_error=on_error, upload_interval=LIMIT)
+        client.track('user', 'old', timestamp=now - timedelta(days=7, seconds=1))
+        client.track('user', 'still good', timestamp=now - timedelta(days=6, hours=23))
+        client.track('user', 'new')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(self.arrived(), ['new', 'still good'])
+        self.assertEqual(len(self.collector.requests), 1)
+        ((error, batch),) = on_error.calls
+        self.assertIsInstance(error, ExpiredError)
+        self.assertIn('7 days', str(error))
+        self.assertEqual([each['event'] for each in batch], ['old'])
+        self.assert_adds_up(client)
+
+    def test_an_event_that_expires_while_it_is_retried_is_reported(self) -> None:
+        on_error = Recorder()
+        self.collector.script(*[Fault(503, {'Retry-After': '1'})] * 3)
+        client = self.client(on_error=on_error, upload_interval=0)
+        limit = datetime.now(timezone.utc) - timedelta(days=7)
+        client.track('user', 'old', timestamp=limit + timedelta(seconds=0.8))
+        self.assertTrue(on_error.wait_for(1))
+        self.assertIsInstance(on_error.calls[0][0], ExpiredError)
+        self.assertEqual(self.collector.events, [])
+
+
+class SharedDirectoryTest(SpoolTestCase):
+    def test_a_living_process_keeps_its_events(self) -> None:
+        first = self.client(host=NOWHERE)
+        first.track('user', 'event')
+        second = self.client()
+        second.track('user', 'mine')
+        self.assertTrue(second.flush(LIMIT))
+        self.assertEqual(self.arrived(), ['mine'])
+        self.assertEqual(len(self.files('.lock')), 2)
+
+    def test_what_dies_while_we_run_is_taken_over_by_exactly_one(self) -> None:
+        with mock.patch.object(spooled_queue, 'SCAN_INTERVAL', 0.05):
+            clients = [self.client(upload_interval=0) for _ in range(3)]
+            for client in clients:
+                client.track('user', 'mine')
+                client.flush(LIMIT)
+            self.leave(300)
+
+            def work() -> bool:
+                for client in clients:
+                    client.track('user', 'mine')
+                return len(set(self.arrived())) == 301
+
+            self.assertTrue(eventually(work))
+        for client in clients:
+            self.assertTrue(client.shutdown(LIMIT))
+        self.assert_nothing_left()
+        names = [each for each in self.arrived() if each != 'mine']
+        self.assertEqual(len(names), 300)
+
+    def test_an_idle_client_takes_over_as_well(self) -> None:
+        with mock.patch.object(spooled_queue, 'IDLE_SCAN_INTERVAL', 0.05):
+            with mock.patch.object(spooled_queue, 'SCAN_INTERVAL', 0.05):
+                client = self.client()
+                client.track('user', 'mine')
+                client.flush(LIMIT)
+                self.leave(3)
+                self.assertTrue(self.collector.wait_for(4, LIMIT))
+
+    def test_two_clients_at_once_never_take_the_same(self) -> None:
+        for _ in range(5):
+            self.leave(50)
+        found: List[Any] = []
+        ready = threading.Barrier(4)
+
+        def scan() -> None:
+            spool = Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 20)
+            ready.wait(LIMIT)
+            found.extend(spool.adopt())
+
+        threads = [threading.Thread(target=scan) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        for each in found:
+            self.addCleanup(each.close)
+        self.assertEqual(len({each.path for each in found}), 5)
+        self.assertEqual(len(found), 5)
+
+    def test_events_of_one_key_are_never_sent_with_another(self) -> None:
+        self.leave(10)
+        other = self.client(write_key='another-key')
+        other.track('user', 'other')
+        self.assertTrue(other.flush(LIMIT))
+        self.assertEqual(self.arrived(), ['other'])
+        self.client().track('user', 'mine')
+        self.assertTrue(self.collector.wait_for(12, LIMIT))
+        for request in self.collector.requests:
+            names = {each['event'] for each in request.body['batch']}
+            right = 'another-key' if names == {'other'} else TEST_WRITE_KEY
+            self.assertEqual(request.body['writeKey'], right)
+
+    def test_the_key_is_not_on_the_disk_and_the_files_are_closed_to_others(
+        self,
+    ) -> None:
+        os.chmod(self.spool_dir, 0o755)
+        old = os.umask(0)
+        self.addCleanup(os.umask, old)
+        client = self.client(write_key='secret-write-key', host=NOWHERE)
+        client.track('user', 'event')
+        for folder in (self.spool_dir, os.path.dirname(self.files()[0])):
+            self.assertEqual(stat.S_IMODE(os.stat(folder).st_mode), 0o700)
+        self.assertGreaterEqual(len(self.files()), 3)
+        for path in self.files():
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+            self.assertNotIn('secret-write-key', path)
+            with open(path, 'rb') as file:
+                self.assertNotIn(b'secret-write-key', file.read())
+
+    def test_a_directory_in_use_for_other_things_keeps_its_mode(self) -> None:
+        with open(os.path.join(self.spool_dir, 'other'), 'w'):
+            pass
+        os.chmod(self.spool_dir, 0o755)
+        self.client().track('user', 'event')
+        self.assertEqual(stat.S_IMODE(os.stat(self.spool_dir).st_mode), 0o755)
+        folder = os.path.dirname(self.files()[0])
+        self.assertEqual(stat.S_IMODE(os.stat(folder).st_mode), 0o700)
+
+    def test_a_forked_child_neither_sends_nor_loses_its_parents_events(self) -> None:
+        client = self.client(upload_interval=LIMIT, upload_size=1000)
+        for number in range(400):
+            client.track('user', 'parent-%d' % number)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                empty = client.stats().pending == 0
+                client.track('user', 'child')
+                status = 0 if empty and client.flush(LIMIT) else 1
+                client.shutdown(LIMIT)
+            finally:
+                os._exit(status)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        self.assertNotIn('parent-399', self.arrived())
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 401)
+        self.assertEqual(len(set(self.arrived())), 401)
+
+    def test_a_parent_that_dies_leaves_its_events_although_its_child_lives(
+        self,
+    ) -> None:
+        read, write = os.pipe()
+        self.addCleanup(os.close, write)
+        os.set_inheritable(read, True)
+        result = subprocess.Popen(
+            [sys.executable, '-c']
+            + [
+                _HEAD + 'client.track("user", "event")\n'
+                'if os.fork() == 0:\n'
+                '    os.read(%d, 1)\n'
+                '    os._exit(0)\n'
+                'os.kill(os.getpid(), signal.SIGKILL)\n' % read,
+                NOWHERE,
+                self.spool_dir,
+            ],
+            close_fds=False,
+        )
+        result.wait(LIMIT)
+        os.close(read)
+        self.client()
+        self.assert_all_arrived(['event'])
+
+    def test_forks_while_threads_write_lose_and_hang_nothing(self) -> None:
+        result = self.run_child(
+            'import threading\n'
+            'stop = threading.Event()\n'
+            'accepted = []\n'
+            'def work():\n'
+            '    count = 0\n'
+            '    while not stop.is_set():\n'
+            '        count += client.track("user", "parent")[0]\n'
+            '    accepted.append(count)\n'
+            'threads = [threading.Thread(target=work) for _ in range(3)]\n'
+            'for thread in threads: thread.start()\n'
+            'bad = 0\n'
+            'for number in range(60):\n'
+            '    pid = os.fork()\n'
+            '    if pid == 0:\n'
+            '        signal.alarm(30)\n'
+            '        ok = client.track("user", "child")[0] and client.shutdown(30)\n'
+            '        os._exit(0 if ok else 1)\n'
+            '    bad += os.waitpid(pid, 0)[1] != 0\n'
+            'stop.set()\n'
+            'for thread in threads: thread.join()\n'
+            'assert client.flush(50)\n'
+            'print(bad, sum(accepted))\n',
+            url=self.collector.url,
+        )
+        self.assertEqual(result.stderr, '')
+        bad, accepted = map(int, result.stdout.split())
+        self.assertEqual(bad, 0)
+        ids: Set[str] = {each['messageId'] for each in self.collector.events}
+        self.assertEqual(len(ids), accepted + 60)
+        self.assertEqual(len(self.collector.events), accepted + 60)
+
+
+class BacklogTest(SpoolTestCase):
+    def test_an_outage_ends_and_all_arrives(self) -> None:
+        self.collector.stop()
+        client = self.client()
+        for number in range(2000):
+            self.assertTrue(client.track('user', str(number))[0])
+        self.assertLessEqual(len(client.queue._items), spooled_queue.WINDOW)
+        self.collector.start()
+        self.assertTrue(client.flush(LIMIT))
+        self.assert_all_arrived(str(number) for number in range(2000))
+        self.assertEqual(len(self.collector.events), 2000)
+
+    def test_a_full_spool_refuses_and_keeps_what_it_has(self) -> None:
+        self.collector.stop()
+        client = self.client(spool_max_bytes=1 << 20)
+        with LogCatcher() as log:
+            accepted = 0
+            while client.track('user', str(accepted), {'text': 'x' * 5000})[0]:
+                accepted += 1
+                self.assertLess(accepted, 1000)
+        self.assertGreater(accepted, 100)
+        self.assertEqual(len([each for each in log.lines() if 'is full' in each]), 1)
+        self.assertTrue(client.queue.full())
+        self.assertIs(client.stats().durable, True)
+        self.assertEqual(client.stats().refused, 1)
+        self.collector.start()
+        self.assertTrue(client.flush(LIMIT))
+        self.assert_all_arrived(str(number) for number in range(accepted))
+        self.assertTrue(client.track('user', 'again')[0])
+
+    def test_block_timeout_waits_for_room_in_the_spool(self) -> None:
+        self.collector.stop()
+        client = self.client(spool_max_bytes=1 << 20, block_timeout=LIMIT)
+        properties = {'text': 'x' * 20000}
+        while not client.queue.full():
+            self.assertTrue(client.track('user', 'event', properties)[0])
+        timer = threading.Timer(0.2, self.collector.start)
+        timer.start()
+        self.assertTrue(client.track('user', 'event', properties)[0])
+        timer.join()
+
+    def test_what_was_taken_over_counts_for_the_room(self) -> None:
+        result = self.run_child(
+            'while client.track("user", "event", {"text": "x" * 9000})[0]:\n'
+            '    if client.stats().accepted == 100: break\n'
+            'os.kill(os.getpid(), signal.SIGKILL)\n'
+        )
+        self.assertEqual(result.returncode, -signal.SIGKILL, result.stderr)
+        client = self.client(host=NOWHERE, spool_max_bytes=1 << 20)
+        self.assertTrue(eventually(lambda: client.stats().pending > 0))
+        accepted = 0
+        while client.track('user', 'event', {'text': 'x' * 9000})[0]:
+            accepted += 1
+        self.assertLess(accepted, 30)
+
+    def test_a_backlog_is_streamed_and_does_not_delay_the_start(self) -> None:
+        spool = Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        left = spool.create(0)
+        body = support.encoded_event('backlog')
+        for _ in range(20000):
+            left.append(body, False)
+        left._disconnect()
+        left._unlock()
+        client = self.client()
+        self.assertTrue(self.collector.wait_for(1000, LIMIT))
+        self.assertLessEqual(len(client.queue._items), 2 * spooled_queue.WINDOW)
+        self.assertTrue(self.collector.wait_for(20000, LIMIT))
+        self.assert_nothing_left()
+        self.assertEqual(len(self.collector.events), 20000)
+
+    def test_new_events_do_not_wait_for_a_backlog(self) -> None:
+        self.leave(3000)
+        client = self.client(upload_size=50)
+        client.track('user', 'new')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertIn('new', self.arrived()[-1500:])
+        self.assertTrue(self.collector.wait_for(3001, LIMIT))
+
+    def test_a_large_file_is_replaced_once_it_is_empty(self) -> None:
+        with mock.patch.object(spooled_queue, 'WORN_BYTES', 100000):
+            client = self.client(upload_interval=LIMIT, upload_size=1000)
+            for number in range(500):
+                client.track('user', str(number), {'text': 'x' * 500})
+            before = self.files('.db')
+            self.assertTrue(client.flush(LIMIT))
+            client.track('user', 'more')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertTrue(eventually(lambda: before[0] not in self.files('.db')))
+        self.assertEqual(len(set(self.arrived())), 501)
+        self.assertEqual(len(self.collector.events), 501)
+
+
+class BadGroundTest(SpoolTestCase):
+    def test_a_directory_that_cannot_be_used_is_told_at_construction(self) -> None:
+        missing = os.path.join(self.spool_dir, 'missing')
+        a_file = os.path.join(self.spool_dir, 'file')
+        with open(a_file, 'w'):
+            pass
+        for wrong in (missing, a_file, 7, '', b'bytes'):
+            with self.assertRaises(ValidationError) as caught:
+                Client(TEST_WRITE_KEY, spool_dir=wrong)
+            self.assertIn('spool_dir: expected', str(caught.exception))
+
+    @unittest.skipIf(os.geteuid() == 0, 'root may write everywhere')
+    def test_an_unwritable_directory_is_told_at_construction(self) -> None:
+        os.chmod(self.spool_dir, 0o500)
+        with self.assertRaises(ValidationError) as caught:
+            Client(TEST_WRITE_KEY, spool_dir=self.spool_dir)
+        self.assertIn('may write to', str(caught.exception))
+
+    def test_wrong_settings_are_told(self) -> None:
+        with self.assertRaises(ValidationError):
+            self.client(spool_max_bytes=10)
+        with self.assertRaises(ValidationError):
+            self.client(sync_mode=True)
+
+    def test_a_python_without_sqlite3_is_told_and_loses_nothing_else(self) -> None:
+        with mock.patch.dict(sys.modules, {'sqlite3': None}):
+            with self.assertRaises(ValidationError) as caught:
+                self.client()
+            self.assertIn('sqlite3', str(caught.exception))
+            self.assertTrue(self.sent(spool_dir=None))
+
+    def test_sqlite3_is_imported_only_for_a_spool(self) -> None:
+        result = support.run_program(
+            'import sys\n'
+            'from hightouch.htevents import Client\n'
+            'Client("key", send=False)\n'
+            'print("sqlite3" in sys.modules)\n'
+        )
+        self.assertEqual(result.stdout.split(), ['False'], result.stderr)
+
+    def test_a_deleted_directory_is_noticed_and_made_again(self) -> None:
+        client = self.client(upload_interval=LIMIT)
+        self.assertTrue(client.track('user', 'before')[0])
+        shutil.rmtree(self.spool_dir)
+        with LogCatcher() as log:
+            self.assertTrue(client.track('user', 'after')[0])
+            self.assertEqual(len(log.lines(level=40)), 1)
+        self.assertEqual(sum(each.events or 0 for each in waiting(self.spool_dir)), 1)
+        self.assertIs(client.stats().durable, False)  # 'before' is not, any more
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(self.arrived(), ['after', 'before'])
+        self.assertTrue(client.track('user', 'more')[0])
+        self.assertTrue(client.flush(LIMIT))
+        client.track('user', 'and more')
+        self.assertIs(client.stats().durable, True)
+
+    def test_what_cannot_be_made_durable_is_answered_false(self) -> None:
+        client = self.client()
+        shutil.rmtree(self.spool_dir)
+        with open(self.spool_dir, 'w'):
+            pass  # so that it cannot be made again
+        self.addCleanup(os.remove, self.spool_dir)
+        with LogCatcher() as log:
+            for _ in range(10):
+                self.assertFalse(client.track('user', 'event')[0])
+        self.assertEqual(len(log.lines(level=40)), 1)
+        self.assertIs(client.stats().durable, False)
+        self.assertEqual(client.stats().refused, 10)
+
+    def test_a_full_disk_is_answered_false_and_costs_nothing_accepted(self) -> None:
+        self.mount_small_disk()
+        result = self.run_child(
+            'accepted = 0\n'
+            'for number in range(3000):\n'
+            '    accepted += client.track("user", str(number), {"t": "x" * 300})[0]\n'
+            'print(accepted, client.stats().durable)\n'
+            'sys.stdout.flush()\n'
+            'os.kill(os.getpid(), signal.SIGKILL)\n'
+        )
+        accepted, durable = result.stdout.split()
+        self.assertEqual(durable, 'False')
+        self.assertTrue(10 < int(accepted) < 3000, accepted)
+        self.client()
+        self.assertTrue(self.collector.wait_for(int(accepted), LIMIT))
+        self.assert_nothing_left()
+        self.assertEqual(len(set(self.arrived())), int(accepted))
+
+    def mount_small_disk(self) -> None:
+        """Have the directory on a file system of 1 MB; skips where that takes rights."""
+        mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', self.spool_dir]
+        try:
+            done = subprocess.run(mount, stderr=subprocess.DEVNULL)
+        except OSError:
+            self.skipTest('there is no mount')
+        if done.returncode:
+            self.skipTest('mount is not allowed')
+        self.addCleanup(subprocess.run, ['umount', '-l', self.spool_dir])
+
+    def test_a_limit_on_the_size_of_files_costs_nothing_accepted(self) -> None:
+        result = self.run_child(
+            'import resource\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (300000, 300000))\n'
+            'accepted = 0\n'
+            'for number in range(1000):\n'
+            '    accepted += client.track("user", str(number), {"t": "x" * 300})[0]\n'
+            'print(accepted)\n'
+            'sys.stdout.flush()\n'
+            'os.kill(os.getpid(), signal.SIGKILL)\n'
+        )
+        accepted = int(result.stdout)
+        self.assertGreater(accepted, 100)
+        self.client()
+        self.assertTrue(self.collector.wait_for(accepted, LIMIT))
+        self.assert_nothing_left()
+        self.assertEqual(len(set(self.arrived())), accepted)
+
+    def damage(self, change: Any) -> Any:
+        """Change the file that a dead process left, and have a client find it."""
+        self.leave(2000)
+        (path,) = self.files('.db')
+        connection = sqlite3.connect(path)
+        connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+        connection.close()
+        with open(path, 'r+b') as file:
+            change(file)
+        with LogCatcher() as log:
+            client = self.client()
+            self.assertTrue(eventually(lambda: self.files('.damaged')))
+            (line,) = log.lines(level=40)
+        self.assertIn(self.files('.db.damaged')[0], line)
+        self.assertEqual(self.files('.lock'), [])
+        self.assertTrue(client.track('user', 'new')[0])
+        self.assertTrue(client.flush(LIMIT))
+        return set(self.arrived())
+
+    def test_of_a_truncated_file_the_readable_part_is_sent(self) -> None:
+        arrived = self.damage(lambda file: file.truncate(400000))
+        self.assertGreater(len(arrived), 500)
+        self.assertLess(len(arrived), 2001)
+
+    def test_of_a_file_with_damaged_pages_all_else_is_sent(self) -> None:
+        def overwrite(file: Any) -> None:
+            for page in (50, 51, 120):
+                file.seek(page * segment.PAGE_BYTES)
+                file.write(b'\xff' * segment.PAGE_BYTES)
+
+        arrived = self.damage(overwrite)
+        self.assertGreater(len(arrived), 1950)
+        self.assertLess(len(arrived), 2001)
+
+    def test_an_event_with_a_wrong_checksum_is_not_sent(self) -> None:
+        def change(file: Any) -> None:
+            data = file.read()
+            at = data.index(b'"event":"1000"')
+            file.seek(at)
+            file.write(b'"event":"9999"')
+
+        arrived = self.damage(change)
+        self.assertNotIn('9999', arrived)
+        self.assertEqual(len(arrived), 2000)  # one was lost, 'new' came
+
+    def test_what_is_no_database_is_set_aside(self) -> None:
+        def overwrite(file: Any) -> None:
+            file.write(b'no database' * 1000)
+
+        self.assertEqual(self.damage(overwrite), {'new'})
+
+    def test_an_empty_file_is_set_aside(self) -> None:
+        self.assertEqual(self.damage(lambda file: file.truncate(0)), {'new'})
+
+    def test_a_file_of_another_version_is_left_alone(self) -> None:
+        self.leave(3)
+        (path,) = self.files('.db')
+        connection = sqlite3.connect(path)
+        connection.execute('PRAGMA user_version = 99')
+        connection.close()
+        with LogCatcher() as log:
+            client = self.client()
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertIn('another version', ''.join(log.lines(level=40)))
+        self.assertIn(path, self.files('.db'))
+        self.assertEqual(self.arrived(), ['event'])
+
+    def test_remains_of_a_start_that_was_killed_are_removed(self) -> None:
+        folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
+        os.mkdir(folder)
+        for name in ('a.new', 'a.db', 'a.db-wal', 'b.lock', 'c.new'):
+            with open(os.path.join(folder, name), 'w'):
+                pass
+        client = self.client()
+        client.track('user', 'event')
+        self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual(self.files(), [])
+
+    def test_events_whose_lock_file_was_deleted_are_found(self) -> None:
+        self.leave(3)
+        os.unlink(self.files('.lock')[0])
+        client = self.client()
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(4, LIMIT))
+
+    def test_a_signal_handler_may_track_while_a_call_writes(self) -> None:
+        result = self.run_child(
+            'nested = []\n'
+            'def handle(*_):\n'
+            '    nested.append(client.track("user", "nested")[0])\n'
+            'signal.signal(signal.SIGALRM, handle)\n'
+            'signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)\n'
+            'accepted = sum(client.track("user", "e")[0] for _ in range(8000))\n'
+            'signal.setitimer(signal.ITIMER_REAL, 0)\n'
+            'assert client.flush(50), client.stats()\n'
+            'stats = client.stats()\n'
+            'print(accepted + sum(nested), len(nested), *stats[:2])\n',
+            url=self.collector.url,
+        )
+        self.assertEqual(result.stderr, '')
+        total, nested, accepted, delivered = map(int, result.stdout.split())
+        self.assertGreater(nested, 10)
+        self.assertEqual((total, total), (accepted, delivered))
+        self.assertEqual(len(self.collector.events), total)
+
+
+class ManyClientsTest(SpoolTestCase):
+    def test_a_hundred_clients_with_a_spool_leave_nothing(self) -> None:
+        for number in range(100):
+            client = Client(
+                'key-%d' % number, self.collector.url, spool_dir=self.spool_dir
+            )
+            client.track('user', 'event')
+            self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual(len(self.collector.events), 100)
+        self.assertEqual(self.files(), [])
+        self.assertFalse(segment._open.segments)
+
+
+if __name__ == '__main__':
+    unittest.main()
