@@ -1,4 +1,4 @@
-"""The command ``htevents``: collect, demo, send."""
+"""The command ``htevents``: collect, demo, send, spool."""
 
 import argparse
 import json
@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Dict, List, Optional, TextIO
 
 from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
-from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY
+from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
 
 DEFAULT_PORT = 8765
 
@@ -43,7 +43,8 @@ _JSON = ('properties', 'traits', 'context', 'integrations')
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)
-    run = {'collect': collect, 'demo': demo, 'send': send}[args.command]
+    commands = {'collect': collect, 'demo': demo, 'send': send, 'spool': show_spool}
+    run = commands[args.command]
     try:
         return run(args)
     except BrokenPipeError:
@@ -81,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
             metavar='JSON' if name in _JSON else 'TEXT',
             help='for %s' % calls,
         )
+
+    one = commands.add_parser('spool', help='show or send what waits in a spool_dir')
+    one.add_argument('dir', metavar='DIR', help='the spool_dir of a client')
+    one.add_argument(
+        '--send', action='store_true', help='deliver what dead processes left'
+    )
+    one.add_argument('--write-key', help='of --send; default: $%s' % ENV_WRITE_KEY)
+    one.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
+    one.add_argument(
+        '--timeout', type=float, help='seconds to deliver in; default: none'
+    )
     return parser
 
 
@@ -286,3 +298,135 @@ def _reason(error: Exception) -> str:
 def _wrong(text: str) -> int:
     print('htevents: %s' % text, file=sys.stderr)
     return USAGE
+
+
+# -- spool ---------------------------------------------------------------------------
+
+# Seconds between looks at the progress.
+_PROGRESS_INTERVAL = 0.2
+_BAR_WIDTH = 30
+
+
+def show_spool(args: argparse.Namespace) -> int:
+    """Show what waits in a spool; with --send deliver it.
+
+    0 only when all of the write key that no living process owns was delivered.
+    """
+    from hightouch.htevents import spool
+
+    try:
+        spool.check_support()
+        found = spool.waiting(args.dir)
+        if not args.send:
+            _print_waiting(found)
+            return 0
+        write_key = check_write_key(args.write_key)
+        return _send_spool(args, write_key, spool.stream_name(write_key), found)
+    except OSError as error:
+        return _wrong('%s: %s' % (args.dir, error.strerror or error))
+    except ValidationError as error:
+        return _wrong(str(error))
+
+
+def _print_waiting(found: List[Any]) -> None:
+    for stream in sorted({each.stream for each in found}):
+        print('write key %s...' % stream[:8])
+        for each in found:
+            if each.stream == stream:
+                print('  ' + _waiting_line(each))
+    events = sum(each.events or 0 for each in found)
+    size = sum(each.bytes for each in found if each.events)
+    damaged = sum(each.events is None for each in found)
+    print(
+        '%d event(s), %s%s'
+        % (events, _size(size), '; %d damaged file(s)' % damaged if damaged else '')
+    )
+
+
+def _waiting_line(each: Any) -> str:
+    if each.events is None:
+        return '%-8s %s, %s' % (each.state, _size(each.bytes), each.path)
+    return '%-8s %8d event(s), %9s, oldest %7s  %s' % (
+        each.state,
+        each.events,
+        _size(each.bytes),
+        '-' if each.oldest is None else _age(time() - each.oldest),
+        each.owner,
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ('B', 'KB', 'MB'):
+        if count < 1000:
+            return '%.3g %s' % (count, unit)
+        count /= 1000.0
+    return '%.3g GB' % count
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (('d', 86400), ('h', 3600), ('min', 60)):
+        if seconds >= length:
+            return '%.3g %s' % (seconds / length, unit)
+    return '%d s' % max(0, seconds)
+
+
+def _send_spool(
+    args: argparse.Namespace, write_key: str, stream: str, found: List[Any]
+) -> int:
+    ours = [each for each in found if each.stream == stream and each.events]
+    left = [each for each in ours if each.state == 'left']
+    total = sum(each.events for each in left)
+    for text, count in (
+        ('of living processes, which send them', sum(e.events for e in ours) - total),
+        (
+            'of another write key: give it with --write-key',
+            sum(e.events or 0 for e in found if e.stream != stream),
+        ),
+    ):
+        if count:
+            print('Not sent: %d event(s) %s.' % (count, text))
+    if not total:
+        print('Nothing to send.')
+        return 0
+    logging.getLogger('hightouch').setLevel(logging.CRITICAL)  # we say it ourselves
+    lost: 'Counter[str]' = Counter()
+
+    def on_error(error: Exception, batch: List[Any]) -> None:
+        lost[_reason(error)] += len(batch)
+
+    start = monotonic()
+    client = Client(write_key, args.host, spool_dir=args.dir, on_error=on_error)
+    stats = client.stats()
+    try:
+        # Never flushed: that covers what a client accepted, and this one did nothing.
+        while stats.delivered + stats.failed < total:
+            if args.timeout is not None and monotonic() - start > args.timeout:
+                break
+            threading.Event().wait(_PROGRESS_INTERVAL)
+            stats = client.stats()
+            _progress(stats.delivered + stats.failed, total, stats.last_error)
+    except KeyboardInterrupt:
+        pass  # the rest stays where it is
+    client.shutdown(1)
+    stats = client.stats()
+    _progress(stats.delivered + stats.failed, total, stats.last_error)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print('Delivered %d of %d event(s).' % (stats.delivered, total))
+    for reason, count in lost.items():
+        print('Refused %d: %s' % (count, reason), file=sys.stderr)
+    if stats.delivered + stats.failed < total:
+        print(
+            'The rest stays: %s' % (stats.last_error or 'time ran out'), file=sys.stderr
+        )
+    return 0 if stats.delivered >= total else NOT_DELIVERED
+
+
+def _progress(done: int, total: int, error: Optional[str]) -> None:
+    """Draw a bar over the last one; on a terminal only."""
+    if sys.stderr.isatty():
+        filled = min(_BAR_WIDTH, _BAR_WIDTH * done // total)
+        bar = '#' * filled + '.' * (_BAR_WIDTH - filled)
+        text = '[%s] %d/%d %s' % (bar, done, total, error or '')
+        sys.stderr.write('\r%-78s' % text[:78])
+        sys.stderr.flush()

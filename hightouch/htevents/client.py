@@ -6,7 +6,7 @@ import os
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
-from hightouch.htevents import fork, logs, sessions, settings, utils
+from hightouch.htevents import fork, logs, sessions, settings, sigterm, utils
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode
@@ -25,6 +25,10 @@ ID_TYPES = (numbers.Number, str)
 
 # Seconds that flush() and shutdown() take at most, unless told otherwise.
 DEFAULT_TIMEOUT = 20
+
+# Seconds that the flush on SIGTERM takes at most: supervisors kill after 10 (Docker) to
+# 90.
+DRAIN_TIMEOUT = 10
 
 Dict_ = Dict[str, Any]
 Id = Union[str, int, float]
@@ -442,6 +446,19 @@ class Client:
     def join(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
         """Do the same as `shutdown`."""
         return self.shutdown(timeout)
+
+    def drain_on_sigterm(self, timeout: float = DRAIN_TIMEOUT) -> None:
+        """Flush on SIGTERM; then the previous handler runs, as if we were not there.
+
+        To be called on the main thread, after the application installed its own
+        handler. The application goes on while we flush.
+
+        :param timeout: seconds
+        :raises RuntimeError: where no handler can be installed: another thread, or a
+            host program that handles SIGTERM outside of Python
+        """
+        expect(settings.is_number(timeout), 'timeout', 'a number of seconds', timeout)
+        sigterm.drain(self._dispatcher, timeout)
 
     def stats(self) -> Stats:
         """Count the events so far; accepted = delivered + failed + pending."""

@@ -4,14 +4,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from typing import Any
+from unittest import mock
 
 import requests
 
-from hightouch.htevents import settings
+from hightouch.htevents import settings, spooled_queue
 from hightouch.htevents.test.collector import event
-from hightouch.htevents.test.support import LIMIT, TestCase
+from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 ALL = ('track', 'identify', 'group', 'alias', 'page', 'screen')
 
@@ -132,6 +134,59 @@ class CommandTest(TestCase):
         self.assertRegex(output, r"BAD +track +user 'Worse'")
         self.assertIn('messageId must be a string', output)
         self.assertIn('2 event(s): bad 1, track 1', output)
+
+    def leave(self, key: str, count: int, folder: str) -> None:
+        """Have a process die with so many events in a spool."""
+        code = (
+            'import os, sys\n'
+            'from hightouch.htevents import Client\n'
+            'client = Client(sys.argv[1], "http://127.0.0.1:9", spool_dir=sys.argv[3])\n'
+            'for _ in range(int(sys.argv[2])): client.track("user", "event")\n'
+            'os._exit(0)\n'
+        )
+        run_program(code, key, str(count), folder)
+
+    def test_spool_shows_what_waits_and_sends_it(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            with mock.patch.object(spooled_queue, 'SCAN_INTERVAL', 2 * LIMIT):
+                living = self.client(
+                    spool_dir=folder, write_key='key', host='http://127.0.0.1:9'
+                )
+                living.track('user', 'event')
+                while not living.queue._next_scan:  # it has looked around
+                    time.sleep(0.01)
+            self.leave('key', 700, folder)
+            self.leave('other key', 5, folder)
+            result = self.run_command('spool', folder)
+            self.assertEqual((result.returncode, result.stderr), (0, ''))
+            self.assertRegex(result.stdout, r'left +700 event\(s\), +\d+ KB, oldest')
+            self.assertRegex(result.stdout, r'running +1 event\(s\)')
+            self.assertIn('706 event(s)', result.stdout)
+            send = ('spool', folder, '--send', '--host', self.collector.url)
+            result = self.run_command(*send, '--write-key', 'key')
+            self.assertEqual((result.returncode, result.stderr), (0, ''))
+            self.assertIn('Delivered 700 of 700', result.stdout)
+            self.assertIn('1 event(s) of living processes', result.stdout)
+            self.assertIn('5 event(s) of another write key', result.stdout)
+            self.assertEqual(len(self.collector.events), 700)
+            result = self.run_command(*send, '--write-key', 'key')
+            self.assertIn('Nothing to send.', result.stdout)
+
+    def test_spool_says_when_it_could_not_send_and_keeps_what_waits(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.leave('key', 3, folder)
+            send = ('spool', folder, '--send', '--write-key', 'key', '--timeout', '1')
+            result = self.run_command(*send, '--host', 'http://127.0.0.1:9')
+            self.assertEqual(result.returncode, 1)
+            self.assertIn('Delivered 0 of 3', result.stdout)
+            self.assertIn('The rest stays: ConnectionError', result.stderr)
+            self.assertIn('3 event(s)', self.run_command('spool', folder).stdout)
+
+    def test_spool_tells_a_wrong_directory(self) -> None:
+        for args in (('spool', '/nowhere'), ('spool', '/nowhere', '--send')):
+            result = self.run_command(*args)
+            self.assertEqual(result.returncode, 2)
+            self.assertNotIn('Traceback', result.stderr)
 
 
 if __name__ == '__main__':

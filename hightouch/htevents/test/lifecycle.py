@@ -6,6 +6,7 @@ import signal
 import threading
 import unittest
 import weakref
+from typing import Any, List
 
 from hightouch.htevents import Client, lifecycle
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
@@ -210,6 +211,86 @@ class ForkTest(TestCase):
         release.set()
         thread.join(LIMIT)
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
+
+
+class SigtermTest(TestCase):
+    def run_until_sigterm(self, code: str, url: str = '') -> Any:
+        """Run a program that tracks, and sends itself SIGTERM."""
+        return run_program(
+            _HEAD + 'import signal, time\n'
+            'client = Client("key", url, upload_interval=60)\n'
+            + code
+            + 'for number in '
+            'range(250): client.track("user", str(number))\n'
+            'os.kill(os.getpid(), signal.SIGTERM)\n'
+            'for _ in range(600): time.sleep(0.1)\n',
+            url or self.collector.url,
+        )
+
+    def test_sigterm_flushes_and_then_ends_the_process_as_ever(self) -> None:
+        result = self.run_until_sigterm('client.drain_on_sigterm()\n')
+        self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
+        self.assertEqual(len(self.collector.events), 250)
+
+    def test_sigterm_flushes_before_the_handler_of_the_application_runs(self) -> None:
+        result = self.run_until_sigterm(
+            'def handle(number, frame):\n'
+            '    print(client.stats().delivered, number)\n'
+            '    sys.exit(7)\n'
+            'signal.signal(signal.SIGTERM, handle)\n'
+            'client.drain_on_sigterm()\n'
+            'Client("key", url).drain_on_sigterm()\n'
+        )
+        self.assertEqual((result.returncode, result.stderr), (7, ''))
+        self.assertEqual(result.stdout, '250 15\n')
+
+    def test_an_ignored_sigterm_stays_ignored(self) -> None:
+        result = self.run_until_sigterm(
+            'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
+            'client.drain_on_sigterm()\n'
+            'import threading\n'
+            'def end():\n'
+            '    while client.stats().delivered < 250: time.sleep(0.01)\n'
+            '    time.sleep(0.2)\n'
+            '    os._exit(5)\n'
+            'threading.Thread(target=end, daemon=True).start()\n'
+        )
+        self.assertEqual(result.returncode, 5)
+
+    def test_a_dead_server_does_not_keep_sigterm_from_ending_the_process(self) -> None:
+        self.collector.stop()
+        result = self.run_until_sigterm('client.drain_on_sigterm(timeout=0.3)\n')
+        self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
+
+    def test_a_child_drains_its_own(self) -> None:
+        result = self.run_until_sigterm(
+            'client.drain_on_sigterm()\n'
+            'pid = os.fork()\n'
+            'if pid: sys.exit(os.waitpid(pid, 0)[1])\n'
+        )
+        self.assertEqual((result.returncode, result.stderr), (signal.SIGTERM, ''))
+        self.assertEqual(len(self.collector.events), 250)
+
+    def test_by_default_no_signal_handler_is_touched(self) -> None:
+        before = [signal.getsignal(each) for each in range(1, signal.NSIG)]
+        self.client().track('user', 'event')
+        after = [signal.getsignal(each) for each in range(1, signal.NSIG)]
+        self.assertEqual(before, after)
+
+    def test_where_no_handler_can_be_installed_that_is_told(self) -> None:
+        client = self.client()
+        errors: List[Exception] = []
+
+        def work() -> None:
+            try:
+                client.drain_on_sigterm()
+            except RuntimeError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(LIMIT)
+        self.assertIn('main thread', str(errors[0]))
 
 
 class GarbageTest(TestCase):
