@@ -7,6 +7,7 @@ done leave nothing behind.
 
 import atexit
 import sys
+import weakref
 from typing import Any, Set
 
 from hightouch.htevents import fork
@@ -73,5 +74,8 @@ def end() -> None:
 
 
 # Handlers run in reverse order of registration: those that the application registers
-# after its import of this package run before ours, and may still track.
+# after its import of this package run before ours, and may still track. The one of
+# weakref.finalize has to run after ours: it closes the connections of urllib3, and who
+# asks a closed pool for one waits for ever. It is registered by the first finalizer.
+weakref.finalize(_state, int)
 atexit.register(end)

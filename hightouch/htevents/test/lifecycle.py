@@ -28,6 +28,17 @@ class ExitTest(TestCase):
         )
         self.assertEqual(len(self.collector.events), 250)
 
+    def test_events_are_delivered_at_exit_also_when_others_were_before(self) -> None:
+        self.run_quietly(
+            'client = Client("key", url, upload_interval=60)\n'
+            'client.track("user", "early")\n'
+            'assert client.flush(30)\n'
+            'client.track("user", "late")\n'
+        )
+        self.assertEqual(
+            [each['event'] for each in self.collector.events], ['early', 'late']
+        )
+
     def test_events_of_a_dropped_client_are_delivered_at_exit(self) -> None:
         self.run_quietly(
             'Client("key", url, upload_interval=60).track("user", "event")\n'

@@ -1,0 +1,529 @@
+"""Run the SDK under real servers: each delivers exactly what was accepted.
+
+    python servers/run.py [PART-OF-A-NAME] [--venv DIR]
+
+Makes a virtual environment with the servers from PyPI (kept and used again with
+``--venv``), runs each scenario against a collector on loopback, and prints a line for
+each. What cannot be installed on this Python is skipped, and the line says why.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path.insert(0, ROOT)
+
+from hightouch.htevents.collector import Collector  # noqa: E402
+
+SERVERS = ('gunicorn', 'uwsgi', 'celery', 'gevent')
+
+# Seconds after which something hangs.
+LIMIT = 60
+
+SCENARIOS = []
+
+
+def scenario(*needs):
+    def add(function):
+        SCENARIOS.append((function.__name__.replace('_', '-'), function, needs))
+        return function
+
+    return add
+
+
+class Bench:
+    """What a scenario works with: a collector, a folder, the processes it starts."""
+
+    def __init__(self, python, name):
+        self.python = python
+        self.folder = tempfile.mkdtemp(prefix='servers-')
+        self.collector = Collector().start()
+        self.log = os.path.join(self.folder, 'log')
+        self.notes = os.path.join(self.folder, 'notes')
+        self.processes = []
+        self.twice = False  # whether an event may arrive twice (after a kill)
+        self.remark = ''
+
+    def path(self, name):
+        path = os.path.join(self.folder, name)
+        if not os.path.isdir(path):
+            os.mkdir(path, 0o700)
+        return path
+
+    def start(self, *command, **variables):
+        """Start a program of the environment; its output goes to the log."""
+        environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+        environment.update(variables, COLLECTOR=self.collector.url, NOTES=self.notes)
+        environment['PYTHONUNBUFFERED'] = '1'
+        with open(self.log, 'ab') as log:
+            process = subprocess.Popen(
+                [os.path.join(os.path.dirname(self.python), command[0])]
+                + list(command[1:]),
+                cwd=HERE,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def run(self, program, status=0, **variables):
+        process = self.start('python', 'programs.py', program, **variables)
+        self.ended(process, status)
+
+    def ended(self, process, status=0):
+        try:
+            found = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            raise AssertionError('not done after %d s' % LIMIT)
+        assert status is None or found == status, 'exit status %r' % found
+
+    def stop(self, process, status=0):
+        process.send_signal(signal.SIGTERM)
+        self.ended(process, status)
+
+    def accepted(self):
+        try:
+            with open(self.notes) as file:
+                return set(file.read().split())
+        except FileNotFoundError:
+            return set()
+
+    def output(self):
+        with open(self.log, errors='replace') as file:
+            return file.read()
+
+    def check(self):
+        accepted = self.accepted()
+        assert accepted, 'nothing was accepted'
+        if self.twice:  # what a killed worker left comes when a client has found it
+            deadline = time.monotonic() + LIMIT
+            while accepted - self.delivered() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        ids = [each['messageId'] for each in self.collector.events]
+        missing, unknown = accepted - set(ids), set(ids) - accepted
+        if not self.twice:
+            assert not unknown, '%d came that were not accepted' % len(unknown)
+            assert len(ids) == len(set(ids)), 'events came twice'
+        assert not missing, '%d of %d are missing' % (len(missing), len(accepted))
+
+    def delivered(self):
+        return {each['messageId'] for each in list(self.collector.events)}
+
+    def close(self):
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except OSError:
+                pass  # it has ended, with all that it started
+            process.wait()
+            process.stdin.close()
+        self.collector.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def request(port, path='/'):
+    url = 'http://127.0.0.1:%d%s' % (port, path)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(url, timeout=LIMIT).read()
+
+
+def wait_for_server(port, process):
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        assert process.poll() is None, 'the server did not start'
+        try:
+            return request(port)
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError('the server did not start')
+
+
+def load(port, count=200, threads=4):
+    """Send requests from several threads; some may fail while workers are replaced."""
+
+    def run():
+        for _ in range(count // threads):
+            try:
+                request(port)
+            except OSError:
+                pass
+
+    workers = [threading.Thread(target=run) for _ in range(threads)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+
+
+# -- gunicorn ------------------------------------------------------------------------
+
+
+def gunicorn(bench, *options, **variables):
+    port = free_port()
+    process = bench.start(
+        *('gunicorn', 'app:application', '--bind', '127.0.0.1:%d' % port)
+        + ('--workers', '2', '--graceful-timeout', '20')
+        + options,
+        **variables
+    )
+    wait_for_server(port, process)
+    return port, process
+
+
+def serve(bench, *options, **variables):
+    port, process = gunicorn(bench, *options, **variables)
+    load(port)
+    bench.stop(process)
+
+
+@scenario('gunicorn')
+def gunicorn_sync(bench):
+    serve(bench)
+
+
+@scenario('gunicorn')
+def gunicorn_sync_preload(bench):
+    serve(bench, '--preload')
+
+
+@scenario('gunicorn')
+def gunicorn_gthread(bench):
+    serve(bench, '--worker-class', 'gthread', '--threads', '4')
+
+
+@scenario('gunicorn')
+def gunicorn_gthread_preload(bench):
+    serve(bench, '--worker-class', 'gthread', '--threads', '4', '--preload')
+
+
+@scenario('gunicorn')
+def gunicorn_spool_preload(bench):
+    serve(bench, '--preload', SPOOL=bench.path('spool'))
+
+
+@scenario('gunicorn')
+def gunicorn_worker_recycling(bench):
+    serve(bench, '--max-requests', '20', '--max-requests-jitter', '5')
+
+
+@scenario('gunicorn')
+def gunicorn_reload(bench):
+    port, process = gunicorn(bench)
+    for _ in range(3):
+        load(port, 60)
+        process.send_signal(signal.SIGHUP)
+    load(port, 60)
+    bench.stop(process)
+
+
+@scenario('gunicorn')
+def gunicorn_drain_on_sigterm(bench):
+    serve(bench, DRAIN='1')
+
+
+@scenario('gunicorn')
+def gunicorn_killed_workers(bench):
+    bench.twice = True
+    spool = bench.path('spool')
+    port, process = gunicorn(
+        bench, '--worker-class', 'gthread', '--threads', '4', SPOOL=spool
+    )
+    for _ in range(5):
+        load(port, 40)
+        try:
+            request(port, '/kill')
+        except OSError:
+            pass  # its worker is gone
+    load(port, 40)
+    bench.stop(process)
+    serve(bench, SPOOL=spool)  # and what is left comes with the next start
+
+
+# -- uWSGI ---------------------------------------------------------------------------
+
+
+def uwsgi(bench, *options, **variables):
+    port = free_port()
+    process = bench.start(
+        *('uwsgi', '--http-socket', '127.0.0.1:%d' % port, '--module', 'app')
+        + ('--master', '--processes', '2', '--die-on-term', '--need-app')
+        + ('--worker-reload-mercy', '20')
+        + options,
+        **variables
+    )
+    wait_for_server(port, process)
+    load(port)
+    bench.stop(process, status=None)
+
+
+@scenario('uwsgi')
+def uwsgi_threads(bench):
+    uwsgi(bench, '--enable-threads')
+    assert 'enable-threads' not in bench.output().partition('spawned')[2]
+
+
+@scenario('uwsgi')
+def uwsgi_threads_lazy_apps(bench):
+    uwsgi(bench, '--enable-threads', '--lazy-apps')
+
+
+@scenario('uwsgi')
+def uwsgi_without_threads(bench):
+    uwsgi(bench)
+    assert 'enable-threads = true' in bench.output(), 'no warning'
+
+
+@scenario('uwsgi')
+def uwsgi_spool(bench):
+    uwsgi(bench, '--enable-threads', SPOOL=bench.path('spool'))
+
+
+# -- Celery --------------------------------------------------------------------------
+
+
+def celery(bench, count, kill=False, **variables):
+    variables.update(BROKER=bench.path('broker'), DONE=bench.path('done'))
+    worker = bench.start(
+        *('celery', '--app', 'tasks', 'worker', '--pool', 'prefork')
+        + ('--concurrency', '2', '--max-tasks-per-child', '15')
+        + ('--without-gossip', '--without-mingle', '--without-heartbeat'),
+        **variables
+    )
+    send = 'import tasks\nfor number in range(%d): tasks.work.delay(number)\n' % count
+    if kill:
+        send += 'for _ in range(4): tasks.die.delay()\n'
+        send += 'for number in range(%d): tasks.work.delay(1000 + number)\n' % count
+        count *= 2
+    sender = bench.start('python', '-c', send, **variables)
+    bench.ended(sender)
+    deadline = time.monotonic() + LIMIT
+    # Of the tasks that a killed worker had some are lost: those are Celery's.
+    while len(os.listdir(bench.path('done'))) < count - (8 if kill else 0):
+        assert time.monotonic() < deadline, 'the tasks were not done'
+        assert worker.poll() is None, 'the worker ended'
+        time.sleep(0.05)
+    bench.stop(worker)
+
+
+@scenario('celery')
+def celery_prefork_with_retries(bench):
+    celery(bench, 60)
+
+
+@scenario('celery')
+def celery_killed_workers(bench):
+    bench.twice = True
+    spool = bench.path('spool')
+    celery(bench, 30, kill=True, SPOOL=spool)
+    bench.run('jobs', SPOOL=spool)  # a next process on the same directory
+
+
+# -- processes, loops ----------------------------------------------------------------
+
+
+@scenario()
+def multiprocessing_fork(bench):
+    bench.run('fork')
+
+
+@scenario()
+def multiprocessing_spawn(bench):
+    bench.run('spawn')
+
+
+@scenario()
+def multiprocessing_forkserver(bench):
+    bench.run('forkserver')
+
+
+@scenario()
+def process_pool_executor(bench):
+    bench.run('executor')
+
+
+@scenario()
+def process_pool_executor_spool(bench):
+    bench.run('executor', SPOOL=bench.path('spool'))
+
+
+@scenario('gevent')
+def gevent_patched_before(bench):
+    bench.run('gevent-first')
+
+
+@scenario('gevent')
+def gevent_patched_after(bench):
+    bench.run('gevent-after')
+
+
+@scenario('gevent')
+def gevent_spool(bench):
+    bench.run('gevent-first', SPOOL=bench.path('spool'))
+
+
+@scenario()
+def asyncio_slow_collector(bench):
+    bench.collector.latency = 0.5
+    bench.run('asyncio', INTERVAL='0.1')
+    bench.remark = bench.output().strip().splitlines()[-1]
+
+
+@scenario()
+def asyncio_spool(bench):
+    bench.collector.latency = 0.5
+    bench.run('asyncio', INTERVAL='0.1', SPOOL=bench.path('spool'))
+    bench.remark = bench.output().strip().splitlines()[-1]
+
+
+@scenario()
+def jobs_that_leave_by_os_exit(bench):
+    bench.run('jobs')
+
+
+@scenario()
+def frozen_function(bench):
+    process = bench.start('python', 'programs.py', 'freeze')
+    for number in range(1, 4):
+        process.stdin.write(b'go\n')
+        process.stdin.flush()
+        deadline = time.monotonic() + LIMIT
+        while bench.output().count('True') < number:
+            assert time.monotonic() < deadline, 'no flush'
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        bench.collector.stop()  # its connections break while it is frozen
+        time.sleep(1)
+        bench.collector.start()
+        process.send_signal(signal.SIGCONT)
+    process.stdin.close()
+    bench.ended(process)
+
+
+@scenario()
+def sigterm_by_default(bench):
+    bench.run('sigterm', status=-signal.SIGTERM)
+
+
+@scenario()
+def sigterm_with_a_handler(bench):
+    bench.run('sigterm-handler', status=7)
+
+
+# -- the run -------------------------------------------------------------------------
+
+
+def install(folder):
+    """Make the environment; gives its python, and why a server is not in it."""
+    python = os.path.join(folder, 'bin', 'python')
+    if not os.path.exists(python):
+        subprocess.check_call([sys.executable, '-m', 'venv', folder])
+    pip = [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+    source = os.path.join(folder, 'source')
+    shutil.rmtree(source, ignore_errors=True)
+    os.mkdir(source)
+    for name in ('hightouch', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'):
+        path = os.path.join(ROOT, name)
+        if os.path.isdir(path):
+            shutil.copytree(path, os.path.join(source, name))
+        else:
+            shutil.copy(path, source)
+    subprocess.check_call(pip + ['--force-reinstall', '--no-deps', source])
+    subprocess.check_call(pip + [source])
+    reasons = {}
+    for name in SERVERS:
+        try:
+            done = subprocess.run(
+                pip + [name],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                universal_newlines=True,
+                timeout=300,
+            )
+            if done.returncode:
+                reasons[name] = done.stdout.strip().splitlines()[-1][:100]
+        except subprocess.TimeoutExpired:
+            reasons[name] = 'not installed after 300 s'
+    return python, reasons
+
+
+def run(name, function, python):
+    bench = Bench(python, name)
+    start = time.monotonic()
+    try:
+        function(bench)
+        bench.check()
+        status, why = 'passed', bench.remark
+    except Exception as error:
+        status = 'FAILED'
+        why = '%s: %s' % (type(error).__name__, error)
+    try:
+        ids = [each['messageId'] for each in bench.collector.events]
+        print(
+            '%-8s %-28s %5.1f s  accepted %5d, delivered %5d, twice %3d  %s'
+            % (
+                status,
+                name,
+                time.monotonic() - start,
+                len(bench.accepted()),
+                len(set(ids)),
+                len(ids) - len(set(ids)),
+                why,
+            ),
+            flush=True,
+        )
+        if status == 'FAILED':
+            for line in bench.output().splitlines()[-25:]:
+                print('    ' + line)
+    finally:
+        bench.close()
+    return status
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('name', nargs='?', default='')
+    parser.add_argument('--venv', help='keep the environment here, and use it again')
+    args = parser.parse_args()
+    folder = args.venv or tempfile.mkdtemp(prefix='servers-venv-')
+    counts = {'passed': 0, 'FAILED': 0, 'skipped': 0}
+    try:
+        python, reasons = install(os.path.abspath(folder))
+        for name, function, needs in SCENARIOS:
+            if args.name in name:
+                missing = [reasons[each] for each in needs if each in reasons]
+                if missing:
+                    print('skipped  %-28s %s' % (name, missing[0]))
+                    counts['skipped'] += 1
+                else:
+                    counts[run(name, function, python)] += 1
+    finally:
+        if not args.venv:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(
+        'Python %d.%d: %d passed, %d failed, %d skipped'
+        % (sys.version_info[:2] + tuple(counts[k] for k in ('passed', 'FAILED', 'skipped')))
+    )
+    return 1 if counts['FAILED'] or not counts['passed'] else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
