@@ -1,5 +1,6 @@
 """An application that tracks, as each server of this suite runs it."""
 
+import logging
 import os
 import uuid
 
@@ -30,6 +31,7 @@ def track(client, name, count=1):
             note(message['messageId'])
 
 
+logging.basicConfig()
 client = make_client()
 if os.environ.get('DRAIN'):
     client.drain_on_sigterm()

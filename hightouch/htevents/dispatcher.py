@@ -1,6 +1,7 @@
 """Runs the consumers of one client: starts them, flushes, shuts down, survives a fork."""
 
 import logging
+import sys
 import threading
 from time import monotonic
 from typing import Any, Callable, List, Optional
@@ -55,11 +56,7 @@ class Dispatcher:
         fork.register(self)
 
     def _make(self) -> None:
-        self.consumers: List[Consumer] = [
-            self._make_consumer(self._consumer_ended) for _ in range(self._threads)
-        ]
-        # Never started: delivers on the thread that asks for it.
-        self._inline = self._make_consumer(_nothing)
+        self._make_consumers()
         self._running = not self._send
         self._prepared = not self._send
         self._next_start = 0.0
@@ -67,6 +64,15 @@ class Dispatcher:
         # Held by the one thread that starts the consumers. Only ever tried, never
         # waited for: a signal handler may come in between.
         self._starting = threading.Lock()
+
+    def _make_consumers(self) -> None:
+        self.consumers: List[Consumer] = [
+            self._make_consumer(self._consumer_ended) for _ in range(self._threads)
+        ]
+        # Never started: delivers on the thread that asks for it.
+        self._inline = self._make_consumer(_nothing)
+        # What they are made of.
+        self._lock_type: Any = threading.Lock
 
     def _after_fork(self) -> None:
         for consumer in self.consumers:
@@ -115,6 +121,9 @@ class Dispatcher:
             return True  # another thread, or the code below us on this one, is at it
         try:
             if not self._running:
+                if threading.Lock is not self._lock_type:
+                    self._make_consumers()  # gevent has replaced it meanwhile
+                _warn_of_uwsgi()
                 self._start_threads()
         finally:
             self._starting.release()
@@ -217,6 +226,8 @@ class Dispatcher:
 
         May run inside a finalizer: waits for nothing.
         """
+        if self._ended or lifecycle.is_over():
+            return
         self.queue.close()
         if self.queue.empty() and not self._has_threads():
             self._end()
@@ -241,6 +252,16 @@ class Dispatcher:
 
     def stats(self) -> Stats:
         return self.queue.stats()
+
+
+def _warn_of_uwsgi() -> None:
+    uwsgi = sys.modules.get('uwsgi')  # exists inside of uWSGI only
+    options = getattr(uwsgi, 'opt', {})
+    if uwsgi is not None and not {'enable-threads', 'threads'} & set(options):
+        _log.warning(
+            'uWSGI runs without threads, so that events are sent while a request runs, '
+            'and when the worker ends. Set: enable-threads = true'
+        )
 
 
 def _nothing() -> None:

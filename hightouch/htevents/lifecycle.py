@@ -8,6 +8,7 @@ done leave nothing behind.
 import atexit
 import sys
 import weakref
+from importlib import import_module
 from typing import Any, Set
 
 from hightouch.htevents import fork
@@ -51,14 +52,22 @@ def _hook_child() -> None:
     # The children of multiprocessing leave through os._exit, without atexit; but they
     # run their own finalizers before. Those registered before the child began are
     # cleared there, hence this is done with the first event.
-    if _state.child_hooked or 'multiprocessing.process' not in sys.modules:
+    if _state.child_hooked:
         return
-    _state.child_hooked = True
-    process = sys.modules['multiprocessing.process'].current_process()
-    if type(process).__name__ != '_MainProcess':
-        from multiprocessing.util import Finalize
+    processes = sys.modules.get('multiprocessing.process')
+    if processes is not None:
+        _state.child_hooked = True
+        if type(processes.current_process()).__name__ != '_MainProcess':
+            import_module('multiprocessing.util').Finalize(None, end, exitpriority=0)
+    # Those of Celery leave the same way, and tell of it by a signal of Celery's.
+    signals = sys.modules.get('celery.signals')
+    if signals is not None:
+        _state.child_hooked = True
+        signals.worker_process_shutdown.connect(_end_of_worker, weak=False)
 
-        Finalize(None, end, exitpriority=0)
+
+def _end_of_worker(**kwargs: Any) -> None:
+    end()
 
 
 def end() -> None:

@@ -249,7 +249,7 @@ def work(url: str, folder: str, name: str, mode: str, count: int, seed: int) -> 
     def track(prefix: str, numbers: Any) -> None:
         for number in numbers:
             message_id = '%s-%d' % (prefix, number)
-            bad = number % 997 == 500
+            bad = number % 997 == 50
             size = 4000 if number % 50 == 0 else 300
             accepted, _ = client.track(
                 'user',
@@ -382,6 +382,7 @@ class Run:
             if process.poll() is None and time.monotonic() >= kill_at:
                 process.kill()
                 self._counts['kills'] += 1
+                process.wait()
             if process.poll() is not None:
                 process.communicate()
                 self._workers.remove(worker)
