@@ -39,6 +39,9 @@ _SPLIT_STATUSES = (400, 413)
 OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
 OnSuccess = Callable[[List[Dict[str, Any]]], Any]
 
+# Seconds that a thread may take from its last act to its end.
+LAST_STEPS = 0.1
+
 _log = logging.getLogger('hightouch')
 
 
@@ -100,6 +103,7 @@ class Consumer(threading.Thread):
         # Whether the last delivery gave something back to the queue, undelivered.
         self.gave_back = False
         self._wakeup = Signal()
+        self._ended = Signal()
         # When the owner wants to end; replaced by hurry().
         self._deadline = Deadline(None)
         self._source: Union[EventQueue, ForeignQueue] = (
@@ -131,6 +135,15 @@ class Consumer(threading.Thread):
             self.running = False
             if self._on_end is not None:
                 self._on_end()
+            self._ended.set()
+
+    def wait_until_ended(self, deadline: Deadline) -> None:
+        """Wait for the end of the started thread, at most until ``deadline``."""
+        if self._ended.wait(deadline.remaining()):
+            self._ended.set()  # for the next who waits
+            # What is left takes no time; but if gevent has replaced parts of threading
+            # after it was imported, join() never learns of the end.
+            self.join(LAST_STEPS)
 
     def pause(self) -> None:
         """End the thread after the batch it is delivering; does not wait for it."""

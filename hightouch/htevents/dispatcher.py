@@ -199,7 +199,7 @@ class Dispatcher:
             consumer.pause()
         for consumer in self.consumers:
             if consumer.ident is not None and consumer is not current:
-                consumer.join(deadline.remaining())
+                consumer.wait_until_ended(deadline)
         self._end()
         return complete
 
