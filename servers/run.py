@@ -183,7 +183,7 @@ def gunicorn(bench, *options, **variables):
         *('gunicorn', 'app:application', '--bind', '127.0.0.1:%d' % port)
         + ('--workers', '2', '--graceful-timeout', '20')
         + options,
-        **variables
+        **variables,
     )
     wait_for_server(port, process)
     return port, process
@@ -268,7 +268,7 @@ def uwsgi(bench, *options, **variables):
         + ('--master', '--processes', '2', '--die-on-term', '--need-app')
         + ('--worker-reload-mercy', '20')
         + options,
-        **variables
+        **variables,
     )
     wait_for_server(port, process)
     load(port)
@@ -306,7 +306,7 @@ def celery(bench, count, kill=False, **variables):
         *('celery', '--app', 'tasks', 'worker', '--pool', 'prefork')
         + ('--concurrency', '2', '--max-tasks-per-child', '15')
         + ('--without-gossip', '--without-mingle', '--without-heartbeat'),
-        **variables
+        **variables,
     )
     send = 'import tasks\nfor number in range(%d): tasks.work.delay(number)\n' % count
     if kill:
@@ -520,7 +520,10 @@ def main():
             shutil.rmtree(folder, ignore_errors=True)
     print(
         'Python %d.%d: %d passed, %d failed, %d skipped'
-        % (sys.version_info[:2] + tuple(counts[k] for k in ('passed', 'FAILED', 'skipped')))
+        % (
+            sys.version_info[:2]
+            + tuple(counts[k] for k in ('passed', 'FAILED', 'skipped'))
+        )
     )
     return 1 if counts['FAILED'] or not counts['passed'] else 0
 

@@ -273,7 +273,8 @@ def _look(stream: str, path: str) -> Optional[Waiting]:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None)
         try:
             counts: Tuple[Any, ...] = connection.execute(
-                'SELECT count(*), total(length(body)), min(at) FROM events'
+                'SELECT count(*), total(length(body)), min(at) FROM events WHERE NOT'
+                ' EXISTS (SELECT 1 FROM done WHERE id BETWEEN first AND last)'
             ).fetchone()
             owner = connection.execute('SELECT program, pid, host FROM owner')
             named = '%s[%s]@%s' % (owner.fetchone() or ('?', '?', '?'))

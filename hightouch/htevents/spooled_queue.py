@@ -27,13 +27,25 @@ from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.segment import Row, Segment, SegmentError
 from hightouch.htevents.spool import Spool
 
-# Events that are in memory at most, unless a batch is larger.
-WINDOW = 256
+# Events that are in memory at most, unless a batch is larger; and those among them that
+# may be large ones.
+WINDOW = 2000
+LARGE_WINDOW = 250
+LARGE_BYTES = 2048
+
+# Events read from the disk at a time.
+READ_EVENTS = 250
 
 # Seconds between looks around for what dead processes left: while events flow, and
 # while they do not (an idle client wakes up for nothing else).
 SCAN_INTERVAL = 5.0
 IDLE_SCAN_INTERVAL = 30.0
+
+# A burst: less than PAUSE seconds between two calls, until so many events wait. While
+# one is on, the leading consumer looks again after BURST_LOOK seconds.
+PAUSE = 0.005
+BURST_EVENTS = 10000
+BURST_LOOK = 0.02
 
 # Seconds before a new segment is tried, after one could not be made.
 REOPEN_INTERVAL = 1.0
@@ -74,6 +86,7 @@ class SpooledQueue(EventQueue):
         # for others. Only ever tried, never waited for.
         self._filling = threading.Lock()
         self._next_scan = 0.0
+        self._last_write = 0.0
         self._trouble = ''
         self._left = 0
         self._abandoned: List[Tuple[Segment, int]] = []
@@ -122,17 +135,20 @@ class SpooledQueue(EventQueue):
             try:
                 # The lock is for `_finish`: what is written is seen in memory as well.
                 with segment.lock:
-                    direct = not segment.behind and len(self._items) < WINDOW
+                    window = WINDOW if len(body) < LARGE_BYTES else LARGE_WINDOW
+                    self._last_write = monotonic()
+                    direct = not segment.behind and len(self._items) < window
                     number = segment.append(body, direct)
                     if segment.on_ground():
                         if direct:
-                            self._items.append((body, monotonic(), (segment, number)))
+                            place = (segment, number)
+                            self._items.append((body, self._last_write, place))
                         else:
                             segment.behind.append(None)
                         if self._trouble:
                             self._recovered()
                         return _WRITTEN
-                    segment.delete([number])
+                    segment.resolve([number])
                 raise SegmentError('its files were deleted')
             except segment.errors as error:
                 outcome = self._after_failure(segment, error)
@@ -150,7 +166,7 @@ class SpooledQueue(EventQueue):
         if 'is full' in text:
             try:
                 if segment.is_full():
-                    return _NO_ROOM
+                    return None if segment.purge() else _NO_ROOM
             except segment.errors:
                 pass  # it is the disk, then
             self._in_trouble('the disk is full')
@@ -207,14 +223,37 @@ class SpooledQueue(EventQueue):
     # -- the consumers' side ---------------------------------------------------------
 
     def _ripe(self, size: int, interval: float) -> bool:
+        if self._is_busy(interval):
+            return False
         self._fill(size)
         return super()._ripe(size, interval)
+
+    def _is_busy(self, interval: float) -> bool:
+        """Whether the application is in a burst of calls, which we do not disturb.
+
+        A call gives the GIL away while it writes; a consumer that is at work takes it,
+        and the call waits some milliseconds. So a burst has the interpreter for itself,
+        as long as its events may wait for others anyway.
+        """
+        if self.closed or self._flush_to > self._taken or self._parked:
+            return False
+        now = monotonic()
+        if now - self._last_write > PAUSE or self.qsize() > BURST_EVENTS:
+            return False
+        try:
+            return self._items[0][1] + interval > now
+        except IndexError:
+            return False
 
     def _linger(
         self, wakeup: Signal, size: int, interval: float, deadline: Deadline
     ) -> None:
         if self.closed and not self._items:
             wakeup.wait(0.05)  # what is behind could not be read just now
+        if self._is_busy(interval):
+            self._wake_at = BURST_EVENTS
+            wakeup.wait(BURST_LOOK)
+            return
         if deadline.leaves(IDLE_SCAN_INTERVAL):
             deadline = Deadline(IDLE_SCAN_INTERVAL)
         super()._linger(wakeup, size, interval, deadline)
@@ -263,9 +302,9 @@ class SpooledQueue(EventQueue):
         if monotonic() < self._retry_at.get(segment.path, 0):
             return
         if segment.adopted:
-            limit = WINDOW
+            limit = READ_EVENTS
         else:
-            limit = min(WINDOW, len(segment.behind))
+            limit = min(READ_EVENTS, len(segment.behind))
             if not limit:
                 return self._finish(segment)
         try:
@@ -334,23 +373,23 @@ class SpooledQueue(EventQueue):
 
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
         if delivered or self.holds(batch):
-            self._delete(batch.places)
+            self._resolve(batch.places)
         return super().acknowledge(batch, delivered)
 
-    def _delete(self, places: Sequence[Tuple[Segment, int]]) -> None:
+    def _resolve(self, places: Sequence[Tuple[Segment, int]]) -> None:
         by_segment: Dict[Segment, List[int]] = {}
         for segment, number in places:
             by_segment.setdefault(segment, []).append(number)
         for segment, numbers in by_segment.items():
             try:
-                segment.delete(numbers)
+                segment.resolve(numbers)
                 if segment is self._own and self.qsize() == 0:
                     self._replace_worn(segment)
             except segment.errors as error:
                 if not segment.closed:
-                    # They are deleted with the next ones; at worst they come twice.
+                    # They are noted with the next ones; at worst they come twice.
                     _log.warning(
-                        'Cannot delete from %s: %s', segment.path, describe(error)
+                        'Cannot write to %s: %s', segment.path, describe(error)
                     )
                     if segment.is_broken(error):
                         self._replace_own(segment)

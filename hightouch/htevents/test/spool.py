@@ -99,9 +99,9 @@ class SpoolTestCase(support.TestCase):
 class PromiseTest(SpoolTestCase):
     def test_an_event_is_on_the_disk_when_the_call_returns(self) -> None:
         client = self.client(host=NOWHERE)
-        for number in range(600):  # more than the window in memory
+        for number in range(2100):  # more than the window in memory
             self.assertTrue(client.track('user', str(number))[0])
-            if number in (0, 1, 255, 256, 257, 599):
+            if number in (0, 1, 250, 1999, 2000, 2001, 2099):
                 (found,) = waiting(self.spool_dir)
                 self.assertEqual((found.state, found.events), ('running', number + 1))
 
@@ -154,17 +154,17 @@ class PromiseTest(SpoolTestCase):
         on_error = Recorder()
         self.collector.stop()
         client = self.client(on_error=on_error)
-        for number in range(700):
+        for number in range(2700):
             client.track('user', str(number))
         self.assertFalse(client.shutdown(0.2))
         self.assertEqual(on_error.calls, [])
-        self.assertEqual(client.stats().pending, 700)
+        self.assertEqual(client.stats().pending, 2700)
         self.assert_adds_up(client)
         self.assertFalse(client.track('user', 'late')[0])
         self.assertFalse(client.flush(LIMIT))
         self.collector.start()
         self.client()
-        self.assert_all_arrived(str(number) for number in range(700))
+        self.assert_all_arrived(str(number) for number in range(2700))
         self.assert_nothing_left()
 
     def test_a_batch_that_is_on_its_way_at_shutdown_stays_on_the_disk(self) -> None:
@@ -448,13 +448,13 @@ class BacklogTest(SpoolTestCase):
     def test_an_outage_ends_and_all_arrives(self) -> None:
         self.collector.stop()
         client = self.client()
-        for number in range(2000):
+        for number in range(5000):
             self.assertTrue(client.track('user', str(number))[0])
         self.assertLessEqual(len(client.queue._items), spooled_queue.WINDOW)
         self.collector.start()
         self.assertTrue(client.flush(LIMIT))
-        self.assert_all_arrived(str(number) for number in range(2000))
-        self.assertEqual(len(self.collector.events), 2000)
+        self.assert_all_arrived(str(number) for number in range(5000))
+        self.assertEqual(len(self.collector.events), 5000)
 
     def test_a_full_spool_refuses_and_keeps_what_it_has(self) -> None:
         self.collector.stop()
