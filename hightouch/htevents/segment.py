@@ -308,6 +308,8 @@ class Segment:
             raise self._sqlite.DatabaseError('the database is empty')
         if int(application) != APPLICATION_ID or int(version) != FORMAT:
             return False
+        # Not each note that a batch is resolved has to wait for the disk.
+        self._execute('PRAGMA synchronous = NORMAL')
         self._done = self._execute('SELECT first, last FROM done').fetchall()
         return True
 
