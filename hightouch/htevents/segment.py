@@ -18,6 +18,7 @@ of them. The child forgets its parent's connections without closing them.
 
 import os
 import socket
+import struct
 import sys
 import threading
 import uuid
@@ -69,6 +70,10 @@ _SKIP = 64
 DATABASE, LOCK, NEW, DAMAGED = '.db', '.lock', '.new', '.damaged'
 # SQLite's own are named after it; it needs a journal before the log is set up only.
 _FILES = tuple(DATABASE + each for each in ('', '-wal', '-shm', '-journal'))
+
+# Version, unused, change counter, whether it is initialized, byte order of checksums,
+# page size, number of frames: in the byte order of the machine.
+_INDEX_HEAD = struct.Struct('=IIIBBHI')
 
 _SCHEMA = (
     'CREATE TABLE events (id INTEGER PRIMARY KEY, at INTEGER NOT NULL,'
@@ -223,6 +228,7 @@ class Segment:
         # Ids that are resolved and not deleted, from first to last.
         self._done: List[Tuple[int, int]] = []
         self._done_count = 0
+        self._done_before: List[Tuple[int, int]] = []  # those of its last owner
         self._ground: Dict[str, os.stat_result] = {}
         self._folder_time = 0
         self._failing_since = 0.0
@@ -284,10 +290,14 @@ class Segment:
 
         :raises sqlite3.DatabaseError: when it is no database
         """
+        frames = _frames_of_log(self.path)
         with self.lock:
             connection = self._connect()
             try:
-                return self._is_ours()
+                ours = self._is_ours()
+                if ours and self._misses_frames(frames):
+                    self.damage = 'its log is damaged or cut short'
+                return ours
             except self._sqlite.DatabaseError as error:
                 if not self.is_broken(error):
                     raise
@@ -311,7 +321,19 @@ class Segment:
         # Not each note that a batch is resolved has to wait for the disk.
         self._execute('PRAGMA synchronous = NORMAL')
         self._done = self._execute('SELECT first, last FROM done').fetchall()
+        self._done_before = _merged(self._done)
         return True
+
+    def _misses_frames(self, count: int) -> bool:
+        """Whether SQLite found less in the log than its last owner had written.
+
+        It takes what follows a damaged part for what was not finished, and says nothing.
+        """
+        try:
+            row = self._execute('PRAGMA wal_checkpoint(PASSIVE)').fetchone()
+            return int(row[1]) < count
+        except self._sqlite.OperationalError:
+            return False  # on a full disk it cannot be told
 
     def _connect(self) -> Any:
         self._connection = self._sqlite.connect(
@@ -380,13 +402,8 @@ class Segment:
             if not all(intact for _, intact in found):
                 self.damage = self.damage or 'a checksum is wrong'
             rows = [row for row, intact in found if intact]
-            if self.adopted:  # its last owner may have resolved some of them
-                done = list(self._done)
-                rows = [
-                    row
-                    for row in rows
-                    if not any(first <= row.id <= last for first, last in done)
-                ]
+            for first, last in self._done_before:
+                rows = [row for row in rows if not first <= row.id <= last]
             if rows:
                 return rows
 
@@ -555,12 +572,13 @@ class Segment:
             if self._connection is None:
                 return
             try:
-                self.resolve([])  # what is owed
-                empty = self.is_empty()
+                if not resolved:
+                    self.resolve([])  # what is owed
+                    resolved = self.is_empty()
             except self.errors:
-                empty = False
+                pass  # its next owner goes by what is written there
             self._disconnect()
-            if resolved or empty:
+            if resolved:
                 self._remove()
             self._unlock()
 
@@ -620,6 +638,21 @@ class Segment:
         self._unlock()
         self.lock = threading.RLock()
         return connection
+
+
+def _frames_of_log(path: str) -> int:
+    """Give how many frames the log of a dead process had when it last wrote to it.
+
+    From the head of SQLite's index of the log (a ``WalIndexHdr``), which outlives the
+    process as a file does; 0 when it is not there.
+    """
+    try:
+        with open(path + DATABASE + '-shm', 'rb') as file:
+            head = file.read(_INDEX_HEAD.size)
+        _, _, _, initialized, _, _, frames = _INDEX_HEAD.unpack(head)
+    except (OSError, struct.error):
+        return 0
+    return int(frames) if initialized else 0
 
 
 def _merged(ranges: List[Tuple[int, int]]) -> List[Tuple[int, int]]:

@@ -117,10 +117,15 @@ class Spool:
                 return True
         return False
 
-    def adopt(self) -> List[Segment]:
-        """Take over, for this process alone, what dead ones left. Raises nothing."""
-        adopted = []
+    def adopt(self, most: int) -> List[Segment]:
+        """Take over, for this process alone, what dead ones left. Raises nothing.
+
+        :param most: segments to take over; the others wait, or are another process's
+        """
+        adopted: List[Segment] = []
         for path in self._paths():
+            if len(adopted) >= most:
+                break
             fd = segments.lock(path + LOCK)
             if fd is not None:
                 found = self._open(path, fd)

@@ -41,6 +41,9 @@ READ_EVENTS = 250
 SCAN_INTERVAL = 5.0
 IDLE_SCAN_INTERVAL = 30.0
 
+# Segments of dead processes that are open at a time: each takes four file descriptors.
+MAX_ADOPTED = 16
+
 # A burst: less than PAUSE seconds between two calls, until so many events wait. While
 # one is on, the leading consumer looks again after BURST_LOOK seconds.
 PAUSE = 0.005
@@ -262,13 +265,16 @@ class SpooledQueue(EventQueue):
         if len(self._items) >= size or not self._filling.acquire(False):
             return
         try:
-            if monotonic() >= self._next_scan and not self.closed:
-                self._next_scan = monotonic() + SCAN_INTERVAL
-                self._look_around()
-            for segment in self._sources():
-                if len(self._items) >= size:
-                    break
-                self._read_from(segment)
+            look = True
+            while look:
+                if monotonic() >= self._next_scan and not self.closed:
+                    self._next_scan = monotonic() + SCAN_INTERVAL
+                    self._look_around()
+                for segment in self._sources():
+                    if len(self._items) >= size:
+                        break
+                    self._read_from(segment)
+                look = self._next_scan == 0 and not self.closed
         finally:
             self._filling.release()
         if len(self._items) >= self._wake_at:
@@ -284,11 +290,11 @@ class SpooledQueue(EventQueue):
         return sources
 
     def _look_around(self) -> None:
-        adopted = self._spool.adopt()
-        if not adopted:
-            return
-        self._others.extend(adopted)
-        self._share_room()
+        open_now = sum(each.adopted for each in self._others)
+        adopted = self._spool.adopt(MAX_ADOPTED - open_now)
+        if adopted:
+            self._others.extend(adopted)
+            self._share_room()
 
     def _share_room(self) -> None:
         own = self._own
@@ -356,6 +362,8 @@ class SpooledQueue(EventQueue):
                 return
             self._others.remove(segment)
             self._retry_at.pop(segment.path, None)
+            if segment.adopted:
+                self._next_scan = 0.0  # there may be more: see MAX_ADOPTED
             read = self._read.pop(segment, 0)
             if segment.damage:
                 self._spool.set_aside(segment, read)

@@ -314,7 +314,7 @@ class SharedDirectoryTest(SpoolTestCase):
         def scan() -> None:
             spool = Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 20)
             ready.wait(LIMIT)
-            found.extend(spool.adopt())
+            found.extend(spool.adopt(10))
 
         threads = [threading.Thread(target=scan) for _ in range(4)]
         for thread in threads:
@@ -325,6 +325,22 @@ class SharedDirectoryTest(SpoolTestCase):
             self.addCleanup(each.close)
         self.assertEqual(len({each.path for each in found}), 5)
         self.assertEqual(len(found), 5)
+
+    def test_more_segments_than_may_be_open_are_taken_over_one_after_the_other(
+        self,
+    ) -> None:
+        result = self.run_child(
+            'for number in range(12):\n'
+            '    if os.fork() == 0:\n'
+            '        client.track("user", str(number))\n'
+            '        os.kill(os.getpid(), signal.SIGKILL)\n'
+            'for number in range(12): os.wait()\n'
+        )
+        self.assertEqual(result.returncode, 0, result.stderr)
+        with mock.patch.object(spooled_queue, 'MAX_ADOPTED', 3):
+            self.client()
+            self.assert_all_arrived(str(number) for number in range(12))
+            self.assert_nothing_left()
 
     def test_events_of_one_key_are_never_sent_with_another(self) -> None:
         self.leave(10)
@@ -652,13 +668,14 @@ class BadGroundTest(SpoolTestCase):
         self.assert_nothing_left()
         self.assertEqual(len(set(self.arrived())), accepted)
 
-    def damage(self, change: Any) -> Any:
+    def damage(self, change: Any, suffix: str = '.db') -> Any:
         """Change the file that a dead process left, and have a client find it."""
         self.leave(2000)
-        (path,) = self.files('.db')
-        connection = sqlite3.connect(path)
-        connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
-        connection.close()
+        (path,) = self.files(suffix)
+        if suffix == '.db':
+            connection = sqlite3.connect(path)
+            connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+            connection.close()
         with open(path, 'r+b') as file:
             change(file)
         with LogCatcher() as log:
@@ -668,7 +685,7 @@ class BadGroundTest(SpoolTestCase):
         self.assertIn(self.files('.db.damaged')[0], line)
         self.assertEqual(self.files('.lock'), [])
         self.assertTrue(client.track('user', 'new')[0])
-        self.assertTrue(client.flush(LIMIT))
+        self.assertTrue(client.shutdown(LIMIT))
         return set(self.arrived())
 
     def test_of_a_truncated_file_the_readable_part_is_sent(self) -> None:
@@ -696,6 +713,21 @@ class BadGroundTest(SpoolTestCase):
         arrived = self.damage(change)
         self.assertNotIn('9999', arrived)
         self.assertEqual(len(arrived), 2000)  # one was lost, 'new' came
+
+    def test_a_log_that_was_cut_or_overwritten_is_noticed(self) -> None:
+        def cut(file: Any) -> None:
+            file.truncate(100000)
+
+        def overwrite(file: Any) -> None:
+            file.seek(100000)
+            file.write(b'x' * 1000)
+
+        for change in (cut, overwrite):
+            arrived = self.damage(change, '.db-wal')
+            self.assertLess(len(arrived), 2001)
+            for path in self.files('.damaged'):
+                os.unlink(path)
+            del self.collector.events[:]
 
     def test_what_is_no_database_is_set_aside(self) -> None:
         def overwrite(file: Any) -> None:

@@ -5,6 +5,7 @@ All is inside functions, so that importing this file (as `all` does) does nothin
 
 import datetime
 import logging
+import pathlib
 import queue
 from typing import Any, Dict, List, Optional
 
@@ -28,6 +29,8 @@ from hightouch.htevents.version import VERSION
 def on_error(error: Exception, batch: List[Dict[str, Any]]) -> None:
     if isinstance(error, APIError):
         print(error.status, error.code, error.message, len(batch))
+    elif isinstance(error, htevents.ExpiredError):
+        print(error.days)
 
 
 def on_success(batch: List[Dict[str, Any]]) -> None:
@@ -67,6 +70,10 @@ def settings_of_the_module() -> None:
     htevents.block_timeout = 0.5
     htevents.session = requests.Session()
     htevents.shutdown_timeout = 1
+    htevents.spool_dir = '/var/lib/app/htevents'
+    htevents.spool_dir = pathlib.Path('/var/lib/app/htevents')
+    htevents.spool_fsync = True
+    htevents.spool_max_bytes = 1 << 30
     htevents.default_client = None
 
 
@@ -123,6 +130,9 @@ def a_client_of_its_own() -> None:
         oauth_auth_server=Client.DefaultConfig.oauth_auth_server,
         oauth_scope='tracking_api:write',
         shutdown_timeout=5,
+        spool_dir=pathlib.Path('/var/lib/app/htevents'),
+        spool_fsync=True,
+        spool_max_bytes=1 << 30,
         on_success=on_success,
         before_send=before_send,
         block_timeout=0,
@@ -141,7 +151,9 @@ def a_client_of_its_own() -> None:
         total: int = stats.delivered + stats.failed + stats.pending
         counts: List[int] = [stats.accepted, stats.refused, stats.retried]
         age: Optional[float] = stats.oldest_pending_age
-        print(done, total, counts, age, stats.last_error)
+        durable: Optional[bool] = stats.durable
+        same.drain_on_sigterm(timeout=10)
+        print(done, total, counts, age, stats.last_error, durable)
 
 
 def the_parts() -> None:
