@@ -78,7 +78,8 @@ _INDEX_HEAD = struct.Struct('=IIIBBHI')
 _SCHEMA = (
     'CREATE TABLE events (id INTEGER PRIMARY KEY, at INTEGER NOT NULL,'
     ' direct INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL)',
-    'CREATE TABLE done (first INTEGER, last INTEGER)',
+    # Without rowid: a note must not move last_insert_rowid(), see _APPEND.
+    'CREATE TABLE done (first INTEGER PRIMARY KEY, last INTEGER) WITHOUT ROWID',
     'CREATE TABLE owner (pid INTEGER, host TEXT, program TEXT, started INTEGER,'
     ' version TEXT)',
 )
@@ -471,7 +472,7 @@ class Segment:
                     while run < len(ids) and ids[run] == ids[0] + run:
                         run += 1
                     bounds = (ids[0], ids[run - 1])
-                    self._execute('INSERT INTO done VALUES (?, ?)', bounds)
+                    self._execute('INSERT OR REPLACE INTO done VALUES (?, ?)', bounds)
                     self._done.append(bounds)
                     self._done_count += run
                     del ids[:run]

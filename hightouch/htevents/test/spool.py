@@ -204,6 +204,16 @@ class PromiseTest(SpoolTestCase):
         self.assertEqual((stats.pending, stats.durable), (0, True))
         self.assertTrue(client.queue.empty())
 
+    def test_a_client_writes_all_its_events_to_one_file(self) -> None:
+        client = self.client(upload_size=10)
+        paths: Set[str] = set()
+        for number in range(3000):
+            self.assertTrue(client.track('user', str(number))[0])
+            if number % 50 == 0:
+                self.assertTrue(client.flush(LIMIT))
+                paths.update(self.files('.db'))
+        self.assertEqual(len(paths), 1)
+
     def test_without_a_spool_durable_is_none(self) -> None:
         self.assertIsNone(self.client(spool_dir=None).stats().durable)
 
