@@ -25,6 +25,7 @@ from hightouch.htevents.consumer import OnError, OnSuccess
 from hightouch.htevents.errors import (
     APIError,
     BeforeSendError,
+    DamageError,
     ExpiredError,
     MessageTooLargeError,
     NotDeliveredError,
@@ -44,6 +45,7 @@ __all__ = [
     'APIError',
     'BeforeSendError',
     'Client',
+    'DamageError',
     'ExpiredError',
     'MessageTooLargeError',
     'NotDeliveredError',

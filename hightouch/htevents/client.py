@@ -197,6 +197,7 @@ class Client:
             lease=lease,
             on_end=logs.attach(debug, log_handler),
         )
+        self.queue.on_loss = self._dispatcher.report
         if self.queue.has_orphans():
             self._dispatcher.start()
 

@@ -335,11 +335,19 @@ class Consumer(threading.Thread):
     def _drop(self, error: Exception, message: Any) -> None:
         self.report(error, [message])
 
-    def report(self, error: Exception, messages: List[Dict[str, Any]]) -> None:
-        """Say once that events are lost: one ERROR line, one call of ``on_error``."""
+    def report(
+        self,
+        error: Exception,
+        messages: List[Dict[str, Any]],
+        count: Optional[int] = None,
+    ) -> None:
+        """Say once that events are lost: one ERROR line, one call of ``on_error``.
+
+        :param count: how many; None: as many as there are messages
+        """
         _log.error(
             'Lost %d event(s) for %s: %s',
-            len(messages),
+            len(messages) if count is None else count,
             _bare(self.host or DEFAULT_HOST),
             describe(error),
         )

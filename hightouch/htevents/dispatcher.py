@@ -185,9 +185,11 @@ class Dispatcher:
             consumer.hurry(deadline)
         self._inline.hurry(deadline)
 
-    def report(self, error: Exception, messages: List[Any]) -> None:
+    def report(
+        self, error: Exception, messages: List[Any], count: Optional[int] = None
+    ) -> None:
         """Say once that messages are lost: see `Consumer.report`."""
-        self._inline.report(error, messages)
+        self._inline.report(error, messages, count)
 
     def finish(self, deadline: Deadline) -> bool:
         """Deliver what is left, report what is not delivered in time, end the threads."""

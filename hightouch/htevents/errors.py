@@ -125,6 +125,27 @@ class ExpiredError(Exception):
         return 'Expired: the collector takes no event older than %d days.' % self.days
 
 
+class DamageError(Exception):
+    """Accepted events cannot be read from the spool any more: its file was damaged.
+
+    Reported with an empty batch.
+
+    :ivar count: how many events
+    :ivar path: of the file
+    """
+
+    def __init__(self, count: int, path: str) -> None:
+        super().__init__(count, path)
+        self.count = count
+        self.path = path
+
+    def __str__(self) -> str:
+        return '%d event(s) cannot be read any more: %s is damaged.' % (
+            self.count,
+            self.path,
+        )
+
+
 class BeforeSendError(Exception):
     """The user's ``before_send`` raised, or returned what is not a message.
 

@@ -72,6 +72,7 @@ class Stats(NamedTuple):
         None when there was none
     :ivar durable: None without ``spool_dir``; False while events cannot be made durable
         (or some that were are not any more), True else
+    :ivar damaged_files: files of the spool that were found damaged, and set aside
     """
 
     accepted: int
@@ -83,6 +84,7 @@ class Stats(NamedTuple):
     oldest_pending_age: Optional[float]
     last_error: Optional[str]
     durable: Optional[bool] = None
+    damaged_files: int = 0
 
 
 class _Flush:
@@ -113,6 +115,8 @@ class EventQueue:
     def __init__(self, maxsize: int = 0) -> None:
         self.maxsize = maxsize
         self.closed = False
+        # Told, as Dispatcher.report, of events that cannot be read from a spool any more.
+        self.on_loss: Optional[Callable[[Exception, List[Any], int], None]] = None
         self._reset()
         fork.register(self)
 

@@ -115,25 +115,30 @@ class _Open:
         self.segments: Set['Segment'] = set()
         # What a child inherited. Kept, so that nothing of it is ever closed there.
         self.inherited: List[Any] = []
-        self.held: List['Segment'] = []
+        self._forking = threading.local()
         fork.register(self)
 
+    def _held(self) -> List[List['Segment']]:
+        # What each fork of this thread holds: a signal handler may fork inside a fork.
+        held: List[List['Segment']] = self._forking.__dict__.setdefault('held', [])
+        return held
+
     def before_fork(self) -> None:
-        held = []
+        held: List['Segment'] = []
+        self._held().append(held)
         for segment in list(self.segments):
             # A lock that this very thread holds (a signal handler forks) is no
             # obstacle: the call below it is not inside SQLite now.
             if segment.lock.acquire(timeout=FORK_TIMEOUT):
                 held.append(segment)
-        self.held = held
 
     def after_fork_in_parent(self) -> None:
-        held, self.held = self.held, []
-        for segment in held:
+        for segment in self._held().pop():
             segment.lock.release()
 
     def _after_fork(self) -> None:
-        segments, self.segments, self.held = self.segments, set(), []
+        segments, self.segments = self.segments, set()
+        self._forking = threading.local()
         for segment in segments:
             self.inherited.append(segment.forget())
 

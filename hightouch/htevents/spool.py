@@ -62,6 +62,7 @@ class Spool:
         self.directory = os.path.abspath(directory)
         self.folder = os.path.join(self.directory, stream_name(write_key))
         self.max_bytes = max_bytes
+        self.damaged = 0  # files that were set aside
         self._fsync = fsync
         self._refused = ''  # the path of what was last said not to be readable
         self._check()
@@ -180,6 +181,7 @@ class Spool:
 
         :param read: events of it that could be read
         """
+        self.damaged += 1
         try:
             path = damaged.set_aside()
         except OSError as error:

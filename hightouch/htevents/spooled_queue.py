@@ -22,9 +22,9 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, Signal
-from hightouch.htevents.errors import describe
+from hightouch.htevents.errors import DamageError, describe
 from hightouch.htevents.event_queue import EventQueue, Stats
-from hightouch.htevents.segment import Row, Segment, SegmentError
+from hightouch.htevents.segment import DATABASE, Row, Segment, SegmentError
 from hightouch.htevents.spool import Spool
 
 # Events that are in memory at most, unless a batch is larger; and those among them that
@@ -78,6 +78,7 @@ class SpooledQueue(EventQueue):
 
     def _reset(self) -> None:
         super()._reset()
+        self._spool.damaged = 0
         # Where own events are written; made with the first one.
         self._own: Optional[Segment] = None
         # What is read besides: own ones that were replaced, and adopted ones.
@@ -140,7 +141,7 @@ class SpooledQueue(EventQueue):
                 with segment.lock:
                     window = WINDOW if len(body) < LARGE_BYTES else LARGE_WINDOW
                     self._last_write = monotonic()
-                    direct = not segment.behind and len(self._items) < window
+                    direct = not self._behind() and len(self._items) < window
                     number = segment.append(body, direct)
                     if segment.on_ground():
                         if direct:
@@ -158,6 +159,14 @@ class SpooledQueue(EventQueue):
                 if outcome is not None:
                     return outcome
         return _FAILED
+
+    def _behind(self) -> int:
+        """Give how many own events are on the disk only; new ones come after them."""
+        own = self._own
+        behind = 0 if own is None else len(own.behind)
+        if self._others:
+            behind += sum(len(each.behind) for each in list(self._others))
+        return behind
 
     def _after_failure(self, segment: Segment, error: BaseException) -> Optional[str]:
         """Deal with a failed write; None: try again, with another segment."""
@@ -321,6 +330,9 @@ class SpooledQueue(EventQueue):
                 _log.warning('Cannot read %s: %s', segment.path, error)
             self._retry_at[segment.path] = monotonic() + SCAN_INTERVAL
             return
+        if segment.damage and segment is self._own:
+            self._in_trouble(segment.damage)
+            self._replace_own(segment)
         if not rows:
             if not segment.adopted:
                 self._give_up_behind(segment, limit)
@@ -340,18 +352,18 @@ class SpooledQueue(EventQueue):
             self._nested = was_nested
 
     def _give_up_behind(self, segment: Segment, count: int) -> None:
-        """Count as failed what was accepted, and cannot be read any more."""
+        """Report what was accepted, and cannot be read any more."""
         with self._lock:
             for _ in range(count):
                 segment.behind.popleft()
             self._taken += count
-            self._failed += count
-            self._release_flushes()
-        _log.error(
-            'Lost %d event(s): they cannot be read from %s any more',
-            count,
-            segment.path,
-        )
+        try:
+            if self.on_loss is not None:
+                self.on_loss(DamageError(count, segment.path + DATABASE), [], count)
+        finally:
+            with self._lock:
+                self._failed += count
+                self._release_flushes()
 
     def _finish(self, segment: Segment) -> None:
         """Let go of a segment that is read to its end, when all of it is resolved."""
@@ -439,13 +451,7 @@ class SpooledQueue(EventQueue):
         return self._spool.has_orphans()
 
     def qsize(self) -> int:
-        own = self._own
-        count = self._left + len(self._items)
-        if own is not None:
-            count += len(own.behind)
-        if self._others:
-            count += sum(len(each.behind) for each in list(self._others))
-        return count
+        return self._left + len(self._items) + self._behind()
 
     def full(self) -> bool:
         own = self._own
@@ -460,4 +466,8 @@ class SpooledQueue(EventQueue):
         return 'The spool is full (%d bytes)' % self._spool.max_bytes
 
     def stats(self) -> Stats:
-        return super().stats()._replace(durable=not self._trouble)
+        return (
+            super()
+            .stats()
+            ._replace(durable=not self._trouble, damaged_files=self._spool.damaged)
+        )

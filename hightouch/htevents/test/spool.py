@@ -19,6 +19,7 @@ from unittest import mock
 from hightouch.htevents import (
     APIError,
     Client,
+    DamageError,
     ExpiredError,
     ValidationError,
     segment,
@@ -469,6 +470,19 @@ class SharedDirectoryTest(SpoolTestCase):
         self.assertEqual(len(ids), accepted + 60)
         self.assertEqual(len(self.collector.events), accepted + 60)
 
+    @needs_fork_hooks
+    def test_a_signal_handler_that_forks_inside_a_fork_leaves_no_lock(self) -> None:
+        client = self.client(host=NOWHERE)
+        client.track('user', 'event')
+        for hook in ('before_fork', 'before_fork') + ('after_fork_in_parent',) * 2:
+            getattr(segment._open, hook)()
+        other = threading.Thread(
+            target=client.track, args=('user', 'more'), daemon=True
+        )
+        other.start()
+        other.join(LIMIT)
+        self.assertEqual(client.stats().accepted, 2)
+
 
 class BacklogTest(SpoolTestCase):
     def test_an_outage_ends_and_all_arrives(self) -> None:
@@ -540,6 +554,20 @@ class BacklogTest(SpoolTestCase):
         self.assert_nothing_left()
         self.assertEqual(len(self.collector.events), 20000)
 
+    def test_events_keep_their_order_when_their_file_is_replaced(self) -> None:
+        queue = spooled_queue.SpooledQueue(
+            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        )
+        self.addCleanup(queue.release)
+        for number in range(2100):  # the last hundred are on the disk only
+            queue.offer(b'{"n":%d}' % number)
+        queue._replace_own(queue._own)
+        taken = [queue.take_now(1950)]
+        queue.offer(b'{"n":2100}')
+        taken += [queue.take_now(100), queue.take_now(100)]
+        numbers = [each['n'] for batch in taken if batch for each in batch]
+        self.assertEqual(numbers, list(range(2101)))
+
     def test_new_events_do_not_wait_for_a_backlog(self) -> None:
         self.leave(3000)
         client = self.client(upload_size=50)
@@ -573,12 +601,23 @@ class BadGroundTest(SpoolTestCase):
                 Client(TEST_WRITE_KEY, spool_dir=wrong)
             self.assertIn('spool_dir: expected', str(caught.exception))
 
-    @unittest.skipIf(os.geteuid() == 0, 'root may write everywhere')
     def test_an_unwritable_directory_is_told_at_construction(self) -> None:
-        os.chmod(self.spool_dir, 0o500)
-        with self.assertRaises(ValidationError) as caught:
-            Client(TEST_WRITE_KEY, spool_dir=self.spool_dir)
-        self.assertIn('may write to', str(caught.exception))
+        os.chmod(self.spool_dir, 0o555)
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(65534)  # root may write everywhere
+                Client(TEST_WRITE_KEY, spool_dir=self.spool_dir)
+            except ValidationError as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        os.waitpid(pid, 0)
+        with os.fdopen(read) as told:
+            self.assertIn('may write to', told.read())
 
     def test_wrong_settings_are_told(self) -> None:
         with self.assertRaises(ValidationError):
@@ -697,6 +736,37 @@ class BadGroundTest(SpoolTestCase):
         self.assertTrue(client.track('user', 'new')[0])
         self.assertTrue(client.shutdown(LIMIT))
         return set(self.arrived())
+
+    def test_a_file_that_is_damaged_while_it_is_in_use_is_replaced(self) -> None:
+        self.collector.stop()
+        on_error = Recorder()
+        client = self.client(on_error=on_error)
+        for number in range(8000):
+            self.assertTrue(client.track('user', str(number))[0])
+        (path,) = self.files('.db')
+        with open(path, 'r+b') as file:
+            for page in range(200, 210):
+                file.seek(page * segment.PAGE_BYTES)
+                file.write(b'\xff' * segment.PAGE_BYTES)
+        with LogCatcher() as log:
+            self.collector.start()
+            self.assertTrue(client.flush(LIMIT))
+            self.assertTrue(eventually(lambda: self.files('.damaged')))
+        self.assertIn(self.files('.db.damaged')[0], ''.join(log.lines(level=40)))
+        ((error, batch),) = on_error.calls
+        self.assertIsInstance(error, DamageError)
+        self.assertEqual((batch, error.path), ([], path))
+        arrived = set(self.arrived())
+        self.assertEqual(len(arrived) + error.count, 8000)
+        self.assertLess(error.count, 300)
+        stats = client.stats()
+        self.assertEqual((stats.failed, stats.damaged_files), (error.count, 1))
+        self.assert_adds_up(client)
+        self.assertIs(stats.durable, False)
+        self.assertTrue(client.track('user', 'new')[0])
+        self.assertTrue(client.flush(LIMIT))
+        self.assertIs(client.stats().durable, True)
+        self.assertIn('new', self.arrived())
 
     def test_of_a_truncated_file_the_readable_part_is_sent(self) -> None:
         arrived = self.damage(lambda file: file.truncate(400000))

@@ -31,6 +31,8 @@ def on_error(error: Exception, batch: List[Dict[str, Any]]) -> None:
         print(error.status, error.code, error.message, len(batch))
     elif isinstance(error, htevents.ExpiredError):
         print(error.days)
+    elif isinstance(error, htevents.DamageError):
+        print(error.count, error.path)
 
 
 def on_success(batch: List[Dict[str, Any]]) -> None:
