@@ -5,13 +5,16 @@ leak from one tenant to another through a shared one is switched off: it keeps n
 cookies, and knows no credentials.
 """
 
+import logging
 import threading
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 from hightouch.htevents import fork
 
 # Sockets to one host that may be open at a time; more senders wait for one of them.
 POOL_SIZE = 100
+
+_log = logging.getLogger('hightouch')
 
 
 class _Shared:
@@ -104,6 +107,7 @@ class Lease:
     def _after_fork(self) -> None:
         self._leased = None
         self._lock = threading.RLock()
+        self._forgotten = _forget_sockets(self._own)
 
     def get(self) -> Any:
         if self._own is not None:
@@ -125,6 +129,24 @@ class Lease:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _forget_sockets(session: Any) -> List[Any]:
+    """Have a user's session open connections of its own in a forked child.
+
+    :returns: the parent's connections: to be kept, so that they are not closed here
+    """
+    forgotten: List[Any] = []
+    if session is None:
+        return forgotten
+    try:
+        for adapter in session.adapters.values():
+            forgotten.append(vars(adapter).copy())
+            # As if it came out of a pickle, for which adapters leave sockets out.
+            adapter.__setstate__(adapter.__getstate__())
+    except Exception:  # not of the kind that requests makes
+        _log.warning('A forked child shares the sockets of its session', exc_info=True)
+    return forgotten
 
 
 def lease(session: Optional[Any] = None) -> Lease:

@@ -1,5 +1,7 @@
+import os
 import threading
 import unittest
+from typing import Any
 
 import mock
 import requests
@@ -7,6 +9,17 @@ import requests
 from hightouch.htevents import request, sessions
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.test.support import LIMIT, TestCase
+
+
+class TaggingAdapter(requests.adapters.HTTPAdapter):
+    """An adapter with a state of its own, as those for a private CA have."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__()
+        self._tag = tag
+
+    def add_headers(self, request: Any, **kwargs: Any) -> None:
+        request.headers['X-Tag'] = self._tag
 
 
 class SessionTest(TestCase):
@@ -29,6 +42,27 @@ class SessionTest(TestCase):
         self.assertTrue(
             self.collector.requests[0].headers['authorization'].startswith('Basic')
         )
+
+    def test_a_forked_child_opens_connections_of_its_own_in_a_users_session(
+        self,
+    ) -> None:
+        with requests.Session() as session:
+            session.mount(self.collector.url, TaggingAdapter('mine'))
+            client = self.client(session=session)
+            client.track('user', 'parent')
+            self.assertTrue(client.flush(LIMIT))
+            pid = os.fork()
+            if pid == 0:
+                client.track('user', 'child')
+                os._exit(0 if client.shutdown(LIMIT) else 1)
+            self.assertEqual(os.waitpid(pid, 0)[1], 0)
+            client.track('user', 'parent')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual(self.collector.connections, 2)
+        self.assertEqual(len(self.collector.events), 3)
+        tags = [each.headers['x-tag'] for each in self.collector.requests]
+        self.assertEqual(tags, ['mine'] * 3)
 
     def test_many_threads_wait_for_a_socket_of_the_pool(self) -> None:
         def send() -> None:
