@@ -315,18 +315,16 @@ class Segment:
 
     def _is_ours(self) -> bool:
         self._keep_cache_small()
-        (application,) = self._execute('PRAGMA application_id').fetchone()
-        (version,) = self._execute('PRAGMA user_version').fetchone()
-        (tables,) = self._execute(
-            "SELECT count(*) FROM sqlite_master WHERE name = 'events'"
-        ).fetchone()
+        application = self._value('PRAGMA application_id')
+        version = self._value('PRAGMA user_version')
+        tables = self._value("SELECT count(*) FROM sqlite_master WHERE name = 'events'")
         if application == 0 and not tables:
             raise self._sqlite.DatabaseError('the database is empty')
-        if int(application) != APPLICATION_ID or int(version) != FORMAT:
+        if application != APPLICATION_ID or version != FORMAT:
             return False
         # Not each note that a batch is resolved has to wait for the disk.
         self._execute('PRAGMA synchronous = NORMAL')
-        self._done = self._execute('SELECT first, last FROM done').fetchall()
+        self._done = self._execute('SELECT first, last FROM done')
         self._done_before = _merged(self._done)
         return True
 
@@ -336,8 +334,8 @@ class Segment:
         It takes what follows a damaged part for what was not finished, and says nothing.
         """
         try:
-            row = self._execute('PRAGMA wal_checkpoint(PASSIVE)').fetchone()
-            return int(row[1]) < count
+            ((_, found, _),) = self._execute('PRAGMA wal_checkpoint(PASSIVE)')
+            return int(found) < count
         except self._sqlite.OperationalError:
             return False  # on a full disk it cannot be told
 
@@ -358,11 +356,19 @@ class Segment:
         """Let SQLite refuse to grow the database beyond ``max_bytes``."""
         self._execute('PRAGMA max_page_count = %d' % max(4, max_bytes // PAGE_BYTES))
 
-    def _execute(self, statement: str, arguments: Iterable[Any] = ()) -> Any:
+    def _execute(self, statement: str, arguments: Iterable[Any] = ()) -> List[Any]:
+        """Run a statement, and give its rows."""
         with self.lock:
             if self._connection is None:
                 raise SegmentError('the spool is closed')
-            return self._connection.execute(statement, arguments)
+            # No cursor leaves the lock: one that is asked, or dropped, while another
+            # thread closes the connection uses memory that SQLite has freed.
+            return list(self._connection.execute(statement, arguments).fetchall())
+
+    def _value(self, statement: str, arguments: Iterable[Any] = ()) -> Any:
+        """Give the one value that a query finds."""
+        ((value,),) = self._execute(statement, arguments)
+        return value
 
     # -- events ----------------------------------------------------------------------
 
@@ -374,10 +380,9 @@ class Segment:
         with self.lock:
             if self._connection is None:
                 raise SegmentError('the spool is closed')
-            cursor = self._connection.execute(
-                _APPEND, (int(time() * 1000), direct, crc32(body), body)
-            )
-            return int(cursor.lastrowid)
+            values = (int(time() * 1000), direct, crc32(body), body)
+            # In one expression: see _execute.
+            return int(self._connection.execute(_APPEND, values).lastrowid)
 
     def read(self, limit: int) -> List[Row]:
         """Read the next events, each only once; [] when there are no more.
@@ -414,8 +419,7 @@ class Segment:
                 return rows
 
     def _read(self, after: int, direct: int, limit: int) -> List[Tuple[Row, bool]]:
-        with self.lock:
-            joined = self._execute(_READ, (after, direct, limit)).fetchone()[0]
+        joined = self._value(_READ, (after, direct, limit))
         found = []
         for line in joined.split(b'\n') if joined else ():
             try:
@@ -440,7 +444,7 @@ class Segment:
             return found[0][0].id if found else 0
 
         try:
-            last = int(self._execute('SELECT max(id) FROM events').fetchone()[0] or 0)
+            last = int(self._value('SELECT max(id) FROM events') or 0)
         except self._sqlite.DatabaseError:
             last = 0  # at the end as well: look ahead in ever larger steps
         bad, step = self.read_to + 1, 1
@@ -528,27 +532,26 @@ class Segment:
     def is_full(self) -> bool:
         """Whether it has reached its `limit`, and not only the disk its end."""
         with self.lock:
-            (most,) = self._execute('PRAGMA max_page_count').fetchone()
-            (pages,) = self._execute('PRAGMA page_count').fetchone()
+            most = self._value('PRAGMA max_page_count')
+            pages = self._value('PRAGMA page_count')
         return bool(pages >= most - 8)  # some are taken for one row of 32 KiB
 
     def used_bytes(self) -> int:
         """Bytes of the database that hold something."""
         with self.lock:
-            (pages,) = self._execute('PRAGMA page_count').fetchone()
-            (free,) = self._execute('PRAGMA freelist_count').fetchone()
+            pages = self._value('PRAGMA page_count')
+            free = self._value('PRAGMA freelist_count')
         return int(pages - free) * PAGE_BYTES
 
     def file_bytes(self) -> int:
         """Bytes that the database takes on the disk."""
-        (pages,) = self._execute('PRAGMA page_count').fetchone()
-        return int(pages) * PAGE_BYTES
+        return int(self._value('PRAGMA page_count')) * PAGE_BYTES
 
     def is_empty(self) -> bool:
         """Whether all of it is resolved."""
         with self.lock:
             self.purge()
-            return self._execute('SELECT 1 FROM events LIMIT 1').fetchone() is None
+            return not self._execute('SELECT 1 FROM events LIMIT 1')
 
     def on_ground(self) -> bool:
         """Whether its files are still where the next process will look for them.

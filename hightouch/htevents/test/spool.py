@@ -873,6 +873,29 @@ class BadGroundTest(SpoolTestCase):
         self.assertEqual(len(self.collector.events), total)
 
 
+    def test_a_file_may_be_closed_while_other_threads_ask_it(self) -> None:
+        # In a process of its own: SQLite's answer to a wrong use is a crash.
+        result = self.run_child(
+            'import threading\n'
+            'from hightouch.htevents import segment\n'
+            'def ask(one):\n'
+            '    try:\n'
+            '        while True:\n'
+            '            one.file_bytes(), one.used_bytes(), one.is_full()\n'
+            '    except one.errors: pass\n'
+            'for _ in range(300):\n'
+            '    one = segment.create(spool_dir, False, 1 << 20)\n'
+            '    threads = [threading.Thread(target=ask, args=(one,))\n'
+            '               for _ in range(3)]\n'
+            '    for each in threads: each.start()\n'
+            '    for each in range(20): one.append(b"{}", True)\n'
+            '    one.close(resolved=True)\n'
+            '    for each in threads: each.join()\n'
+            'print("done")\n',
+        )
+        self.assertEqual(result.stdout, 'done\n', (result.returncode, result.stderr))
+
+
 class ManyClientsTest(SpoolTestCase):
     def test_a_hundred_clients_with_a_spool_leave_nothing(self) -> None:
         for number in range(100):
