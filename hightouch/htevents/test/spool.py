@@ -729,7 +729,7 @@ class BadGroundTest(SpoolTestCase):
             change(file)
         with LogCatcher() as log:
             client = self.client()
-            self.assertTrue(eventually(lambda: self.files('.damaged')))
+            self.assertTrue(eventually(lambda: log.lines(level=40)))
             (line,) = log.lines(level=40)
         self.assertIn(self.files('.db.damaged')[0], line)
         self.assertEqual(self.files('.lock'), [])
@@ -751,8 +751,8 @@ class BadGroundTest(SpoolTestCase):
         with LogCatcher() as log:
             self.collector.start()
             self.assertTrue(client.flush(LIMIT))
-            self.assertTrue(eventually(lambda: self.files('.damaged')))
-        self.assertIn(self.files('.db.damaged')[0], ''.join(log.lines(level=40)))
+            self.assertTrue(eventually(lambda: 'set aside' in str(log.lines(40))))
+        self.assertIn(self.files('.db.damaged')[0], str(log.lines(40)))
         ((error, batch),) = on_error.calls
         self.assertIsInstance(error, DamageError)
         self.assertEqual((batch, error.path), ([], path))
