@@ -21,8 +21,21 @@ import tempfile
 import threading
 import time
 import unittest
-from collections import Counter, deque
-from typing import Any, Deque, Dict, List, NamedTuple, Optional, Set, TextIO, Tuple
+import uuid
+from collections import Counter
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    TextIO,
+    Tuple,
+)
+
+import requests
 
 from hightouch.htevents import Client
 from hightouch.htevents.collector import Collector, Fault, Received
@@ -33,16 +46,17 @@ KEYS = {'a': 'chaos-key-a', 'b': 'chaos-key-b'}
 
 # How a worker lives, and how often.
 MODES = (
-    ('plain', 5),  # ends by itself
+    ('plain', 5),
     ('threads', 3),
-    ('fork', 3),
+    ('fork', 3),  # while another thread tracks
     ('exit', 1),  # os._exit
     ('small', 1),  # a spool of 1 MiB
     ('limit', 1),  # on the size of files
     ('fsync', 1),
 )
 
-# Those that end in order, so that no end explains what comes twice: for --kills 0.
+# Without kills nobody ends before an answer was read, so that only a lost answer explains
+# what comes twice.
 HARMLESS = (('plain', 1), ('threads', 1))
 
 # Seconds that the clients wait for an answer; a slow one comes later.
@@ -63,6 +77,12 @@ FAULTS = (
 
 # Seconds for the end: everything that waits has to arrive in that time.
 DRAIN_LIMIT = 600
+
+# Children of a worker that forks.
+FORKS = 5
+
+# Seconds after which a worker that nobody killed ends by itself.
+LIFETIME = 60
 
 WORKERS = 4
 
@@ -86,12 +106,11 @@ class ChaosCollector(Collector):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.calm = False
-        self.received: Dict[str, int] = {}
-        self.unanswered: Set[str] = set()
+        # By the id of an event: the requests that brought it.
+        self.received: Dict[str, List[str]] = {}
         self.wrong_key: List[str] = []
         self.counts: 'Counter[str]' = Counter()
         self._choice = random.Random(seed)
-        self._recent: Deque[Tuple[float, List[str]]] = deque(maxlen=100)
         self._current = threading.local()
 
     def _next_step(self, path: str) -> Any:
@@ -110,15 +129,11 @@ class ChaosCollector(Collector):
         batch = received.body['batch']
         if any(each['event'] == 'poison' for each in batch):
             return Fault(400, {}, b'{"code": "invalid", "message": "poison"}')
-        ids = [each['messageId'] for each in batch]
         with self._arrival:
-            for each in ids:
-                self.received[each] = self.received.get(each, 0) + 1
+            for each in [each['messageId'] for each in batch]:
+                self.received.setdefault(each, []).append(received.headers['x-request'])
                 if received.body['writeKey'] != KEYS[each[0]]:
                     self.wrong_key.append(each)
-            self._recent.append((time.time(), ids))
-            if self._current.step in ('reset-after', 'slow'):
-                self.unanswered.update(ids)
         return Fault(200, {}, b'{}')
 
     def _note(self, received: Received) -> None:
@@ -132,16 +147,12 @@ class ChaosCollector(Collector):
         """Break all connections; what was just taken gets no answer."""
         self.stop()
         with self._arrival:
-            for at, ids in self._recent:
-                if time.time() - at < 1:
-                    self.unanswered.update(ids)
             self.counts['outages'] += 1
 
     def report(self) -> Dict[str, Any]:
         with self._arrival:
             return {
                 'received': self.received,
-                'unanswered': sorted(self.unanswered),
                 'wrong_key': self.wrong_key,
                 'counts': self.counts,
             }
@@ -202,7 +213,8 @@ def start_python(call: str, **options: Any) -> 'subprocess.Popen[str]':
         + ['from hightouch.htevents.test.chaos import *; ' + call],
         stdout=subprocess.PIPE,
         universal_newlines=True,
-        env=dict(os.environ, PYTHONPATH=paths),
+        # Newer Pythons warn of a fork beside threads, which is just what we do.
+        env=dict(os.environ, PYTHONPATH=paths, PYTHONWARNINGS='ignore'),
         **options,
     )
 
@@ -224,32 +236,66 @@ class Notes:
             self.add('reported', each['messageId'])
 
 
-def work(url: str, folder: str, name: str, mode: str, count: int, seed: int) -> None:
-    """Track ``count`` events, and note each that was accepted."""
-    choice = random.Random(seed)
-    notes = Notes(os.path.join(folder, 'notes'))
-    if mode == 'limit':
+class NotingSession(requests.Session):
+    """Names each request, and notes which got their answer: these must not come again."""
+
+    def __init__(self, notes: Notes) -> None:
+        super().__init__()
+        self._notes = notes
+
+    def post(self, url: Any, *args: Any, **kwargs: Any) -> Any:
+        name = uuid.uuid4().hex
+        kwargs['headers'] = dict(kwargs['headers'], **{'X-Request': name})
+        response = super().post(url, *args, **kwargs)
+        if response.status_code == 200:
+            self._notes.add('answered', name)
+        return response
+
+
+class Life(NamedTuple):
+    """What a worker is to do.
+
+    :ivar killed: whether it lives until it is killed
+    :ivar in_order: whether it shall wait for all answers at its end
+    """
+
+    url: str
+    folder: str
+    name: str
+    mode: str
+    count: int
+    seed: int
+    killed: bool
+    in_order: bool
+
+
+def work(life: Life) -> None:
+    """Track events, and note each that was accepted."""
+    choice = random.Random(life.seed)
+    notes = Notes(os.path.join(life.folder, 'notes'))
+    if life.mode == 'limit':
         size = choice.choice((100, 300, 1000)) << 10
-        notes = Notes(os.path.join(folder, 'notes-' + name))  # the limit is for it, too
+        # The limit is for it, too.
+        notes = Notes(os.path.join(life.folder, 'notes-' + life.name))
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     client = Client(
-        KEYS[name[0]],
-        url,
-        spool_dir=os.path.join(folder, 'spool'),
-        spool_max_bytes=1 << 20 if mode == 'small' else 256 << 20,
-        spool_fsync=mode == 'fsync',
+        KEYS[life.name[0]],
+        life.url,
+        spool_dir=os.path.join(life.folder, 'spool'),
+        spool_max_bytes=1 << 20 if life.mode == 'small' else 256 << 20,
+        spool_fsync=life.mode == 'fsync',
+        session=NotingSession(notes),
         on_error=notes.on_error,
         timeout=CLIENT_TIMEOUT,
         thread=choice.choice((1, 1, 2, 4)),
         upload_size=choice.choice((20, 100, 100, 500)),
         upload_interval=choice.choice((0, 0.05, 0.5)),
-        shutdown_timeout=choice.choice((0.1, 0.5, 2)),
+        shutdown_timeout=LIFETIME if life.in_order else choice.choice((0.1, 0.5, 2)),
         gzip=choice.random() < 0.3,
     )
-    if mode == 'fsync':
-        count = count // 10 or 1
+    count = life.count // 10 or 1 if life.mode == 'fsync' else life.count
 
-    def track(prefix: str, numbers: Any) -> None:
+    def track(prefix: str, numbers: Iterable[int]) -> None:
         for number in numbers:
             message_id = '%s-%d' % (prefix, number)
             bad = number % 997 == 50
@@ -262,28 +308,39 @@ def work(url: str, folder: str, name: str, mode: str, count: int, seed: int) -> 
             )
             notes.add('accepted' if accepted else 'refused', message_id)
 
-    if mode == 'threads':
-        threads = [
-            threading.Thread(target=track, args=('%s.%d' % (name, at), range(part)))
-            for at, part in enumerate([count // 3] * 2 + [count - 2 * (count // 3)])
-        ]
-        for thread in threads:
-            thread.start()
+    def start(part: int, numbers: Iterable[int]) -> threading.Thread:
+        thread = threading.Thread(
+            target=track, args=('%s.%d' % (life.name, part), numbers)
+        )
+        thread.start()
+        return thread
+
+    if life.mode == 'threads':
+        third = count // 3
+        threads = [start(part, range(third)) for part in range(2)]
+        track(life.name, range(count - 2 * third))
         for thread in threads:
             thread.join()
-    elif mode == 'fork':
-        forks = 5
-        for fork in range(forks):
-            track(name, range(count * fork // forks, count * (fork + 1) // forks))
+    elif life.mode == 'fork':
+        other = start(0, range(count // 2))
+        for number in range(FORKS):
+            track('%s.%d' % (life.name, 1 + number), range(count // 2 // FORKS))
             notes.add('fork')
             if os.fork() == 0:
-                be_a_child(client, track, '%s.f%d' % (name, fork), choice)
-        for _ in range(forks):
+                be_a_child(client, track, '%s.f%d' % (life.name, number), choice)
+        for _ in range(FORKS):
             os.wait()
+        other.join()
     else:
-        track(name, range(count))
-    if mode == 'exit':
+        track(life.name, range(count))
+    if life.mode == 'exit' and not life.killed:
         os._exit(0)
+    deadline = time.monotonic() + LIFETIME
+    number = count
+    while life.killed and time.monotonic() < deadline:
+        track(life.name, [number])
+        number += 1
+        time.sleep(0.002)
 
 
 def be_a_child(client: Client, track: Any, name: str, choice: random.Random) -> None:
@@ -309,7 +366,7 @@ class Result(NamedTuple):
     lost: List[str]
     wrong_key: List[str]
     duplicates: int
-    answers_lost: int
+    answered_twice: int
     left: List[str]
     counts: 'Counter[str]'
     seconds: float
@@ -364,16 +421,17 @@ class Run:
             self._outage.join()
 
     def _start(self, number: int, count: int, kill: bool) -> None:
-        name = '%s%d' % ('b' if number % 5 == 4 else 'a', number)
-        arguments = (
-            self._collector.url,
-            self._folder,
-            name,
-            pick(self._choice, MODES if self._kills else HARMLESS),
-            count,
-            self._choice.randrange(1 << 30),
+        life = Life(
+            url=self._collector.url,
+            folder=self._folder,
+            name='%s%d' % ('b' if number % 5 == 4 else 'a', number),
+            mode=pick(self._choice, MODES if self._kills else HARMLESS),
+            count=count,
+            seed=self._choice.randrange(1 << 30),
+            killed=kill,
+            in_order=not self._kills,
         )
-        process = start_python('work(*%r)' % (arguments,))
+        process = start_python('work(%r)' % (life,))
         # Python itself starts for some 0.3 s; some are hit in there, most at work.
         delay = self._choice.uniform(0.1, 1.5) if kill else DRAIN_LIMIT
         self._workers.append((process, time.monotonic() + delay))
@@ -414,6 +472,7 @@ class Run:
                     key,
                     self._collector.url,
                     spool_dir=self._spool,
+                    session=NotingSession(notes),
                     on_error=notes.on_error,
                     thread=2,
                 ):
@@ -426,7 +485,34 @@ class Run:
         self._collector.tell('report ' + path)
         with open(path) as file:
             report = json.load(file)
-        noted: Dict[str, Set[str]] = {'accepted': set(), 'reported': set()}
+        noted = self._read_notes()
+        received: Dict[str, List[str]] = report['received']
+        duplicates = answered_twice = 0
+        for brought_by in received.values():
+            answered = sum(each in noted['answered'] for each in brought_by)
+            duplicates += len(brought_by) - 1
+            answered_twice += max(0, answered - 1)
+        self._counts.update(report['counts'])
+        left = [each for key in KEYS.values() for each in self._segments(key)]
+        for _, _, names in os.walk(self._spool):
+            left += [each for each in names if each.endswith('.damaged')]
+        return Result(
+            accepted=len(noted['accepted']),
+            delivered=len(received),
+            reported=len(noted['reported']),
+            lost=sorted(noted['accepted'] - noted['reported'] - set(received)),
+            wrong_key=report['wrong_key'],
+            duplicates=duplicates,
+            answered_twice=answered_twice,
+            left=left,
+            counts=self._counts,
+            seconds=time.monotonic() - start,
+        )
+
+    def _read_notes(self) -> Dict[str, Set[str]]:
+        noted: Dict[str, Set[str]] = {
+            kind: set() for kind in ('accepted', 'reported', 'answered')
+        }
         for name in os.listdir(self._folder):
             if name.startswith('notes'):
                 with open(os.path.join(self._folder, name)) as file:
@@ -436,26 +522,7 @@ class Run:
                             noted[kind].add(text)
                         else:
                             self._counts[kind] += 1
-        received = report['received']
-        lost = noted['accepted'] - noted['reported'] - set(received)
-        unanswered = set(report['unanswered'])
-        twice = {each: count - 1 for each, count in received.items() if count > 1}
-        self._counts.update(report['counts'])
-        left = [each for key in KEYS.values() for each in self._segments(key)]
-        for folder, _, names in os.walk(self._spool):
-            left += [each for each in names if each.endswith('.damaged')]
-        return Result(
-            accepted=len(noted['accepted']),
-            delivered=len(received),
-            reported=len(noted['reported']),
-            lost=sorted(lost),
-            wrong_key=report['wrong_key'],
-            duplicates=sum(twice.values()),
-            answers_lost=sum(n for each, n in twice.items() if each in unanswered),
-            left=left,
-            counts=self._counts,
-            seconds=time.monotonic() - start,
-        )
+        return noted
 
 
 def show(result: Result) -> None:
@@ -468,11 +535,11 @@ def show(result: Result) -> None:
     print('reported    %8d (refused by the collector)' % result.reported)
     print('refused     %8d (answered False)' % counts['refused'])
     print(
-        'duplicates  %8d (answer lost: %d; else near a kill: %d)'
+        'duplicates  %8d (no answer came: %d; killed before it was noted: %d)'
         % (
             result.duplicates,
-            result.answers_lost,
-            result.duplicates - result.answers_lost,
+            result.duplicates - result.answered_twice,
+            result.answered_twice,
         )
     )
     print('kills       %8d of %d workers' % (counts['kills'], counts['workers']))
@@ -496,8 +563,8 @@ def problems(result: Result) -> List[str]:
         )
         if items
     ]
-    if not result.counts['kills'] and result.duplicates > result.answers_lost:
-        found.append('events came twice although they were answered')
+    if not result.counts['kills'] and result.answered_twice:
+        found.append('%d came again although answered' % result.answered_twice)
     return found
 
 

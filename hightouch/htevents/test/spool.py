@@ -872,7 +872,6 @@ class BadGroundTest(SpoolTestCase):
         self.assertEqual((total, total), (accepted, delivered))
         self.assertEqual(len(self.collector.events), total)
 
-
     def test_a_file_may_be_closed_while_other_threads_ask_it(self) -> None:
         # In a process of its own: SQLite's answer to a wrong use is a crash.
         result = self.run_child(
