@@ -230,9 +230,10 @@ class Segment:
         self._sqlite = sqlite3
         self._fd: Optional[int] = fd
         self._connection: Any = None
-        self._owed: List[int] = []
-        # Ids that are resolved and not deleted, from first to last.
+        # Ids that are resolved and not deleted, from first to last; and those among them
+        # of which there is no note yet.
         self._done: List[Tuple[int, int]] = []
+        self._owed: List[Tuple[int, int]] = []
         self._done_count = 0
         self._done_before: List[Tuple[int, int]] = []  # those of its last owner
         self._ground: Dict[str, os.stat_result] = {}
@@ -473,37 +474,44 @@ class Segment:
         wait for the same lock. The events themselves are deleted many at a time.
         """
         with self.lock:
-            ids = sorted(self._owed + ids)
-            self._owed = []
+            for bounds in _ranges(ids):
+                self._done.append(bounds)
+                self._done_count += bounds[1] - bounds[0] + 1
+                self._owed.append(bounds)
             try:
-                while ids:
-                    run = 1
-                    while run < len(ids) and ids[run] == ids[0] + run:
-                        run += 1
-                    bounds = (ids[0], ids[run - 1])
-                    self._execute('INSERT OR REPLACE INTO done VALUES (?, ?)', bounds)
-                    self._done.append(bounds)
-                    self._done_count += run
-                    del ids[:run]
-            finally:
-                self._owed = ids
+                self._pay()
+            except self._sqlite.OperationalError:
+                # Where there is no room for a note, there may be for its events' end.
+                if not self.purge():
+                    raise
             if self._done_count >= PURGE_EVENTS:
                 self.purge()
+
+    def _pay(self) -> None:
+        while self._owed:
+            bounds = self._owed.pop()
+            try:
+                self._execute('INSERT OR REPLACE INTO done VALUES (?, ?)', bounds)
+            except BaseException:
+                self._owed.append(bounds)
+                raise
 
     def purge(self) -> bool:
         """Delete what is resolved, so that its room is free; False if nothing is."""
         with self.lock:
-            if not self._done:
+            done = list(self._done)
+            if not done:
                 return False
             # A kill in between leaves notes of events that are gone: ids are not used
             # again.
-            for first, last in _merged(self._done):
+            for first, last in _merged(done):
                 self._execute(
                     'DELETE FROM events WHERE id BETWEEN ? AND ?', (first, last)
                 )
             self._execute('DELETE FROM done')
-            self._done = []
-            self._done_count = 0
+            self._done = self._done[len(done) :]
+            self._done_count = sum(last - first + 1 for first, last in self._done)
+            self._owed = [each for each in self._owed if each in self._done]
             return True
 
     @property
@@ -662,6 +670,11 @@ def _frames_of_log(path: str) -> int:
     except (OSError, struct.error):
         return 0
     return int(frames) if initialized else 0
+
+
+def _ranges(numbers: List[int]) -> List[Tuple[int, int]]:
+    """Give runs of numbers, from first to last."""
+    return _merged([(each, each) for each in numbers])
 
 
 def _merged(ranges: List[Tuple[int, int]]) -> List[Tuple[int, int]]:

@@ -514,6 +514,21 @@ class BacklogTest(SpoolTestCase):
         self.assert_all_arrived(str(number) for number in range(accepted))
         self.assertTrue(client.track('user', 'again')[0])
 
+    def test_a_full_spool_has_room_again_also_after_the_smallest_batches(self) -> None:
+        self.collector.stop()
+        client = self.client(spool_max_bytes=1 << 20, upload_size=1, thread=4)
+        accepted = 0
+        while client.track('user', 'event')[0]:
+            accepted += 1
+        self.assertGreater(accepted, 1000)
+        with LogCatcher() as log:
+            self.collector.start()
+            self.assertTrue(client.flush(LIMIT))
+            self.assertEqual(client.stats().delivered, accepted)
+            self.assertTrue(client.track('user', 'event')[0])
+            self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual((log.lines(level=30), self.files()), ([], []))
+
     def test_block_timeout_waits_for_room_in_the_spool(self) -> None:
         self.collector.stop()
         client = self.client(spool_max_bytes=1 << 20, block_timeout=LIMIT)
