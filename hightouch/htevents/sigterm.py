@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, List
 from weakref import WeakKeyDictionary
 
 from hightouch.htevents import fork
@@ -26,13 +26,17 @@ class _Drain:
     def __init__(self) -> None:
         # Seconds by dispatcher. Weak: a client that is gone needs no flush.
         self.timeouts: 'WeakKeyDictionary[Any, float]' = WeakKeyDictionary()
-        self.previous: Any = None
+        # What SIGTERM did before: more than one where the application has put its own
+        # handler over ours, and asked again.
+        self.previous: List[Any] = []
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
         self.draining = False
         self.drained = False
+        # How many of the previous handlers run just now, each called by the one above.
+        self.running = 0
 
     def install(self) -> None:
         previous = signal.getsignal(signal.SIGTERM)
@@ -45,11 +49,11 @@ class _Drain:
             return
         # ValueError from here: not the main thread.
         signal.signal(signal.SIGTERM, self.handle)
-        self.previous = previous
+        self.previous.append(previous)
 
     def handle(self, number: int, frame: Any) -> None:
         fork.check()
-        if self.drained:
+        if self.drained or self.running:
             self.drained = self.draining = False
             return self._go_on(number, frame)
         if self.draining:
@@ -76,11 +80,18 @@ class _Drain:
             os.kill(pid, signal.SIGTERM)
 
     def _go_on(self, number: int, frame: Any) -> None:
-        if callable(self.previous):
-            self.previous(number, frame)
-        elif self.previous == signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        # A previous handler may call the one that it found: us. That call is for the
+        # handler before.
+        self.running += 1
+        try:
+            previous = self.previous[-min(self.running, len(self.previous))]
+            if callable(previous):
+                previous(number, frame)
+            elif previous == signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+        finally:
+            self.running -= 1
 
 
 _drain = _Drain()

@@ -255,6 +255,19 @@ class SigtermTest(TestCase):
         self.assertEqual((result.returncode, result.stderr), (7, ''))
         self.assertEqual(result.stdout, '250 15\n')
 
+    def test_a_handler_put_over_ours_may_call_the_one_that_it_found(self) -> None:
+        result = self.run_until_sigterm(
+            'client.drain_on_sigterm()\n'
+            'found = signal.getsignal(signal.SIGTERM)\n'
+            'def handle(*args):\n'
+            '    print("handled", flush=True)\n'
+            '    found(*args)\n'
+            'signal.signal(signal.SIGTERM, handle)\n'
+            'Client("key", url).drain_on_sigterm()\n'
+        )
+        self.assertEqual(result.returncode, -signal.SIGTERM, result.stderr)
+        self.assertEqual(result.stdout.split().count('handled'), 1)
+
     def test_an_ignored_sigterm_stays_ignored(self) -> None:
         result = self.run_until_sigterm(
             'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
