@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, TextIO
 
 from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Collector
+from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
 from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
 
@@ -373,6 +374,8 @@ def _age(seconds: float) -> str:
 def _send_spool(
     args: argparse.Namespace, write_key: str, stream: str, found: List[Any]
 ) -> int:
+    from hightouch.htevents import spool
+
     ours = [each for each in found if each.stream == stream and each.events]
     left = [each for each in ours if each.state == 'left']
     total = sum(each.events for each in left)
@@ -394,14 +397,12 @@ def _send_spool(
     def on_error(error: Exception, batch: List[Any]) -> None:
         lost[_reason(error)] += len(batch)
 
-    start = monotonic()
+    deadline = Deadline(args.timeout)
     client = Client(write_key, args.host, spool_dir=args.dir, on_error=on_error)
     stats = client.stats()
     try:
         # Never flushed: that covers what a client accepted, and this one did nothing.
-        while stats.delivered + stats.failed < total:
-            if args.timeout is not None and monotonic() - start > args.timeout:
-                break
+        while client.queue.has_backlog() and not deadline.over:
             threading.Event().wait(_PROGRESS_INTERVAL)
             stats = client.stats()
             _progress(stats.delivered + stats.failed, total, stats.last_error)
@@ -415,11 +416,20 @@ def _send_spool(
     print('Delivered %d of %d event(s).' % (stats.delivered, total))
     for reason, count in lost.items():
         print('Refused %d: %s' % (count, reason), file=sys.stderr)
-    if stats.delivered + stats.failed < total:
-        print(
-            'The rest stays: %s' % (stats.last_error or 'time ran out'), file=sys.stderr
-        )
-    return 0 if stats.delivered >= total else NOT_DELIVERED
+    if stats.damaged_files:
+        text = 'Set aside %d damaged file(s); what could be read of them was sent.'
+        print(text % stats.damaged_files, file=sys.stderr)
+    # Not by the counts: another process may have sent a part.
+    rest = sum(
+        each.events or 0
+        for each in spool.waiting(args.dir)
+        if each.stream == stream and each.state == 'left'
+    )
+    if rest:
+        reason = stats.last_error or 'time ran out'
+        print('%d event(s) stay: %s' % (rest, reason), file=sys.stderr)
+    complete = not (rest or stats.failed or stats.damaged_files)
+    return 0 if complete else NOT_DELIVERED
 
 
 def _progress(done: int, total: int, error: Optional[str]) -> None:

@@ -198,7 +198,7 @@ class Client:
             on_end=logs.attach(debug, log_handler),
         )
         self.queue.on_loss = self._dispatcher.report
-        if self.queue.has_orphans():
+        if self.queue.has_backlog():
             self._dispatcher.start()
 
     @property

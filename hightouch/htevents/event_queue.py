@@ -467,8 +467,8 @@ class EventQueue:
         self._wakeup.set()
         self._wake_room(len(self._room))
 
-    def has_orphans(self) -> bool:
-        """Whether events of a process that died wait to be delivered by us."""
+    def has_backlog(self) -> bool:
+        """Whether events of processes that died wait to be delivered by us."""
         return False
 
     def release(self) -> None:
@@ -519,13 +519,14 @@ class EventQueue:
     def _release_flushes(self) -> None:
         if not self._flushes:
             return
+        idle = not self._in_flight and self.qsize() == 0
         for flush in list(self._flushes):
             reached = self._taken
             for batch, start in self._in_flight.items():
                 if flush.nested and (batch.claimed or batch.owner == flush.owner):
                     continue
                 reached = min(reached, start)
-            if reached >= flush.target:
+            if reached >= flush.target or idle:
                 flush.done = True
                 self._flushes.remove(flush)
                 flush.signal.set()

@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 A segment is ``NAME.db`` (with SQLite's own ``-wal`` and ``-shm`` beside it) and
-``NAME.lock``. Who holds the ``flock`` on the lock file owns the segment: the kernel
-drops it with the process, however that ends, so that neither a process id that is used
-again nor another container on the same volume can mistake a living owner for a dead one.
+``NAME.lock``. Who holds the file lock on that owns the segment: the kernel drops it with
+the process, however that ends, so that neither a process id that is used again nor
+another container on the same volume can mistake a living owner for a dead one.
 
 Every operation is one SQL statement in autocommit mode. So the connection is between
 two transactions whenever Python code runs, and a signal handler or a finalizer that
@@ -13,10 +13,12 @@ interrupts an operation may start one of its own.
 
 SQLite must not be inside a call while the process forks: the child would inherit its
 mutexes locked. Hence each segment has a lock around its calls, and a fork waits for all
-of them. The child forgets its parent's connections without closing them.
+of them (see spool_lock). The child forgets its parent's connections without closing them,
+and does not open their files again.
 """
 
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -24,18 +26,11 @@ import threading
 import uuid
 from collections import deque
 from time import monotonic, time
-from typing import Any, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Deque, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from zlib import crc32
 
-from hightouch.htevents import fork
+from hightouch.htevents.spool_lock import process, same_file, try_lock
 from hightouch.htevents.version import VERSION
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: see spool.check_support
-    fcntl = None  # type: ignore[assignment]
-
-HAS_LOCKS = fcntl is not None
 
 PAGE_BYTES = 4096
 
@@ -53,9 +48,6 @@ CACHE_KB = 256
 
 # Seconds to wait for a lock of SQLite's: only a stranger to the file can hold one.
 BUSY_TIMEOUT = 0.2
-
-# Seconds that a fork waits for a call that is inside SQLite (a slow disk).
-FORK_TIMEOUT = 5.0
 
 # Seconds of I/O errors after which a file is taken for damaged.
 PATIENCE = 60.0
@@ -107,77 +99,6 @@ class SegmentError(OSError):
     """A segment cannot do what is asked: it is closed, or its files are gone."""
 
 
-class _Open:
-    """All segments that this process has open, for the time of a fork."""
-
-    def __init__(self) -> None:
-        # Changed by set.add and set.discard only, which are atomic.
-        self.segments: Set['Segment'] = set()
-        # What a child inherited. Kept, so that nothing of it is ever closed there.
-        self.inherited: List[Any] = []
-        self._forking = threading.local()
-        fork.register(self)
-
-    def _held(self) -> List[List['Segment']]:
-        # What each fork of this thread holds: a signal handler may fork inside a fork.
-        held: List[List['Segment']] = self._forking.__dict__.setdefault('held', [])
-        return held
-
-    def before_fork(self) -> None:
-        held: List['Segment'] = []
-        self._held().append(held)
-        for segment in list(self.segments):
-            # A lock that this very thread holds (a signal handler forks) is no
-            # obstacle: the call below it is not inside SQLite now.
-            if segment.lock.acquire(timeout=FORK_TIMEOUT):
-                held.append(segment)
-
-    def after_fork_in_parent(self) -> None:
-        for segment in self._held().pop():
-            segment.lock.release()
-
-    def _after_fork(self) -> None:
-        segments, self.segments = self.segments, set()
-        self._forking = threading.local()
-        for segment in segments:
-            self.inherited.append(segment.forget())
-
-
-_open = _Open()
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(
-        before=_open.before_fork, after_in_parent=_open.after_fork_in_parent
-    )
-
-
-def lock(path: str) -> Optional[int]:
-    """Take the lock file at ``path``; None when somebody has it, or it is gone.
-
-    :returns: the file descriptor that holds the lock until it is closed
-    """
-    try:
-        fd = os.open(path, os.O_RDWR | getattr(os, 'O_CLOEXEC', 0))
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its last owner may have removed it before we got the lock.
-        if _same_file(os.fstat(fd), path):
-            return fd
-    except OSError:
-        pass
-    os.close(fd)
-    return None
-
-
-def _same_file(status: os.stat_result, path: str) -> bool:
-    try:
-        other = os.stat(path)
-    except OSError:
-        return False
-    return (status.st_dev, status.st_ino) == (other.st_dev, other.st_ino)
-
-
 def create(folder: str, fsync: bool, max_bytes: int) -> 'Segment':
     """Make a new segment, owned by this process.
 
@@ -185,26 +106,68 @@ def create(folder: str, fsync: bool, max_bytes: int) -> 'Segment':
     :param max_bytes: bytes that its database may take
     :raises OSError, sqlite3.Error: when the file system does not allow it
     """
+    with process.opening:
+        segment = _begin(folder)
+        try:
+            segment.create(fsync, max_bytes)
+            # Seen by others from here on.
+            segment.publish()
+            segment.settle(fsync)
+            return segment
+        except BaseException:
+            segment.discard()
+            raise
+
+
+def _begin(folder: str) -> 'Segment':
+    """Begin a segment: a NEW that nobody holds is what is left of a process that died
+    before it was complete, and no event was ever in there."""
     while True:
         path = os.path.join(folder, uuid.uuid4().hex)
         fd = os.open(path + NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         segment = Segment(path, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            segment.create(fsync, max_bytes)
-            # Seen by others from here on. A NEW that nobody holds is what is left of
-            # a process that died before: no event was ever in there.
-            os.rename(path + NEW, path + LOCK)
-            segment.settle(fsync)
+        if try_lock(fd) and same_file(os.fstat(fd), path + NEW):
             return segment
-        except (BlockingIOError, FileNotFoundError):
-            segment.discard()
-            if not os.path.isdir(folder):
-                raise
-            # A cleaner was faster than our lock: make another.
-        except BaseException:
-            segment.discard()
-            raise
+        segment.discard()  # a cleaner was faster than our lock: make another
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(folder)
+
+
+def renew(old: 'Segment') -> 'Segment':
+    """Move a segment to new files; for a child that inherited the old ones open.
+
+    The old ones are removed last: who is killed in between leaves all twice.
+
+    :raises OSError: when there is no room; then nothing has changed
+    """
+    folder = os.path.dirname(old.path)
+    new = _begin(folder)
+    try:
+        for suffix in (DATABASE + '-wal', DATABASE):
+            if os.path.exists(old.path + suffix):
+                _copy(old.path + suffix, new.path + suffix)
+        new.publish()
+        sync_folder(folder)
+    except BaseException:
+        new.discard()
+        raise
+    old.discard()
+    return new
+
+
+def _copy(source: str, target: str) -> None:
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, 'wb') as output, open(source, 'rb') as file:
+        shutil.copyfileobj(file, output, 1 << 20)
+        output.flush()
+        os.fsync(fd)
+
+
+def errors() -> Tuple[Any, ...]:
+    """What segments raise when the ground under them is bad."""
+    import sqlite3
+
+    return (sqlite3.Error, OSError)
 
 
 class Segment:
@@ -215,6 +178,7 @@ class Segment:
 
     :ivar path: without suffix
     :ivar behind: one None for each event appended that is not in memory
+    :ivar doubtful: how many of these may not have been written
     :ivar adopted: whether its events were accepted by another process
     :ivar damage: why a part of it could not be read; '' when all could
     """
@@ -224,6 +188,7 @@ class Segment:
 
         self.path = path
         self.behind: Deque[None] = deque()
+        self.doubtful = 0
         self.adopted = True
         self.damage = ''
         self.read_to = 0
@@ -242,14 +207,14 @@ class Segment:
         # Held around every call of SQLite, so that a fork can wait for it. Re-entrant:
         # see the theory above.
         self.lock = threading.RLock()
-        _open.segments.add(self)
+        process.segments.add(self)
 
     # -- opening ---------------------------------------------------------------------
 
     def create(self, fsync: bool, max_bytes: int) -> None:
         """Make the database, and be the one that appends to it."""
         self.adopted = False
-        path = self.path + DATABASE
+        path = self.database
         # By us and not by SQLite, for the mode; its other files take it over.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         with self.lock:
@@ -274,12 +239,16 @@ class Segment:
                     VERSION,
                 ),
             )
-            # So that the file is a database from its first event on.
-            connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
             # What was written to a file outlives the process that wrote it, in the
             # system's memory; only for a power cut it has to reach the disk.
             connection.execute('PRAGMA synchronous = %s' % ('FULL' if fsync else 'OFF'))
+            # So that the file is a database from its first event on.
+            connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
             self.limit(max_bytes)
+
+    def publish(self) -> None:
+        """Let others see it, from the time on when it is not ours any more."""
+        os.rename(self.path + NEW, self.path + LOCK)
 
     def settle(self, fsync: bool) -> None:
         """Remember where its files are, once they have their final names."""
@@ -298,7 +267,7 @@ class Segment:
         :raises sqlite3.DatabaseError: when it is no database
         """
         frames = _frames_of_log(self.path)
-        with self.lock:
+        with process.opening, self.lock:
             connection = self._connect()
             try:
                 ours = self._is_ours()
@@ -342,7 +311,7 @@ class Segment:
 
     def _connect(self) -> Any:
         self._connection = self._sqlite.connect(
-            self.path + DATABASE,
+            self.database,
             timeout=BUSY_TIMEOUT,
             isolation_level=None,
             check_same_thread=False,
@@ -467,11 +436,13 @@ class Segment:
                 good, found = middle, between
         return found or None
 
-    def resolve(self, ids: List[int]) -> None:
+    def resolve(self, ids: List[int]) -> bool:
         """Note that events are resolved; what cannot be written now, with the next.
 
         A note is one small row, whatever the number of events: the callers of track()
         wait for the same lock. The events themselves are deleted many at a time.
+
+        :returns: whether they were, so that there is more room
         """
         with self.lock:
             for bounds in _ranges(ids):
@@ -484,8 +455,7 @@ class Segment:
                 # Where there is no room for a note, there may be for its events' end.
                 if not self.purge():
                     raise
-            if self._done_count >= PURGE_EVENTS:
-                self.purge()
+            return self._done_count >= PURGE_EVENTS and self.purge()
 
     def _pay(self) -> None:
         while self._owed:
@@ -519,9 +489,12 @@ class Segment:
         return self._connection is None
 
     @property
+    def database(self) -> str:
+        return self.path + DATABASE
+
+    @property
     def errors(self) -> Tuple[Any, ...]:
-        """What its methods raise when the ground under it is bad."""
-        return (self._sqlite.Error, OSError)
+        return errors()
 
     def is_broken(self, error: BaseException) -> bool:
         """Whether an error says that the file itself is damaged, now and later."""
@@ -572,45 +545,71 @@ class Segment:
             return False
         if changed == self._folder_time:
             return True  # nothing was made or deleted in the folder
-        if not all(_same_file(each, path) for path, each in self._ground.items()):
+        if not all(same_file(each, path) for path, each in self._ground.items()):
             return False
         self._folder_time = changed
         return True
 
     # -- the end ---------------------------------------------------------------------
 
-    def close(self, resolved: bool = False) -> None:
+    def close(self, resolved: bool = False) -> bool:
         """Let go of it: removed when it is empty, left for the next owner if not.
 
         :param resolved: the caller knows that all of it is resolved, also if that could
             not be written to it (a full disk)
+        :returns: False when it is empty, but cannot be removed
         """
-        with self.lock:
-            if self._connection is None:
-                return
+        with process.opening, self.lock:
+            gone = False
             try:
-                if not resolved:
+                if resolved:
+                    gone = self._has_only_resolved()
+                else:
                     self.resolve([])  # what is owed
-                    resolved = self.is_empty()
+                    gone = self.is_empty()
             except self.errors:
                 pass  # its next owner goes by what is written there
             self._disconnect()
-            if resolved:
+            if gone:
                 self._remove()
             self._unlock()
+            return not (gone and os.path.exists(self.database))
+
+    def leave(self) -> None:
+        """Let go of it as it is."""
+        with process.opening, self.lock:
+            self._disconnect()
+            self._unlock()
+
+    def _has_only_resolved(self) -> bool:
+        # Not the caller's word alone: a signal handler that raised may have kept an
+        # event from the books after it was written.
+        done = _merged(self._done)
+        after = 0
+        while True:
+            rows = self._execute(
+                'SELECT id FROM events WHERE id > ? ORDER BY id LIMIT 1000', (after,)
+            )
+            if not rows:
+                return True
+            for (number,) in rows:
+                while done and done[0][1] < number:
+                    del done[0]
+                if not done or number < done[0][0]:
+                    return False
+            after = number
 
     def discard(self) -> None:
         """Remove what could not be made."""
-        with self.lock:
+        with process.opening, self.lock:
             self._disconnect()
             self._remove()
             self._unlock()
 
     def set_aside(self) -> str:
         """Rename its files, so that nobody reads them again; returns the new path."""
-        with self.lock:
+        with process.opening, self.lock:
             self._disconnect()
-            target = self.path + DATABASE + DAMAGED
             for suffix in _FILES:
                 try:
                     os.rename(self.path + suffix, self.path + suffix + DAMAGED)
@@ -618,7 +617,7 @@ class Segment:
                     pass
             self._unlink(LOCK)
             self._unlock()
-        return target
+        return self.database + DAMAGED
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -627,7 +626,7 @@ class Segment:
                 connection.close()
             except self._sqlite.Error:
                 pass  # it could not tidy up; its next owner does
-        _open.segments.discard(self)
+        process.segments.discard(self)
 
     def _remove(self) -> None:
         for suffix in _FILES + (NEW, LOCK):  # the lock last: until then it is ours

@@ -13,12 +13,13 @@ that the key is not on the disk, and events never meet another key's.
 import hashlib
 import logging
 import os
-from typing import Any, List, NamedTuple, Optional, Tuple
-from uuid import uuid4
+from typing import Any, List, NamedTuple, Optional, Set, Tuple
 
 from hightouch.htevents import segment as segments
+from hightouch.htevents import spool_lock
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.segment import DAMAGED, DATABASE, LOCK, NEW, Segment
+from hightouch.htevents.spool_lock import process
 
 _log = logging.getLogger('hightouch')
 
@@ -39,7 +40,7 @@ def check_support() -> None:
             "spool_dir: expected a Python with the module 'sqlite3', and this one was "
             'built without it; install such a Python, or leave spool_dir out'
         )
-    if not segments.HAS_LOCKS:
+    if not spool_lock.HAS_LOCKS:
         raise ValidationError(
             'spool_dir: expected a POSIX system, whose file locks end with their '
             'process; leave spool_dir out here'
@@ -64,7 +65,10 @@ class Spool:
         self.max_bytes = max_bytes
         self.damaged = 0  # files that were set aside
         self._fsync = fsync
-        self._refused = ''  # the path of what was last said not to be readable
+        # Segments, by path: those that are not tried again, and those of which was said
+        # that they cannot be read now.
+        self._left_alone: Set[str] = set()
+        self._told: Set[str] = set()
         self._check()
 
     def _check(self) -> None:
@@ -73,31 +77,32 @@ class Spool:
                 'spool_dir: expected an existing directory, got %r, which is none; '
                 'create it (mkdir -m 700)' % self.directory
             )
-        probe = os.path.join(self.folder, uuid4().hex + NEW)
+        problem = 'no right to write there'
         try:
             self._make_folder()
-            os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            try:
-                fd = segments.lock(probe)
-                if fd is None:
-                    raise OSError('files there cannot be locked')
-                os.close(fd)
-            finally:
-                os.unlink(probe)
+            if os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+                problem = (
+                    '' if _can_lock(self.folder) else 'files cannot be locked there'
+                )
         except OSError as error:
+            problem = error.strerror or str(error)
+        if problem:
             raise ValidationError(
                 'spool_dir: expected a directory that this process may write to, got '
-                '%r: %s' % (self.directory, error.strerror or error)
+                '%r: %s' % (self.directory, problem)
             )
 
     def _make_folder(self) -> None:
-        if not os.path.isdir(self.folder):
-            if not os.listdir(self.directory):
-                _close_to_others(self.directory)
+        if os.path.isdir(self.directory) and not os.listdir(self.directory):
+            _close_to_others(self.directory)
+        for path in (self.directory, self.folder):
             try:
-                os.mkdir(self.folder, 0o700)
+                os.mkdir(path, 0o700)
             except FileExistsError:
-                pass  # another process was faster
+                pass  # perhaps another process was faster
+            else:
+                if self._fsync:
+                    segments.sync_folder(os.path.dirname(path))
 
     def create(self, taken: int) -> Segment:
         """Make a segment for this client's own events.
@@ -106,16 +111,19 @@ class Spool:
         :raises OSError, sqlite3.Error: when the file system does not allow it
         """
         if not os.path.isdir(self.folder):  # deleted, while we ran
-            os.makedirs(self.folder, 0o700)
+            self._make_folder()
         return segments.create(self.folder, self._fsync, self.max_bytes - taken)
 
     def has_orphans(self) -> bool:
         """Whether a dead process left something; cheap: no file is read."""
         for path in self._paths():
-            fd = segments.lock(path + LOCK)
-            if fd is not None:
-                os.close(fd)
-                return True
+            if path in self._told:
+                continue
+            with process.opening:
+                fd = spool_lock.lock(path + LOCK)
+                if fd is not None:
+                    os.close(fd)
+                    return True
         return False
 
     def adopt(self, most: int) -> List[Segment]:
@@ -127,11 +135,11 @@ class Spool:
         for path in self._paths():
             if len(adopted) >= most:
                 break
-            fd = segments.lock(path + LOCK)
-            if fd is not None:
-                found = self._open(path, fd)
-                if found is not None:
-                    adopted.append(found)
+            with process.opening:
+                fd = spool_lock.lock(path + LOCK)
+                found = None if fd is None else self._open(Segment(path, fd))
+            if found is not None:
+                adopted.append(found)
         return adopted
 
     def _paths(self) -> List[str]:
@@ -143,38 +151,49 @@ class Spool:
         paths = []
         for name in names:
             path, suffix = os.path.splitext(os.path.join(self.folder, name))
+            if path in self._left_alone:
+                continue
             if suffix == LOCK:
                 paths.append(path)
             elif suffix == NEW:
-                fd = segments.lock(path + NEW)
-                if fd is not None:
-                    Segment(path, fd).discard()
+                with process.opening:
+                    fd = spool_lock.lock(path + NEW)
+                    if fd is not None:
+                        Segment(path, fd).discard()
             elif suffix == DATABASE and not os.path.exists(path + LOCK):
                 # Somebody deleted its lock. A half-made one has its NEW still.
                 if not os.path.exists(path + NEW) and _make(path + LOCK):
                     paths.append(path)
         return sorted(paths, key=_modified)
 
-    def _open(self, path: str, fd: int) -> Optional[Segment]:
-        found = Segment(path, fd)
-        if not os.path.exists(path + DATABASE):
+    def _open(self, found: Segment) -> Optional[Segment]:
+        if not os.path.exists(found.database):
             found.discard()  # its owner died while it removed it
             return None
         try:
+            if spool_lock.is_inherited(found.database):
+                found = segments.renew(found)
             if found.open():
                 return found
-            problem = 'another version of this package made it'
+            self.leave_alone(found, 'another version of this package made it')
         except found.errors as error:
             if found.is_broken(error):
                 found.damage = str(error)
                 self.set_aside(found, 0)
                 return None
-            problem = type(error).__name__
-        if self._refused != path:
-            self._refused = path  # once, and not with every look around
-            _log.error('Cannot read the spool file %s: %s', path + DATABASE, problem)
-        found.close()
+            self._tell(found, str(error))  # it may pass
+        found.leave()
         return None
+
+    def leave_alone(self, segment: Segment, problem: str) -> None:
+        """Do not look at a segment again: it stays where it is."""
+        self._left_alone.add(segment.path)
+        self._tell(segment, problem)
+
+    def _tell(self, segment: Segment, problem: str) -> None:
+        if segment.path not in self._told:
+            self._told.add(segment.path)
+            _log.error('Left alone: %s: %s', segment.database, problem)
 
     def set_aside(self, damaged: Segment, read: int) -> None:
         """Put away a damaged segment, and say where it is.
@@ -185,7 +204,7 @@ class Spool:
         try:
             path = damaged.set_aside()
         except OSError as error:
-            path = damaged.path + DATABASE
+            path = damaged.database
             _log.warning('Cannot rename %s: %s', path, type(error).__name__)
         _log.error(
             'A spool file was damaged (%s). %d event(s) could be read and are sent; '
@@ -204,6 +223,14 @@ def _close_to_others(directory: str) -> None:
             os.chmod(directory, 0o700)
     except OSError:
         pass  # a file system without modes
+
+
+def _can_lock(folder: str) -> bool:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        return spool_lock.try_lock(fd, shared=True)
+    finally:
+        os.close(fd)
 
 
 def _make(path: str) -> bool:
@@ -273,7 +300,7 @@ def _look(stream: str, path: str) -> Optional[Waiting]:
 
     # While we look at what is left nobody else shall take it; what has an owner is only
     # read, which SQLite allows beside its writer.
-    fd = segments.lock(path[: -len(DATABASE)] + LOCK)
+    fd = spool_lock.lock(path[: -len(DATABASE)] + LOCK)
     state, mode = ('left', 'rw') if fd is not None else ('running', 'ro')
     uri = '%s?mode=%s' % (Path(path).as_uri(), mode)
     try:

@@ -18,14 +18,15 @@ after the client's own, and are counted as accepted when they do.
 import logging
 import threading
 from time import monotonic, time
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, Signal
 from hightouch.htevents.errors import DamageError, describe
 from hightouch.htevents.event_queue import EventQueue, Stats
-from hightouch.htevents.segment import DATABASE, Row, Segment, SegmentError
+from hightouch.htevents.segment import Row, Segment, SegmentError, errors
 from hightouch.htevents.spool import Spool
+from hightouch.htevents.spool_lock import process
 
 # Events that are in memory at most, unless a batch is larger; and those among them that
 # may be large ones.
@@ -43,6 +44,10 @@ IDLE_SCAN_INTERVAL = 30.0
 
 # Segments of dead processes that are open at a time: each takes four file descriptors.
 MAX_ADOPTED = 16
+
+# Segments of our own that had to be replaced, and hold events still. More would mean
+# that none can be written to: a limit on the size of files, say.
+MAX_REPLACED = 16
 
 # A burst: less than PAUSE seconds between two calls, until so many events wait. While
 # one is on, the leading consumer looks again after BURST_LOOK seconds.
@@ -90,6 +95,7 @@ class SpooledQueue(EventQueue):
         # for others. Only ever tried, never waited for.
         self._filling = threading.Lock()
         self._next_scan = 0.0
+        self._looking = False
         self._last_write = 0.0
         self._trouble = ''
         self._left = 0
@@ -137,28 +143,43 @@ class SpooledQueue(EventQueue):
             if segment is None:
                 return _FAILED
             try:
-                # The lock is for `_finish`: what is written is seen in memory as well.
-                with segment.lock:
-                    window = WINDOW if len(body) < LARGE_BYTES else LARGE_WINDOW
-                    self._last_write = monotonic()
-                    direct = not self._behind() and len(self._items) < window
-                    number = segment.append(body, direct)
-                    if segment.on_ground():
-                        if direct:
-                            place = (segment, number)
-                            self._items.append((body, self._last_write, place))
-                        else:
-                            segment.behind.append(None)
-                        if self._trouble:
-                            self._recovered()
-                        return _WRITTEN
-                    segment.resolve([number])
+                if self._write_to(segment, body):
+                    return _WRITTEN
                 raise SegmentError('its files were deleted')
             except segment.errors as error:
                 outcome = self._after_failure(segment, error)
                 if outcome is not None:
                     return outcome
         return _FAILED
+
+    def _write_to(self, segment: Segment, body: bytes) -> bool:
+        """Write a message; False if the file is not where others will look for it."""
+        # The lock is for `_finish`: what is written is seen in memory as well.
+        with segment.lock:
+            window = WINDOW if len(body) < LARGE_BYTES else LARGE_WINDOW
+            self._last_write = monotonic()
+            direct = not self._behind() and len(self._items) < window
+            try:
+                number = segment.append(body, direct)
+                if not segment.on_ground():
+                    segment.resolve([number])
+                    return False
+                if direct:
+                    self._items.append((body, self._last_write, (segment, number)))
+                else:
+                    segment.behind.append(None)
+            except segment.errors:
+                raise
+            except BaseException:
+                # A signal handler raised: it may be written. An event that is there and
+                # not counted would have the last one left unread.
+                if not direct:
+                    segment.doubtful += 1
+                    segment.behind.append(None)
+                raise
+            if self._trouble:
+                self._recovered()
+            return True
 
     def _behind(self) -> int:
         """Give how many own events are on the disk only; new ones come after them."""
@@ -202,8 +223,10 @@ class SpooledQueue(EventQueue):
             if monotonic() < self._next_open:
                 return None
             try:
+                if sum(not each.adopted for each in self._others) >= MAX_REPLACED:
+                    raise SegmentError('no file could be written to its end')
                 self._own = self._spool.create(self._taken_bytes())
-            except Exception as error:  # also sqlite3's, whose name is not known here
+            except errors() as error:
                 self._next_open = monotonic() + REOPEN_INTERVAL
                 self._in_trouble(str(error))
             return self._own
@@ -280,30 +303,37 @@ class SpooledQueue(EventQueue):
                     self._next_scan = monotonic() + SCAN_INTERVAL
                     self._look_around()
                 for segment in self._sources():
-                    if len(self._items) >= size:
-                        break
-                    self._read_from(segment)
+                    while len(self._items) < size and self._read_from(segment):
+                        pass
                 look = self._next_scan == 0 and not self.closed
         finally:
             self._filling.release()
         if len(self._items) >= self._wake_at:
             self._wakeup.set()  # of a leader who found us at it, and sleeps
 
-    def _sources(self) -> List[Segment]:
+    def _sources(self) -> Iterator[Segment]:
         """Give the segments to read from, in order: own events come first."""
-        own = [] if self._own is None else [self._own]
         others = list(self._others)
-        sources = [each for each in others if not each.adopted] + own
-        if not self.closed:  # what is not ours can wait for the next owner
-            sources += [each for each in others if each.adopted]
-        return sources
+        yield from [each for each in others if not each.adopted]
+        if self._own is not None:
+            yield self._own
+        for each in others:
+            # What is not ours can wait: for what is, and for its next owner.
+            if each.adopted and not self.closed and not self._behind():
+                yield each
 
     def _look_around(self) -> None:
         open_now = sum(each.adopted for each in self._others)
+        self._looking = True
         adopted = self._spool.adopt(MAX_ADOPTED - open_now)
-        if adopted:
-            self._others.extend(adopted)
-            self._share_room()
+        with self._opening:
+            if not self.closed:
+                self._others.extend(adopted)
+                adopted = []
+        self._looking = False
+        for each in adopted:
+            each.close()  # we were shut down meanwhile
+        self._share_room()
 
     def _share_room(self) -> None:
         own = self._own
@@ -313,15 +343,17 @@ class SpooledQueue(EventQueue):
             except own.errors:
                 pass  # closed meanwhile, or in trouble: the next write finds out
 
-    def _read_from(self, segment: Segment) -> None:
+    def _read_from(self, segment: Segment) -> bool:
+        """Read some events into the window; False if there were none."""
         if monotonic() < self._retry_at.get(segment.path, 0):
-            return
+            return False
         if segment.adopted:
             limit = READ_EVENTS
         else:
             limit = min(READ_EVENTS, len(segment.behind))
             if not limit:
-                return self._finish(segment)
+                self._finish(segment)
+                return False
         try:
             rows = segment.read(limit)
         except segment.errors as error:
@@ -329,16 +361,18 @@ class SpooledQueue(EventQueue):
             if segment.path not in self._retry_at:
                 _log.warning('Cannot read %s: %s', segment.path, error)
             self._retry_at[segment.path] = monotonic() + SCAN_INTERVAL
-            return
+            return False
         if segment.damage and segment is self._own:
             self._in_trouble(segment.damage)
             self._replace_own(segment)
         if not rows:
             if not segment.adopted:
                 self._give_up_behind(segment, limit)
-            return self._finish(segment)
+            self._finish(segment)
+            return False
         self._read[segment] = self._read.get(segment, 0) + len(rows)
         self._show(segment, rows)
+        return True
 
     def _show(self, segment: Segment, rows: Sequence[Row]) -> None:
         now, wall = monotonic(), time()
@@ -356,10 +390,15 @@ class SpooledQueue(EventQueue):
         with self._lock:
             for _ in range(count):
                 segment.behind.popleft()
+            unwritten = min(count, segment.doubtful)
+            segment.doubtful -= unwritten
+            count -= unwritten
             self._taken += count
+            if not count:
+                return self._release_flushes()
         try:
             if self.on_loss is not None:
-                self.on_loss(DamageError(count, segment.path + DATABASE), [], count)
+                self.on_loss(DamageError(count, segment.database), [], count)
         finally:
             with self._lock:
                 self._failed += count
@@ -369,7 +408,7 @@ class SpooledQueue(EventQueue):
         """Let go of a segment that is read to its end, when all of it is resolved."""
         if segment is self._own:
             return
-        with segment.lock:  # nobody is writing to it
+        with process.opening, segment.lock:  # nobody is writing to it
             if self._is_in_use(segment):
                 return
             self._others.remove(segment)
@@ -379,8 +418,8 @@ class SpooledQueue(EventQueue):
             read = self._read.pop(segment, 0)
             if segment.damage:
                 self._spool.set_aside(segment, read)
-            else:
-                segment.close(resolved=True)
+            elif not segment.close(resolved=True):
+                self._spool.leave_alone(segment, 'delivered, but it cannot be removed')
         self._share_room()
 
     def _is_in_use(self, segment: Segment) -> bool:
@@ -402,7 +441,8 @@ class SpooledQueue(EventQueue):
             by_segment.setdefault(segment, []).append(number)
         for segment, numbers in by_segment.items():
             try:
-                segment.resolve(numbers)
+                if segment.resolve(numbers) and segment.adopted:
+                    self._share_room()
                 if segment is self._own and self.qsize() == 0:
                     self._replace_worn(segment)
             except segment.errors as error:
@@ -435,7 +475,7 @@ class SpooledQueue(EventQueue):
             self.closed = True
             segments = self._others + ([] if self._own is None else [self._own])
             for segment in segments:
-                with segment.lock:
+                with process.opening, segment.lock:
                     resolved = not segment.adopted and not self._is_in_use(segment)
                     segment.close(resolved)
             with self._lock:
@@ -446,9 +486,13 @@ class SpooledQueue(EventQueue):
 
     # -- stats -----------------------------------------------------------------------
 
-    def has_orphans(self) -> bool:
-        """Whether a dead process left something that we could deliver."""
-        return self._spool.has_orphans()
+    def has_backlog(self) -> bool:
+        # In the order in which they go this way: orphans, being opened, taken over.
+        return (
+            self._spool.has_orphans()
+            or self._looking
+            or any(each.adopted for each in list(self._others))
+        )
 
     def qsize(self) -> int:
         return self._left + len(self._items) + self._behind()

@@ -65,12 +65,12 @@ SLOW = 0.8
 
 # Answers of the collector, in percent of the requests; the others succeed.
 FAULTS = (
-    (503, 6),
-    (429, 4),
-    (413, 4),  # of batches over 60 events
-    ('reset-before', 4),
-    ('reset', 4),
-    ('reset-after', 4),
+    (503, 7),
+    (429, 5),
+    (413, 5),  # of batches over 60 events
+    ('reset-before', 5),
+    ('reset', 5),
+    ('reset-after', 5),
     ('slow', 3),
     ('hang', 1),
 )
@@ -545,7 +545,11 @@ def show(result: Result) -> None:
     print('kills       %8d of %d workers' % (counts['kills'], counts['workers']))
     print('forks       %8d' % counts['fork'])
     print('outages     %8d' % counts['outages'])
-    print('requests    %8d; faults: %s' % (requests, faults))
+    failed = sum(counts[str(each)] for each, _ in FAULTS)
+    share = 100.0 * failed / (requests - counts['400'] or 1)
+    print(
+        'requests    %8d; faults %d %% beside refusals: %s' % (requests, share, faults)
+    )
     print('seconds     %8.1f' % result.seconds)
     print('lost        %8d' % len(result.lost))
     for problem in problems(result):

@@ -1,6 +1,8 @@
+import glob
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -179,8 +181,23 @@ class CommandTest(TestCase):
             result = self.run_command(*send, '--host', 'http://127.0.0.1:9')
             self.assertEqual(result.returncode, 1)
             self.assertIn('Delivered 0 of 3', result.stdout)
-            self.assertIn('The rest stays: ConnectionError', result.stderr)
+            self.assertIn('3 event(s) stay: ConnectionError', result.stderr)
             self.assertIn('3 event(s)', self.run_command('spool', folder).stdout)
+
+    def test_spool_sends_what_is_readable_of_a_damaged_file_and_ends(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.leave('key', 50, folder)
+            (path,) = glob.glob(os.path.join(folder, '*', '*.db'))
+            connection = sqlite3.connect(path)
+            connection.execute('UPDATE events SET crc = crc + 1 WHERE id = 10')
+            connection.commit()
+            connection.close()
+            send = ('spool', folder, '--send', '--write-key', 'key')
+            result = self.run_command(*send, '--host', self.collector.url)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn('Delivered 49 of 50', result.stdout)
+            self.assertIn('Set aside 1 damaged file', result.stderr)
+            self.assertIn('1 damaged file(s)', self.run_command('spool', folder).stdout)
 
     def test_spool_tells_a_wrong_directory(self) -> None:
         for args in (('spool', '/nowhere'), ('spool', '/nowhere', '--send')):

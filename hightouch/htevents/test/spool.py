@@ -23,6 +23,7 @@ from hightouch.htevents import (
     ExpiredError,
     ValidationError,
     segment,
+    spool_lock,
     spooled_queue,
 )
 from hightouch.htevents.collector import Fault
@@ -277,7 +278,177 @@ class PromiseTest(SpoolTestCase):
         self.assertEqual(self.collector.events, [])
 
 
+class InterruptionTest(SpoolTestCase):
+    """A signal handler may raise at any step of a call (a time limit, Ctrl-C)."""
+
+    def overflow(self, on_error: Any = None) -> Client:
+        """Give a client whose next event goes to the disk only."""
+        self.collector.stop()
+        client = self.client(on_error=on_error)
+        for number in range(2100):
+            self.assertTrue(client.track('user', str(number))[0])
+        return client
+
+    def interrupt(self, client: Client, step: str) -> None:
+        error = KeyboardInterrupt()
+        with mock.patch.object(segment.Segment, step, side_effect=error):
+            with self.assertRaises(KeyboardInterrupt):
+                client.track('user', 'interrupted')
+
+    def finish(self, client: Client) -> None:
+        self.assertTrue(client.track('user', 'last')[0])
+        self.collector.start()
+        self.assertTrue(client.flush(LIMIT))
+        self.assertTrue(client.shutdown(LIMIT))
+        self.assertLessEqual({str(each) for each in range(2100)}, set(self.arrived()))
+        self.assertIn('last', self.arrived())
+        self.assert_adds_up(client)
+        self.assertEqual(self.files(), [])
+
+    def test_a_call_that_was_interrupted_after_it_wrote_loses_no_other_event(
+        self,
+    ) -> None:
+        client = self.overflow()
+        self.interrupt(client, 'on_ground')
+        self.finish(client)
+
+    def test_a_call_that_was_interrupted_before_it_wrote_is_not_reported_lost(
+        self,
+    ) -> None:
+        on_error = Recorder()
+        client = self.overflow(on_error)
+        self.interrupt(client, 'append')
+        self.finish(client)
+        self.assertEqual(on_error.calls, [])
+
+    def test_an_interruption_reaches_the_application(self) -> None:
+        class TimeLimit(Exception):
+            pass
+
+        client = self.client()
+        with mock.patch.object(segment, 'create', side_effect=TimeLimit):
+            with self.assertRaises(TimeLimit):
+                client.track('user', 'event')
+        self.assertTrue(client.track('user', 'event')[0])
+
+
 class SharedDirectoryTest(SpoolTestCase):
+    def test_clients_may_be_made_on_one_directory_at_the_same_time(self) -> None:
+        failed: List[Exception] = []
+        ready = threading.Barrier(4)
+
+        def make() -> None:
+            ready.wait(LIMIT)
+            try:
+                for _ in range(200):
+                    Client(TEST_WRITE_KEY, NOWHERE, spool_dir=self.spool_dir)
+            except ValidationError as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        self.assertEqual(failed, [])
+
+    def test_a_client_that_is_shut_down_while_it_takes_over_holds_nothing_back(
+        self,
+    ) -> None:
+        for _ in range(4):
+            self.leave(20)
+        for _ in range(10):
+            self.client().shutdown(0)
+        self.client()
+        self.assertTrue(eventually(lambda: len(set(self.collector_ids())) == 80))
+        self.assert_nothing_left()
+
+    def collector_ids(self) -> List[str]:
+        return [each['messageId'] for each in list(self.collector.events)]
+
+    def test_flush_waits_for_own_events_also_beside_a_backlog(self) -> None:
+        self.leave(2000)
+        self.collector.stop()
+        client = self.client(upload_size=1000)
+        mine = set()
+        for _ in range(3000):
+            accepted, message = client.track('user', 'mine')
+            self.assertTrue(accepted)
+            mine.add(message['messageId'])
+        self.assertTrue(eventually(lambda: client.stats().retried))
+        self.collector.start()
+        self.assertTrue(client.flush(LIMIT))
+        self.assertLessEqual(mine, set(self.collector_ids()))
+
+    def test_a_delivered_file_that_cannot_be_removed_holds_up_nothing(self) -> None:
+        self.leave(10)
+        with mock.patch.object(segment.Segment, '_unlink'), LogCatcher() as log:
+            client = self.client()
+            self.assertTrue(client.track('user', 'mine')[0])
+            self.assertTrue(eventually(lambda: log.lines(level=40)))
+            self.assertTrue(client.track('user', 'mine')[0])
+            self.assertTrue(client.flush(LIMIT))
+            (line,) = log.lines(level=40)
+        self.assertIn('cannot be removed', line)
+        self.assertEqual(len(self.collector.events), 12)
+
+    @needs_fork_hooks
+    def test_a_child_takes_over_its_dead_parents_events_in_files_of_its_own(
+        self,
+    ) -> None:
+        # SQLite in the child takes the parent's file locks for its own.
+        result = self.run_child(
+            'host = client.host\n'
+            'client = Client("{key}", "http://127.0.0.1:9", spool_dir=spool_dir)\n'
+            'for number in range(500): client.track("user", str(number))\n'
+            'parent = os.getpid()\n'
+            'if os.fork():\n'
+            '    os.kill(parent, signal.SIGKILL)\n'
+            'while os.getppid() == parent: time.sleep(0.01)\n'
+            'heir = Client("{key}", host, spool_dir=spool_dir)\n'
+            'deadline = time.monotonic() + 50\n'
+            'while heir.queue.has_backlog() and time.monotonic() < deadline:\n'
+            '    time.sleep(0.01)\n'
+            'heir.shutdown()\n'
+            'print(heir.stats().delivered)\n'.format(key=TEST_WRITE_KEY),
+            url=self.collector.url,
+        )
+        self.assertEqual(result.stdout.split(), ['500'], result.stderr)
+        self.assertEqual(len(self.collector.events), 500)
+        self.assert_nothing_left()
+
+    @needs_fork_hooks
+    def test_forks_beside_clients_that_come_and_go_hang_nothing(self) -> None:
+        result = self.run_child(
+            'import threading\n'
+            'stop = threading.Event()\n'
+            'def churn(number):\n'
+            '    while not stop.is_set():\n'
+            '        one = Client("key-%d" % number, url, spool_dir=spool_dir)\n'
+            '        one.track("user", "event")\n'
+            '        one.shutdown(10)\n'
+            'threads = [threading.Thread(target=churn, args=(n,)) for n in range(2)]\n'
+            'for thread in threads: thread.start()\n'
+            'bad = 0\n'
+            'def locks():\n'
+            '    for fd in os.listdir("/proc/self/fd"):\n'
+            '        try: yield os.readlink("/proc/self/fd/" + fd).endswith(".lock")\n'
+            '        except OSError: pass\n'
+            'for number in range(60):\n'
+            '    pid = os.fork()\n'
+            '    if pid == 0:\n'
+            '        signal.alarm(20)\n'
+            '        held = os.path.isdir("/proc/self/fd") and any(locks())\n'
+            '        ok = client.track("user", "child")[0] and client.flush(15)\n'
+            '        os._exit(0 if ok and not held else 1)\n'
+            '    bad += os.waitpid(pid, 0)[1] != 0\n'
+            'stop.set()\n'
+            'for thread in threads: thread.join()\n'
+            'print(bad)\n',
+            url=self.collector.url,
+        )
+        self.assertEqual(result.stdout.split(), ['0'], result.stderr)
+
     def test_a_living_process_keeps_its_events(self) -> None:
         first = self.client(host=NOWHERE)
         first.track('user', 'event')
@@ -475,7 +646,7 @@ class SharedDirectoryTest(SpoolTestCase):
         client = self.client(host=NOWHERE)
         client.track('user', 'event')
         for hook in ('before_fork', 'before_fork') + ('after_fork_in_parent',) * 2:
-            getattr(segment._open, hook)()
+            getattr(spool_lock.process, hook)()
         other = threading.Thread(
             target=client.track, args=('user', 'more'), daemon=True
         )
@@ -591,6 +762,33 @@ class BacklogTest(SpoolTestCase):
         self.assertIn('new', self.arrived()[-1500:])
         self.assertTrue(self.collector.wait_for(3001, LIMIT))
 
+    def test_room_of_what_was_taken_over_is_free_as_soon_as_it_is_delivered(
+        self,
+    ) -> None:
+        spool = Spool(self.spool_dir, TEST_WRITE_KEY, False, 8 << 20)
+        left = spool.create(0)
+        for _ in range(1500):
+            left.append(b'"%s"' % (b'x' * 2500), False)
+        left.leave()
+        queue = spooled_queue.SpooledQueue(spool)
+        self.addCleanup(queue.release)
+        self.assertIsNotNone(queue.take_now(1))  # it is taken over
+
+        def fill() -> int:
+            count = 0
+            while queue.offer(b'"%s"' % (b'x' * 2500)):
+                count += 1
+                self.assertLess(count, 3000)
+            return count
+
+        before = fill()
+        while queue.stats().delivered < before + 1200:
+            batch = queue.take_now(100)
+            assert batch is not None
+            queue.acknowledge(batch, delivered=True)
+        self.assertTrue(queue.has_backlog())
+        self.assertGreater(fill(), 2 * before)
+
     def test_a_large_file_is_replaced_once_it_is_empty(self) -> None:
         with mock.patch.object(spooled_queue, 'WORN_BYTES', 100000):
             client = self.client(upload_interval=LIMIT, upload_size=1000)
@@ -664,6 +862,7 @@ class BadGroundTest(SpoolTestCase):
             self.assertTrue(client.track('user', 'after')[0])
             self.assertEqual(len(log.lines(level=40)), 1)
         self.assertEqual(sum(each.events or 0 for each in waiting(self.spool_dir)), 1)
+        self.assertEqual(stat.S_IMODE(os.stat(self.spool_dir).st_mode), 0o700)
         self.assertIs(client.stats().durable, False)  # 'before' is not, any more
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(self.arrived(), ['after', 'before'])
@@ -731,6 +930,23 @@ class BadGroundTest(SpoolTestCase):
         self.assertTrue(self.collector.wait_for(accepted, LIMIT))
         self.assert_nothing_left()
         self.assertEqual(len(set(self.arrived())), accepted)
+
+    def test_where_no_file_may_grow_the_number_of_files_is_bounded(self) -> None:
+        result = self.run_child(
+            'import resource\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\n'
+            'accepted = sum(client.track("user", str(number), {"t": "x" * 300})[0]\n'
+            '               for number in range(3000))\n'
+            'print(accepted, client.stats().durable)\n'
+            'sys.stdout.flush()\n'
+            'os.kill(os.getpid(), signal.SIGKILL)\n'
+        )
+        accepted, durable = result.stdout.split()
+        self.assertEqual(durable, 'False')
+        self.assertLessEqual(len(self.files('.db')), spooled_queue.MAX_REPLACED + 1)
+        self.client()
+        self.assertTrue(self.collector.wait_for(int(accepted), LIMIT))
+        self.assert_nothing_left()
 
     def damage(self, change: Any, suffix: str = '.db') -> Any:
         """Change the file that a dead process left, and have a client find it."""
@@ -920,7 +1136,7 @@ class ManyClientsTest(SpoolTestCase):
             self.assertTrue(client.shutdown(LIMIT))
         self.assertEqual(len(self.collector.events), 100)
         self.assertEqual(self.files(), [])
-        self.assertFalse(segment._open.segments)
+        self.assertFalse(spool_lock.process.segments)
 
 
 if __name__ == '__main__':
