@@ -12,7 +12,6 @@ is made, with the first call. All functions may be called from any thread.
 """
 
 import functools
-import inspect
 import logging
 import os
 import threading
@@ -138,9 +137,8 @@ def _facade(method: 'Callable[Concatenate[Client, _P], _R]') -> 'Callable[_P, _R
     def call(*args: Any, **kwargs: Any) -> Any:
         return getattr(default_client or _get_client(), name)(*args, **kwargs)
 
-    signature = inspect.signature(method)
-    parameters = list(signature.parameters.values())[1:]
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore
+    # What help() and inspect.signature() show: the method without its self.
+    call.__wrapped__ = functools.partial(method, None)  # type: ignore[arg-type]
     call.__module__ = __name__
     call.__qualname__ = name
     return call

@@ -6,7 +6,7 @@ import os
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
-from hightouch.htevents import fork, logs, sessions, settings, sigterm, utils
+from hightouch.htevents import fork, logs, sessions, settings, utils
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode
@@ -459,6 +459,8 @@ class Client:
             host program that handles SIGTERM outside of Python
         """
         expect(settings.is_number(timeout), 'timeout', 'a number of seconds', timeout)
+        from hightouch.htevents import sigterm
+
         sigterm.drain(self._dispatcher, timeout)
 
     def stats(self) -> Stats:

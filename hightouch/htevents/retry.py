@@ -2,7 +2,6 @@
 
 import calendar
 import time
-from email.utils import parsedate_tz
 from typing import Optional
 
 # Seconds. The first wait is at most BASE, each next one at most twice that, never more
@@ -44,6 +43,8 @@ def parse_retry_after(
     else:
         # An infinity is cut by wait_time; NaN is no number to wait for.
         return max(0.0, seconds) if seconds == seconds else None
+    from email.utils import parsedate_tz  # which requests has imported already
+
     try:
         date = parsedate_tz(value)
         if date is None:
