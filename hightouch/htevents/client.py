@@ -543,7 +543,8 @@ def _as_text(value: Any) -> Any:
 def _copied(name: str, value: Optional[Dict_]) -> Dict_:
     if value is None:
         return {}
-    expect(isinstance(value, dict), name, 'a dict', value)
+    if not isinstance(value, dict):
+        expect(False, name, 'a dict', value)
     return dict(value)
 
 

@@ -9,7 +9,7 @@ import json
 from datetime import date, datetime
 from importlib import import_module
 from json import encoder
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from hightouch.htevents import utils
 
@@ -30,20 +30,23 @@ def _default(value: Any) -> str:
     raise TypeError
 
 
-_encode: Callable[[Any], str] = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_default
-).encode
-if _c_make_encoder is not None:
-    # JSONEncoder makes one of these for each call; it takes a fifth of the time. No
+if _c_make_encoder is None:
+    _encoder = json.JSONEncoder(
+        ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_default
+    )
+
+    def _stdlib(message: Any) -> bytes:
+        return _encoder.encode(message).encode('utf-8')
+
+else:
+    # json.JSONEncoder makes one of these for each call; it takes a fifth of the time. No
     # markers, which tell of circles: those end in a RecursionError.
     _chunks = _c_make_encoder(
         None, _default, _encode_text, None, ':', ',', False, False, False
     )
 
-    def _joined(message: Any) -> str:
-        return ''.join(_chunks(message, 0))
-
-    _encode = _joined
+    def _stdlib(message: Any) -> bytes:
+        return ''.join(_chunks(message, 0)).encode('utf-8')
 
 
 def encode(message: Any) -> Tuple[bytes, Any]:
@@ -62,10 +65,6 @@ def encode(message: Any) -> Tuple[bytes, Any]:
     return body, message
 
 
-def _stdlib(message: Any) -> bytes:
-    return _encode(message).encode('utf-8')
-
-
 _fast = _stdlib
 
 if _orjson is not None:
@@ -78,8 +77,8 @@ if _orjson is not None:
 
     def _fast(message: Any) -> bytes:
         try:
-            body: bytes = _dumps(message, _default, _OPTIONS)
-            return body
+            # A copy: orjson's own holds on to kilobytes that it did not need.
+            return bytes(memoryview(_dumps(message, _default, _OPTIONS)))
         except Exception:  # keys that are no str, big integers, …
             return _stdlib(message)
 

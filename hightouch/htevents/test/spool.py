@@ -359,8 +359,10 @@ class SharedDirectoryTest(SpoolTestCase):
             self.leave(20)
         for _ in range(10):
             self.client().shutdown(0)
-        self.client()
-        self.assertTrue(eventually(lambda: len(set(self.collector_ids())) == 80))
+        client = self.client()
+        client.track('user', 'mine')  # from now on it looks around
+        self.assertTrue(eventually(lambda: len(set(self.collector_ids())) == 81))
+        self.assertTrue(client.shutdown(LIMIT))
         self.assert_nothing_left()
 
     def collector_ids(self) -> List[str]:
