@@ -20,7 +20,7 @@ EVENTS = 200
 # another bound), shared by 100 events.
 TRACK_CALLS = 38
 TRACK_SPOOLED_CALLS = 61
-DELIVERY_CALLS = 40
+DELIVERY_CALLS = 45
 
 PROPERTIES = {
     'order_id': 'o-1234567',
