@@ -64,6 +64,20 @@ class SessionTest(TestCase):
         tags = [each.headers['x-tag'] for each in self.collector.requests]
         self.assertEqual(tags, ['mine'] * 3)
 
+    def test_the_environment_is_followed_also_when_it_changes(self) -> None:
+        def send() -> None:
+            request.post('key', 'http://127.0.0.1:9', session=session, batch=[])
+
+        with sessions.lease() as session, Collector(strict=False) as proxy:
+            with mock.patch.dict(os.environ, {'http_proxy': proxy.url, 'no_proxy': ''}):
+                send()
+                send()
+                os.environ['no_proxy'] = '127.0.0.1'
+                with self.assertRaises(requests.ConnectionError):
+                    send()
+        urls = [each.path for each in proxy.requests]
+        self.assertEqual(urls, ['http://127.0.0.1:9/v1/batch'] * 2)
+
     def test_many_threads_wait_for_a_socket_of_the_pool(self) -> None:
         def send() -> None:
             for _ in range(5):
