@@ -13,6 +13,8 @@ that the key is not on the disk, and events never meet another key's.
 import hashlib
 import logging
 import os
+import shutil
+import tempfile
 from typing import Any, List, NamedTuple, Optional, Set, Tuple
 
 from hightouch.htevents import segment as segments
@@ -20,6 +22,10 @@ from hightouch.htevents import spool_lock
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.segment import DAMAGED, DATABASE, LOCK, NEW, Segment
 from hightouch.htevents.spool_lock import process
+
+# The head of SQLite's log, which is another one after each checkpoint.
+_LOG_HEAD_BYTES = 32
+_SNAPSHOT_TRIES = 10
 
 _log = logging.getLogger('hightouch')
 
@@ -296,25 +302,17 @@ def waiting(directory: str) -> List[Waiting]:
 
 def _look(stream: str, path: str) -> Optional[Waiting]:
     import sqlite3
-    from pathlib import Path
 
-    # While we look at what is left nobody else shall take it; what has an owner is only
-    # read, which SQLite allows beside its writer.
     fd = spool_lock.lock(path[: -len(DATABASE)] + LOCK)
-    state, mode = ('left', 'rw') if fd is not None else ('running', 'ro')
-    uri = '%s?mode=%s' % (Path(path).as_uri(), mode)
+    state = 'running' if fd is None else 'left'
     try:
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-        try:
-            counts: Tuple[Any, ...] = connection.execute(
-                'SELECT count(*), total(length(body)), min(at) FROM events WHERE NOT'
-                ' EXISTS (SELECT 1 FROM done WHERE id BETWEEN first AND last)'
-            ).fetchone()
-            owner = connection.execute('SELECT program, pid, host FROM owner')
-            named = '%s[%s]@%s' % (owner.fetchone() or ('?', '?', '?'))
-        finally:
-            connection.close()
-    except sqlite3.Error:
+        if fd is None:
+            with tempfile.TemporaryDirectory() as folder:
+                counts, owner = _count(_snapshot(path, folder))
+        else:
+            # While we look nobody else shall take it.
+            counts, owner = _count(path)
+    except (sqlite3.Error, OSError):
         if not os.path.exists(path):
             return None  # delivered and removed while we looked
         return Waiting(stream, path, state, None, os.path.getsize(path), None, '')
@@ -323,4 +321,40 @@ def _look(stream: str, path: str) -> Optional[Waiting]:
             os.close(fd)
     events, size, at = counts
     oldest = None if at is None else at / 1000.0
-    return Waiting(stream, path, state, int(events), int(size), oldest, named)
+    return Waiting(stream, path, state, int(events), int(size), oldest, owner)
+
+
+def _count(path: str) -> Tuple[Any, str]:
+    import sqlite3
+
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        counts = connection.execute(
+            'SELECT count(*), total(length(body)), min(at) FROM events WHERE NOT'
+            ' EXISTS (SELECT 1 FROM done WHERE id BETWEEN first AND last)'
+        ).fetchone()
+        owner = connection.execute('SELECT program, pid, host FROM owner').fetchone()
+        return counts, '%s[%s]@%s' % (owner or ('?', '?', '?'))
+    finally:
+        connection.close()
+
+
+def _snapshot(path: str, folder: str) -> str:
+    """Copy a database that its owner has open, and keeps for itself.
+
+    :raises OSError: when it changes too fast
+    """
+    copy = os.path.join(folder, 'copy' + DATABASE)
+    for _ in range(_SNAPSHOT_TRIES):
+        before = _log_head(path)
+        shutil.copyfile(path, copy)
+        shutil.copyfile(path + '-wal', copy + '-wal')
+        # The log has the last word, if it was not begun anew in between.
+        if _log_head(copy) == before:
+            return copy
+    raise OSError('it changes too fast to be looked at')
+
+
+def _log_head(path: str) -> bytes:
+    with open(path + '-wal', 'rb') as file:
+        return file.read(_LOG_HEAD_BYTES)
