@@ -61,6 +61,7 @@ class Dispatcher:
         self._prepared = not self._send
         self._next_start = 0.0
         self._ended = False
+        self._finishing = False
         # Held by the one thread that starts the consumers. Only ever tried, never
         # waited for: a signal handler may come in between.
         self._starting = threading.Lock()
@@ -193,6 +194,7 @@ class Dispatcher:
 
     def finish(self, deadline: Deadline) -> bool:
         """Deliver what is left, report what is not delivered in time, end the threads."""
+        self._finishing = True
         complete = self._flush(deadline)
         if self._send:
             self._give_up(self.queue.abandon())
@@ -241,7 +243,9 @@ class Dispatcher:
         # together each would see the other one alive.
         if any(each.ident is not None and each.running for each in self.consumers):
             return
-        if self.queue.closed and self.queue.empty():
+        # Who waits for us ends everything: it may be the only thread that can, because
+        # it has interrupted a call of its own.
+        if self.queue.closed and self.queue.empty() and not self._finishing:
             self._end()
 
     def _end(self) -> None:

@@ -503,12 +503,16 @@ class EventQueue:
         self._wakeup.set()
         try:
             while not (flush.done or deadline.over or self._released):
-                flush.signal.wait(deadline.remaining())
+                flush.signal.wait(self._help(deadline))
         finally:
             with self._lock:
                 if flush in self._flushes:
                     self._flushes.remove(flush)
         return flush.done and not (nested and self._owns_unclaimed(ident))
+
+    def _help(self, deadline: Deadline) -> Optional[float]:
+        """Do what only the waiting thread may be able to do; gives seconds to wait."""
+        return deadline.remaining()
 
     def _owns_unclaimed(self, ident: int) -> bool:
         with self._lock:

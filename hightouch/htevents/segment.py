@@ -25,11 +25,22 @@ import sys
 import threading
 import uuid
 from collections import deque
+from contextlib import contextmanager
 from time import monotonic, time
-from typing import Any, Deque, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 from zlib import crc32
 
-from hightouch.htevents.spool_lock import process, same_file, try_lock
+from hightouch.htevents.spool_lock import PATIENCE, both, process, same_file, try_lock
 from hightouch.htevents.version import VERSION
 
 PAGE_BYTES = 4096
@@ -50,7 +61,7 @@ CACHE_KB = 256
 BUSY_TIMEOUT = 0.2
 
 # Seconds of I/O errors after which a file is taken for damaged.
-PATIENCE = 60.0
+FAILING_TIME = 60.0
 
 # Resolved events that are deleted at a time: some hundred microseconds, for which a
 # caller of track() may have to wait, once in so many events.
@@ -82,9 +93,16 @@ _APPEND = 'INSERT INTO events VALUES (last_insert_rowid() + 1, ?, ?, ?, ?)'
 # for it again.
 _READ = (
     "SELECT group_concat(id || ' ' || at || ' ' || crc || ' ' || body, char(10)) FROM"
-    ' (SELECT id, at, crc, body FROM events WHERE id > ? AND direct <= ?'
-    ' ORDER BY id LIMIT ?)'
+    ' (SELECT id, at, crc, body FROM events WHERE id > ? AND %s ORDER BY id LIMIT ?)'
 )
+_READ_ALL, _READ_BEHIND = _READ % '1', _READ % 'direct = 0'
+
+# What became of a segment that was closed: there is something for its next owner, or it
+# is empty and cannot be removed.
+REMOVED, LEFT, STUCK = 'removed', 'left', 'stuck'
+
+# Seconds that the end of a client waits for who is in a call on a segment.
+CLOSE_TIMEOUT = 5.0
 
 
 class Row(NamedTuple):
@@ -195,8 +213,9 @@ class Segment:
         self._sqlite = sqlite3
         self._fd: Optional[int] = fd
         self._connection: Any = None
-        # Ids that are resolved and not deleted, from first to last; and those among them
-        # of which there is no note yet.
+        # Ids of which we were told that they are resolved, from first to last.
+        self._told: Deque[Tuple[int, int]] = deque()
+        # Those that are not deleted yet; and those among them that are not noted yet.
         self._done: List[Tuple[int, int]] = []
         self._owed: List[Tuple[int, int]] = []
         self._done_count = 0
@@ -204,6 +223,7 @@ class Segment:
         self._ground: Dict[str, os.stat_result] = {}
         self._folder_time = 0
         self._failing_since = 0.0
+        self._patience = PATIENCE
         # Held around every call of SQLite, so that a fork can wait for it. Re-entrant:
         # see the theory above.
         self.lock = threading.RLock()
@@ -297,7 +317,16 @@ class Segment:
             return False
         # Not each note that a batch is resolved has to wait for the disk.
         self._execute('PRAGMA synchronous = NORMAL')
-        self._done = self._execute('SELECT first, last FROM done')
+        try:
+            notes = self._execute('SELECT first, last FROM done')
+        except self._sqlite.DatabaseError as error:
+            if not self.is_broken(error):
+                raise
+            notes = [('?', '?')]
+        self._done = [each for each in notes if all(isinstance(n, int) for n in each)]
+        if len(self._done) < len(notes):
+            # What they told of is sent again.
+            self.damage = self.damage or 'a note is not readable'
         self._done_before = _merged(self._done)
         return True
 
@@ -328,6 +357,20 @@ class Segment:
     def limit(self, max_bytes: int) -> None:
         """Let SQLite refuse to grow the database beyond ``max_bytes``."""
         self._execute('PRAGMA max_page_count = %d' % max(4, max_bytes // PAGE_BYTES))
+
+    @contextmanager
+    def patiently(self) -> Iterator[bool]:
+        """Hold the lock; gives False, after `PATIENCE`, when somebody else has it.
+
+        And then at once, as long as that is so.
+        """
+        held = self.lock.acquire(timeout=self._patience)
+        self._patience = PATIENCE if held else 0
+        try:
+            yield held
+        finally:
+            if held:
+                self.lock.release()
 
     def _execute(self, statement: str, arguments: Iterable[Any] = ()) -> List[Any]:
         """Run a statement, and give its rows."""
@@ -364,10 +407,9 @@ class Segment:
 
         :param limit: most events to read
         """
-        direct = 1 if self.adopted else 0
         while True:
             try:
-                found = self._read(self.read_to, direct, limit)
+                found = self._read(self.read_to, limit)
             except self._sqlite.DatabaseError as error:
                 if not self.is_broken(error):
                     raise
@@ -375,7 +417,7 @@ class Segment:
                 if limit > 1:
                     limit = limit // 4 or 1  # up to the damage
                     continue
-                following = self._behind_damage(direct)
+                following = self._behind_damage()
                 if following is None:
                     return []
                 self.read_to = following - 1
@@ -391,8 +433,10 @@ class Segment:
             if rows:
                 return rows
 
-    def _read(self, after: int, direct: int, limit: int) -> List[Tuple[Row, bool]]:
-        joined = self._value(_READ, (after, direct, limit))
+    def _read(self, after: int, limit: int) -> List[Tuple[Row, bool]]:
+        # Of its own ones a process reads only what it does not have in memory.
+        query = _READ_ALL if self.adopted else _READ_BEHIND
+        joined = self._value(query, (after, limit))
         found = []
         for line in joined.split(b'\n') if joined else ():
             try:
@@ -406,12 +450,12 @@ class Segment:
         found.sort()  # group_concat promises no order
         return found
 
-    def _behind_damage(self, direct: int) -> Optional[int]:
+    def _behind_damage(self) -> Optional[int]:
         """Give the id of the first event behind a damaged page; None: there is none."""
 
         def readable(at_least: int) -> Optional[int]:
             try:
-                found = self._read(at_least - 1, direct, 1)
+                found = self._read(at_least - 1, 1)
             except self._sqlite.DatabaseError:
                 return None
             return found[0][0].id if found else 0
@@ -447,11 +491,10 @@ class Segment:
 
         :returns: whether they were, so that there is more room
         """
-        with self.lock:
-            for bounds in _ranges(ids):
-                self._done.append(bounds)
-                self._done_count += bounds[1] - bounds[0] + 1
-                self._owed.append(bounds)
+        self._told.extend(_ranges(ids))
+        with self.patiently() as held:
+            if not held:
+                return False  # who comes next notes them
             try:
                 self._pay()
             except self._sqlite.OperationalError:
@@ -460,7 +503,15 @@ class Segment:
                     raise
             return self._done_count >= PURGE_EVENTS and self.purge()
 
+    def _listen(self) -> None:
+        while self._told:
+            bounds = self._told.popleft()
+            self._done.append(bounds)
+            self._done_count += bounds[1] - bounds[0] + 1
+            self._owed.append(bounds)
+
     def _pay(self) -> None:
+        self._listen()
         while self._owed:
             bounds = self._owed.pop()
             try:
@@ -472,6 +523,7 @@ class Segment:
     def purge(self) -> bool:
         """Delete what is resolved, so that its room is free; False if nothing is."""
         with self.lock:
+            self._listen()
             done = list(self._done)
             if not done:
                 return False
@@ -509,7 +561,7 @@ class Segment:
         if 'disk I/O' not in str(error):
             return False
         self._failing_since = self._failing_since or monotonic()
-        return monotonic() - self._failing_since > PATIENCE
+        return monotonic() - self._failing_since > FAILING_TIME
 
     # -- its state -------------------------------------------------------------------
 
@@ -555,39 +607,51 @@ class Segment:
 
     # -- the end ---------------------------------------------------------------------
 
-    def close(self, resolved: bool = False) -> bool:
+    def close(self, resolved: bool = False) -> str:
         """Let go of it: removed when it is empty, left for the next owner if not.
 
         :param resolved: the caller knows that all of it is resolved, also if that could
             not be written to it (a full disk)
-        :returns: False when it is empty, but cannot be removed
+        :returns: `REMOVED`, `LEFT` or `STUCK`
         """
-        with process.opening, self.lock:
-            gone = False
+        with both(self.lock, CLOSE_TIMEOUT) as held:
+            if not held:
+                return LEFT  # with the end of the process
+            empty = False
             try:
                 if resolved:
-                    gone = self._has_only_resolved()
+                    empty = self.has_only_resolved()
                 else:
                     self.resolve([])  # what is owed
-                    gone = self.is_empty()
+                    empty = self.is_empty()
             except self.errors:
                 pass  # its next owner goes by what is written there
             self._disconnect()
-            if gone:
+            if empty:
                 self._remove()
             self._unlock()
-            return not (gone and os.path.exists(self.database))
+            if not empty:
+                return LEFT
+            return STUCK if os.path.exists(self.database) else REMOVED
 
     def leave(self) -> None:
         """Let go of it as it is."""
-        with process.opening, self.lock:
-            self._disconnect()
-            self._unlock()
+        with both(self.lock, CLOSE_TIMEOUT) as held:
+            if held:
+                self._disconnect()
+                self._unlock()
 
-    def _has_only_resolved(self) -> bool:
-        # Not the caller's word alone: a signal handler that raised may have kept an
-        # event from the books after it was written.
-        done = _merged(self._done)
+    def has_only_resolved(self) -> bool:
+        """Whether every event in it is resolved, noted or not.
+
+        Books may say so wrongly: a signal handler that raised kept an event from them
+        after it was written, or damage hid one.
+        """
+        with self.lock:
+            self._listen()
+            return self._all_in(_merged(self._done))
+
+    def _all_in(self, done: List[Tuple[int, int]]) -> bool:
         after = 0
         while True:
             rows = self._execute(
@@ -604,14 +668,17 @@ class Segment:
 
     def discard(self) -> None:
         """Remove what could not be made."""
-        with process.opening, self.lock:
-            self._disconnect()
-            self._remove()
-            self._unlock()
+        with both(self.lock, CLOSE_TIMEOUT) as held:
+            if held:
+                self._disconnect()
+                self._remove()
+                self._unlock()
 
     def set_aside(self) -> str:
         """Rename its files, so that nobody reads them again; returns the new path."""
-        with process.opening, self.lock:
+        with both(self.lock, CLOSE_TIMEOUT) as held:
+            if not held:
+                raise SegmentError('it is in use')
             self._disconnect()
             for suffix in _FILES:
                 try:

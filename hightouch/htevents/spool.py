@@ -15,7 +15,8 @@ import logging
 import os
 import shutil
 import tempfile
-from typing import Any, List, NamedTuple, Optional, Set, Tuple
+from collections import deque
+from typing import Any, Deque, List, NamedTuple, Optional, Set, Tuple
 
 from hightouch.htevents import segment as segments
 from hightouch.htevents import spool_lock
@@ -75,6 +76,7 @@ class Spool:
         # that they cannot be read now.
         self._left_alone: Set[str] = set()
         self._told: Set[str] = set()
+        self._said: Deque[Tuple[str, Tuple[Any, ...]]] = deque()
         self._check()
 
     def _check(self) -> None:
@@ -121,10 +123,10 @@ class Spool:
         return segments.create(self.folder, self._fsync, self.max_bytes - taken)
 
     def has_orphans(self) -> bool:
-        """Whether a dead process left something; cheap: no file is read."""
+        """Whether a dead process left something to read; cheap: no file is read."""
         for path in self._paths():
             if path in self._told:
-                continue
+                continue  # it could not be read
             with process.opening:
                 fd = spool_lock.lock(path + LOCK)
                 if fd is not None:
@@ -187,19 +189,29 @@ class Spool:
                 found.damage = str(error)
                 self.set_aside(found, 0)
                 return None
-            self._tell(found, str(error))  # it may pass
+            if found.path not in self._told:  # it may pass: tried again
+                self._told.add(found.path)
+                self.say('Cannot be read now: %s: %s', found.database, error)
         found.leave()
         return None
 
     def leave_alone(self, segment: Segment, problem: str) -> None:
         """Do not look at a segment again: it stays where it is."""
         self._left_alone.add(segment.path)
-        self._tell(segment, problem)
+        self.say('Left alone: %s: %s', segment.database, problem)
 
-    def _tell(self, segment: Segment, problem: str) -> None:
-        if segment.path not in self._told:
-            self._told.add(segment.path)
-            _log.error('Left alone: %s: %s', segment.database, problem)
+    def say(self, text: str, *args: Any) -> None:
+        """Have an ERROR logged, by the next `log`: here locks may be held."""
+        self._said.append((text, args))
+
+    def log(self) -> None:
+        """Log what there is to say. No lock may be held: a log handler may track."""
+        while self._said:
+            try:
+                text, args = self._said.popleft()
+            except IndexError:
+                return  # another thread was faster
+            _log.error(text, *args)
 
     def set_aside(self, damaged: Segment, read: int) -> None:
         """Put away a damaged segment, and say where it is.
@@ -209,10 +221,10 @@ class Spool:
         self.damaged += 1
         try:
             path = damaged.set_aside()
-        except OSError as error:
+        except OSError:
             path = damaged.database
-            _log.warning('Cannot rename %s: %s', path, type(error).__name__)
-        _log.error(
+            self._left_alone.add(damaged.path)
+        self.say(
             'A spool file was damaged (%s). %d event(s) could be read and are sent; '
             'what is left of it is set aside as %s',
             damaged.damage,
@@ -303,15 +315,14 @@ def waiting(directory: str) -> List[Waiting]:
 def _look(stream: str, path: str) -> Optional[Waiting]:
     import sqlite3
 
+    # While we look at what is left nobody else shall take it.
     fd = spool_lock.lock(path[: -len(DATABASE)] + LOCK)
     state = 'running' if fd is None else 'left'
     try:
-        if fd is None:
-            with tempfile.TemporaryDirectory() as folder:
-                counts, owner = _count(_snapshot(path, folder))
-        else:
-            # While we look nobody else shall take it.
-            counts, owner = _count(path)
+        # At a copy: what is running is locked; and to open what is left would tidy up
+        # the signs of damage.
+        with tempfile.TemporaryDirectory() as folder:
+            counts, owner = _count(_snapshot(path, folder))
     except (sqlite3.Error, OSError):
         if not os.path.exists(path):
             return None  # delivered and removed while we looked
@@ -340,7 +351,7 @@ def _count(path: str) -> Tuple[Any, str]:
 
 
 def _snapshot(path: str, folder: str) -> str:
-    """Copy a database that its owner has open, and keeps for itself.
+    """Copy a database that its owner may have open.
 
     :raises OSError: when it changes too fast
     """
@@ -348,7 +359,8 @@ def _snapshot(path: str, folder: str) -> str:
     for _ in range(_SNAPSHOT_TRIES):
         before = _log_head(path)
         shutil.copyfile(path, copy)
-        shutil.copyfile(path + '-wal', copy + '-wal')
+        if before:
+            shutil.copyfile(path + '-wal', copy + '-wal')
         # The log has the last word, if it was not begun anew in between.
         if _log_head(copy) == before:
             return copy
@@ -356,5 +368,8 @@ def _snapshot(path: str, folder: str) -> str:
 
 
 def _log_head(path: str) -> bytes:
-    with open(path + '-wal', 'rb') as file:
-        return file.read(_LOG_HEAD_BYTES)
+    try:
+        with open(path + '-wal', 'rb') as file:
+            return file.read(_LOG_HEAD_BYTES)
+    except FileNotFoundError:
+        return b''

@@ -1,16 +1,22 @@
 """Who owns a file of a spool, and what a fork must not meet.
 
 A file lock (``flock``) belongs to a process as long as that lives, however it ends. One
-lock inside the process is held by whoever opens, closes or takes over a file: a fork
-waits for it, because a child would inherit SQLite's mutexes locked, or a file lock that
-nobody there knows of.
+lock inside the process, `process.opening`, is held by whoever opens, closes or takes
+over a file: a fork waits for it, because a child would inherit SQLite's mutexes locked,
+or a file lock that nobody there knows of.
+
+A signal handler or a finalizer may come while any lock is held, and use the library. So
+the order of two locks helps nobody. The rule is: whoever holds one waits for another
+only for a moment (see `both`), and neither logs nor calls back: a log handler may track.
 """
 
 import os
 import threading
-from typing import Any, List, Optional, Set, Tuple
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Set, Tuple
 
 from hightouch.htevents import fork
+from hightouch.htevents.concurrency import Deadline
 
 try:
     import fcntl
@@ -21,6 +27,13 @@ HAS_LOCKS = fcntl is not None
 
 # Seconds that a fork waits for a call that is inside SQLite (a slow disk).
 FORK_TIMEOUT = 5.0
+
+# Seconds for which one lock may be waited for while another is held.
+_MOMENT = 0.01
+
+# Seconds to wait for a segment that another thread is writing to. That takes some
+# microseconds, unless a signal handler has interrupted it, which may take for ever.
+PATIENCE = 0.05
 
 
 class _Process:
@@ -38,7 +51,7 @@ class _Process:
         fork.register(self)
 
     def _make_locks(self) -> None:
-        # Guards opening and closing of any segment. Taken before a segment's own lock.
+        # Guards opening and closing of any segment, and which one a queue writes to.
         # Re-entrant: a signal handler or finalizer may come in between.
         self.opening = threading.RLock()
         self._forking = threading.local()
@@ -78,6 +91,30 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(
         before=process.before_fork, after_in_parent=process.after_fork_in_parent
     )
+
+
+@contextmanager
+def both(segment_lock: Any, patience: float) -> Iterator[bool]:
+    """Hold `process.opening` and a segment's lock; gives False if that took too long.
+
+    :param patience: seconds
+    """
+    opening, deadline = process.opening, Deadline(patience)
+    held = False
+    while True:
+        if opening.acquire(timeout=max(deadline.remaining() or 0, 0)):
+            held = segment_lock.acquire(timeout=min(patience, _MOMENT))
+            if held:
+                break
+            opening.release()  # whoever has the other one may be waiting for this one
+        if deadline.over:
+            break
+    try:
+        yield held
+    finally:
+        if held:
+            segment_lock.release()
+            opening.release()
 
 
 def lock(path: str) -> Optional[int]:

@@ -24,9 +24,16 @@ from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, Signal
 from hightouch.htevents.errors import DamageError, describe
 from hightouch.htevents.event_queue import EventQueue, Stats
-from hightouch.htevents.segment import Row, Segment, SegmentError, errors
+from hightouch.htevents.segment import (
+    CLOSE_TIMEOUT,
+    STUCK,
+    Row,
+    Segment,
+    SegmentError,
+    errors,
+)
 from hightouch.htevents.spool import Spool
-from hightouch.htevents.spool_lock import process
+from hightouch.htevents.spool_lock import PATIENCE, both, process
 
 # Events that are in memory at most, unless a batch is larger; and those among them that
 # may be large ones.
@@ -58,6 +65,9 @@ BURST_LOOK = 0.02
 # Seconds before a new segment is tried, after one could not be made.
 REOPEN_INTERVAL = 1.0
 
+# Seconds after which what could not be read is tried again while somebody waits for it.
+LOOK_AGAIN = 0.05
+
 # Bytes of a segment from which on, once it is empty, another one takes its place: a
 # file of SQLite's does not shrink.
 WORN_BYTES = 16 << 20
@@ -84,12 +94,11 @@ class SpooledQueue(EventQueue):
     def _reset(self) -> None:
         super()._reset()
         self._spool.damaged = 0
-        # Where own events are written; made with the first one.
+        # Where own events are written; made with the first one. Replaced, as _others is
+        # changed, under process.opening.
         self._own: Optional[Segment] = None
         # What is read besides: own ones that were replaced, and adopted ones.
         self._others: List[Segment] = []
-        # Guards making and replacing _own. Re-entrant: see EventQueue._lock.
-        self._opening = threading.RLock()
         self._next_open = 0.0
         # Held by the one thread that reads segments into the window or looks around
         # for others. Only ever tried, never waited for.
@@ -117,6 +126,7 @@ class SpooledQueue(EventQueue):
         if outcome is _NO_ROOM and block_timeout:
             outcome = self._write_when_there_is_room(body, block_timeout)
         if outcome is not _WRITTEN:
+            self._spool.log()
             return self.refuse()
         waiting = self.qsize()
         if waiting >= self._wake_at or len(body) > self._large:
@@ -139,7 +149,10 @@ class SpooledQueue(EventQueue):
     def _write(self, body: bytes) -> str:
         """Write a message, to a new segment if the present one fails for good."""
         for _ in range(3):
-            segment = self._own or self._open()
+            segment = self._own
+            if segment is None:
+                segment = self._open()
+                self._spool.log()
             if segment is None:
                 return _FAILED
             try:
@@ -211,13 +224,14 @@ class SpooledQueue(EventQueue):
         return None
 
     def _replace_own(self, segment: Segment) -> None:
-        with self._opening:
+        with process.opening:
             if self._own is segment:
                 self._others.append(segment)
                 self._own = None
 
     def _open(self) -> Optional[Segment]:
-        with self._opening:
+        taken = self._taken_bytes()
+        with process.opening:
             if self._own is not None or self.closed:
                 return self._own
             if monotonic() < self._next_open:
@@ -225,7 +239,7 @@ class SpooledQueue(EventQueue):
             try:
                 if sum(not each.adopted for each in self._others) >= MAX_REPLACED:
                     raise SegmentError('no file could be written to its end')
-                self._own = self._spool.create(self._taken_bytes())
+                self._own = self._spool.create(taken)
             except errors() as error:
                 self._next_open = monotonic() + REOPEN_INTERVAL
                 self._in_trouble(str(error))
@@ -235,14 +249,15 @@ class SpooledQueue(EventQueue):
         taken = 0
         for segment in list(self._others):
             try:
-                taken += segment.used_bytes()
+                with segment.patiently() as held:
+                    taken += segment.used_bytes() if held else 0
             except segment.errors:
                 pass  # closed meanwhile, or damaged
         return taken
 
     def _in_trouble(self, reason: str) -> None:
         if not self._trouble:
-            _log.error(
+            self._spool.say(
                 'Events cannot be made durable in %s (%s): calls return False until '
                 'they can',
                 self._spool.folder,
@@ -283,8 +298,9 @@ class SpooledQueue(EventQueue):
     def _linger(
         self, wakeup: Signal, size: int, interval: float, deadline: Deadline
     ) -> None:
-        if self.closed and not self._items:
-            wakeup.wait(0.05)  # what is behind could not be read just now
+        if not self._items and self._behind():
+            wakeup.wait(LOOK_AGAIN)  # it could not be read just now
+            return
         if self._is_busy(interval):
             self._wake_at = BURST_EVENTS
             wakeup.wait(BURST_LOOK)
@@ -308,6 +324,7 @@ class SpooledQueue(EventQueue):
                 look = self._next_scan == 0 and not self.closed
         finally:
             self._filling.release()
+        self._spool.log()
         if len(self._items) >= self._wake_at:
             self._wakeup.set()  # of a leader who found us at it, and sleeps
 
@@ -326,7 +343,7 @@ class SpooledQueue(EventQueue):
         open_now = sum(each.adopted for each in self._others)
         self._looking = True
         adopted = self._spool.adopt(MAX_ADOPTED - open_now)
-        with self._opening:
+        with process.opening:
             if not self.closed:
                 self._others.extend(adopted)
                 adopted = []
@@ -336,10 +353,12 @@ class SpooledQueue(EventQueue):
         self._share_room()
 
     def _share_room(self) -> None:
-        own = self._own
+        own, taken = self._own, self._taken_bytes()
         if own is not None:
             try:
-                own.limit(self._spool.max_bytes - self._taken_bytes())
+                with own.patiently() as held:
+                    if held:
+                        own.limit(self._spool.max_bytes - taken)
             except own.errors:
                 pass  # closed meanwhile, or in trouble: the next write finds out
 
@@ -355,11 +374,14 @@ class SpooledQueue(EventQueue):
                 self._finish(segment)
                 return False
         try:
-            rows = segment.read(limit)
+            with segment.patiently() as held:
+                if not held:
+                    return False
+                rows = segment.read(limit)
         except segment.errors as error:
             # It may pass: see Segment.is_broken.
             if segment.path not in self._retry_at:
-                _log.warning('Cannot read %s: %s', segment.path, error)
+                self._spool.say('Cannot read %s: %s', segment.path, error)
             self._retry_at[segment.path] = monotonic() + SCAN_INTERVAL
             return False
         if segment.damage and segment is self._own:
@@ -381,8 +403,11 @@ class SpooledQueue(EventQueue):
             for row in rows:
                 accepted_at = now - max(0.0, wall - row.at)
                 self._items.append((row.body, accepted_at, (segment, row.id)))
-                if not segment.adopted:
+                if segment.behind:
                     segment.behind.popleft()
+            if segment.adopted and self._behind():
+                for flush in self._flushes:
+                    flush.target += len(rows)  # they overtook what is behind
             self._nested = was_nested
 
     def _give_up_behind(self, segment: Segment, count: int) -> None:
@@ -408,26 +433,33 @@ class SpooledQueue(EventQueue):
         """Let go of a segment that is read to its end, when all of it is resolved."""
         if segment is self._own:
             return
-        with process.opening, segment.lock:  # nobody is writing to it
-            if self._is_in_use(segment):
+        with both(segment.lock, 0) as held:
+            # Nobody is writing to it.
+            if not held or self._is_in_use(segment):
                 return
             self._others.remove(segment)
             self._retry_at.pop(segment.path, None)
-            if segment.adopted:
-                self._next_scan = 0.0  # there may be more: see MAX_ADOPTED
             read = self._read.pop(segment, 0)
+            if segment.adopted and not segment.damage:
+                segment.damage = _unreadable(segment)
             if segment.damage:
                 self._spool.set_aside(segment, read)
-            elif not segment.close(resolved=True):
+            elif segment.close(resolved=True) is STUCK:
                 self._spool.leave_alone(segment, 'delivered, but it cannot be removed')
+            if segment.adopted:
+                self._next_scan = 0.0  # there may be more: see MAX_ADOPTED
         self._share_room()
 
     def _is_in_use(self, segment: Segment) -> bool:
         """Whether something of it is still to be resolved; its lock is held."""
-        with self._lock:
+        if not self._lock.acquire(timeout=PATIENCE):
+            return True
+        try:
             places = [item[2] for item in list(self._items)] + self._abandoned
             for batch in self._in_flight:
                 places.extend(batch.places)
+        finally:
+            self._lock.release()
         return bool(segment.behind) or any(place[0] is segment for place in places)
 
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
@@ -456,8 +488,9 @@ class SpooledQueue(EventQueue):
         self._wake_room(len(places))
 
     def _replace_worn(self, segment: Segment) -> None:
-        if segment.file_bytes() > WORN_BYTES and segment.is_empty():
-            self._replace_own(segment)
+        with segment.patiently() as held:
+            if held and segment.file_bytes() > WORN_BYTES and segment.is_empty():
+                self._replace_own(segment)
 
     def abandon(self) -> List[Batch]:
         """Leave what is pending to the next client; nothing of it is lost."""
@@ -471,18 +504,30 @@ class SpooledQueue(EventQueue):
     def release(self) -> None:
         """Close the segments; what they hold stays there."""
         super().release()
-        with self._opening:
+        with process.opening:
             self.closed = True
             segments = self._others + ([] if self._own is None else [self._own])
-            for segment in segments:
-                with process.opening, segment.lock:
+        for segment in segments:
+            with both(segment.lock, CLOSE_TIMEOUT) as held:
+                if held:
                     resolved = not segment.adopted and not self._is_in_use(segment)
                     segment.close(resolved)
-            with self._lock:
-                self._left = self.qsize()
-                self._items.clear()
+        with self._lock:
+            self._left = self.qsize()
+            self._items.clear()
             self._others = []
             self._own = None
+        self._spool.log()
+
+    def _help(self, deadline: Deadline) -> Optional[float]:
+        left = super()._help(deadline)
+        if not self._behind():
+            return left
+        # We may be in a signal handler that has interrupted a write: then only this very
+        # thread gets that segment's lock.
+        self._fill(READ_EVENTS)
+        self._wakeup.set()
+        return LOOK_AGAIN if left is None else min(left, LOOK_AGAIN)
 
     # -- stats -----------------------------------------------------------------------
 
@@ -515,3 +560,11 @@ class SpooledQueue(EventQueue):
             .stats()
             ._replace(durable=not self._trouble, damaged_files=self._spool.damaged)
         )
+
+
+def _unreadable(segment: Segment) -> str:
+    """Say what is wrong with a segment that was read to its end; '' if nothing is."""
+    try:
+        return '' if segment.has_only_resolved() else 'a row is not readable'
+    except segment.errors as error:
+        return str(error)

@@ -1,6 +1,8 @@
 """The durable queue: what was accepted arrives, whatever happens to the process."""
 
 import glob
+import io
+import logging
 import os
 import shutil
 import signal
@@ -330,6 +332,79 @@ class InterruptionTest(SpoolTestCase):
             with self.assertRaises(TimeLimit):
                 client.track('user', 'event')
         self.assertTrue(client.track('user', 'event')[0])
+
+    def run_handler(self, handler: str, after: str = '') -> Any:
+        """Run a program whose signal handler comes while a call writes an event."""
+        return self.run_child(
+            'import threading\n'
+            'from hightouch.htevents import segment\n'
+            'client.track("user", "first")\n'
+            'def handle(*_):\n' + handler + 'signal.signal(signal.SIGUSR1, handle)\n'
+            'on_ground = segment.Segment.on_ground\n'
+            'def interrupted(self):\n'
+            '    segment.Segment.on_ground = on_ground\n'
+            '    os.kill(os.getpid(), signal.SIGUSR1)\n'
+            '    return on_ground(self)\n'
+            'segment.Segment.on_ground = interrupted\n'
+            'client.track("user", "interrupted")\n' + after,
+            url=self.collector.url,
+        )
+
+    def test_a_signal_handler_may_flush_while_a_call_writes(self) -> None:
+        result = self.run_handler(
+            '    for number in range(3000): client.track("user", str(number))\n'
+            '    print(client.flush(30))\n',
+            'print(client.shutdown(30))\n',
+        )
+        self.assertEqual(result.stdout.split(), ['True', 'True'], result.stderr)
+        self.assertEqual(len(self.collector.events), 3002)
+
+    def test_a_signal_handler_may_shut_down_while_a_call_writes(self) -> None:
+        result = self.run_handler(
+            '    print(client.shutdown(30))\n', 'print(client.track("user", "e")[0])\n'
+        )
+        self.assertEqual(result.stdout.split(), ['True', 'False'], result.stderr)
+        self.client()  # the event that was being written is for the next one
+        self.assert_all_arrived(['first', 'interrupted'])
+
+    def test_a_signal_handler_may_open_a_file_while_another_is_closed(self) -> None:
+        result = self.run_handler(
+            '    threading.Thread(target=closed, daemon=True).start()\n'
+            '    time.sleep(0.2)  # by then it wants the file that we write to\n'
+            '    other = Client("other", url, spool_dir=spool_dir)\n'
+            '    print(other.track("user", "other")[0], other.flush(30), flush=True)\n'
+            '    os._exit(0)\n'
+            'def closed():\n'
+            '    client.shutdown(30)\n'
+        )
+        self.assertEqual(result.stdout.split(), ['True', 'True'], result.stderr)
+
+    def test_a_log_handler_may_track_when_another_call_has_something_to_log(
+        self,
+    ) -> None:
+        client = self.client()
+        handler = logging.StreamHandler(io.StringIO())
+        logging.getLogger('hightouch').addHandler(handler)
+        self.addCleanup(logging.getLogger('hightouch').removeHandler, handler)
+
+        def call() -> None:
+            client.track('user', 'event')
+
+        def emit() -> None:
+            handler.acquire()  # as while it emits a record
+            first.start()
+            eventually(lambda: client.queue._trouble)  # and has an ERROR to log
+            call()
+            handler.release()
+
+        first = threading.Thread(target=call, daemon=True)
+        emitting = threading.Thread(target=emit, daemon=True)
+        with mock.patch.object(segment, 'create', side_effect=OSError('no')):
+            emitting.start()
+            emitting.join(LIMIT)
+            self.assertFalse(emitting.is_alive())
+            first.join(LIMIT)
+        self.assertIn('cannot be made durable', handler.stream.getvalue())
 
 
 class SharedDirectoryTest(SpoolTestCase):
@@ -756,6 +831,36 @@ class BacklogTest(SpoolTestCase):
         numbers = [each['n'] for batch in taken if batch for each in batch]
         self.assertEqual(numbers, list(range(2101)))
 
+    def test_a_flush_does_not_take_the_events_of_others_for_its_own(self) -> None:
+        spool = Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        queue = spooled_queue.SpooledQueue(spool)
+        self.addCleanup(queue.release)
+        left = spool.create(0)
+        left.append(b'{"n":"other"}', False)
+        self.addCleanup(left.close)
+        left.adopted = True
+        for number in range(2100):  # the last hundred are on the disk only
+            queue.offer(b'{"n":%d}' % number)
+        flushed: List[bool] = []
+        waiter = threading.Thread(
+            target=lambda: flushed.append(
+                queue.wait_until_resolved(Deadline(LIMIT), False)
+            )
+        )
+        waiter.start()
+        self.assertTrue(eventually(lambda: queue._flushes))
+        queue._show(left, left.read(10))  # late: when the last of ours are behind
+        for _ in range(2100):
+            batch = queue.take_now(1)
+            assert batch is not None
+            queue.acknowledge(batch, delivered=True)
+        self.assertEqual(flushed, [])
+        batch = queue.take_now(1)
+        assert batch is not None
+        queue.acknowledge(batch, delivered=True)
+        waiter.join(LIMIT)
+        self.assertEqual(flushed, [True])
+
     def test_new_events_do_not_wait_for_a_backlog(self) -> None:
         self.leave(3000)
         client = self.client(upload_size=50)
@@ -1050,6 +1155,40 @@ class BadGroundTest(SpoolTestCase):
 
     def test_an_empty_file_is_set_aside(self) -> None:
         self.assertEqual(self.damage(lambda file: file.truncate(0)), {'new'})
+
+    def change(self, statement: str) -> None:
+        """Change the file that a dead process left, as SQLite would."""
+        (path,) = self.files('.db')
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute(statement)
+        connection.close()
+
+    def test_a_row_that_nobody_can_have_written_costs_no_other(self) -> None:
+        self.leave(10)
+        self.change('UPDATE events SET direct = 7 WHERE id = 5')
+        client = self.client()
+        client.track('user', 'mine')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertTrue(self.collector.wait_for(11, LIMIT))
+
+    def test_a_damaged_note_costs_no_event(self) -> None:
+        self.leave(10)
+        self.change("INSERT INTO done VALUES (3, x'ff')")
+        with LogCatcher() as log:
+            self.client()
+            self.assertTrue(self.collector.wait_for(10, LIMIT))
+            self.assertTrue(eventually(lambda: log.lines(level=40)))
+            self.assertIn('set aside', log.lines(level=40)[0])
+
+    def test_looking_at_a_damaged_file_does_not_hide_the_damage(self) -> None:
+        self.leave(200)
+        (path,) = self.files('.db-wal')
+        os.truncate(path, 100000)
+        (found,) = waiting(self.spool_dir)
+        self.assertEqual(found.state, 'left')
+        with LogCatcher() as log:
+            self.client()
+            self.assertTrue(eventually(lambda: 'set aside' in str(log.lines(40))))
 
     def test_a_file_of_another_version_is_left_alone(self) -> None:
         self.leave(3)
