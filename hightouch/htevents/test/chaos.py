@@ -105,7 +105,6 @@ class ChaosCollector(Collector):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.calm = False
         # By the id of an event: the requests that brought it.
         self.received: Dict[str, List[str]] = {}
         self.wrong_key: List[str] = []
@@ -115,7 +114,7 @@ class ChaosCollector(Collector):
 
     def _next_step(self, path: str) -> Any:
         with self._arrival:
-            step = None if self.calm else pick(self._choice, FAULTS, 100)
+            step = pick(self._choice, FAULTS, 100)
         self._current.step = step
         if step == 429:
             return Fault(429, {'Retry-After': '0'})
@@ -169,8 +168,6 @@ def serve(seed: int) -> None:
                 collector.outage()
                 time.sleep(float(argument))
                 collector.start()
-            elif command == 'calm':
-                collector.calm = True
             elif command == 'report':
                 with open(argument, 'w') as file:
                     json.dump(collector.report(), file)
@@ -373,7 +370,7 @@ class Result(NamedTuple):
 
 
 class Run:
-    """One run: workers that come and go, then calm, then the comparison."""
+    """One run: workers that come and go, then who sends the rest, then the comparison."""
 
     def __init__(
         self, seed: int, events: int, kills: int, out: Optional[TextIO]
@@ -394,7 +391,6 @@ class Run:
         start = time.monotonic()
         try:
             self._run()
-            self._collector.tell('calm')
             self._drain()
             return self._compare(start)
         finally:
@@ -474,7 +470,8 @@ class Run:
                     spool_dir=self._spool,
                     session=NotingSession(notes),
                     on_error=notes.on_error,
-                    thread=2,
+                    timeout=CLIENT_TIMEOUT,
+                    thread=4,
                 ):
                     pause = time.monotonic() + 5
                     while self._segments(key) and time.monotonic() < pause:
@@ -546,10 +543,8 @@ def show(result: Result) -> None:
     print('forks       %8d' % counts['fork'])
     print('outages     %8d' % counts['outages'])
     failed = sum(counts[str(each)] for each, _ in FAULTS)
-    share = 100.0 * failed / (requests - counts['400'] or 1)
-    print(
-        'requests    %8d; faults %d %% beside refusals: %s' % (requests, share, faults)
-    )
+    share = 100.0 * failed / (requests or 1)
+    print('requests    %8d; faults %d %%: %s' % (requests, share, faults))
     print('seconds     %8.1f' % result.seconds)
     print('lost        %8d' % len(result.lost))
     for problem in problems(result):
