@@ -6,7 +6,7 @@ import os
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
-from hightouch.htevents import fork, logs, sessions, settings, utils
+from hightouch.htevents import encoding, fork, logs, sessions, settings, utils
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode
@@ -164,6 +164,7 @@ class Client:
                 'needed together, and only a part of them was given'
             )
 
+        encoding.preload()
         if send:
             sessions.preload()
         queue, lease = self.queue, sessions.lease(session)

@@ -7,20 +7,16 @@ again. With orjson installed (the extra ``fast``) that is tried first.
 
 import json
 from datetime import date, datetime
+from functools import partial
 from importlib import import_module
 from json import encoder
-from typing import Any, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from hightouch.htevents import utils
 
 # Written in C; None in a Python without.
 _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
 _encode_text: Any = getattr(encoder, 'encode_basestring', None)
-
-try:
-    _orjson: Any = import_module('orjson')
-except Exception:  # not installed, or not for this interpreter: an extra, not a need
-    _orjson = None
 
 
 def _default(value: Any) -> str:
@@ -65,22 +61,30 @@ def encode(message: Any) -> Tuple[bytes, Any]:
     return body, message
 
 
-_fast = _stdlib
+_fast: Callable[[Any], bytes] = _stdlib
 
-if _orjson is not None:
-    _OPTIONS = (
-        _orjson.OPT_PASSTHROUGH_DATETIME
-        | _orjson.OPT_PASSTHROUGH_DATACLASS
-        | _orjson.OPT_PASSTHROUGH_SUBCLASS
+
+def preload() -> None:
+    """Encode with orjson from now on, if it is installed (see sessions.preload)."""
+    global _fast
+    try:
+        orjson = import_module('orjson')
+    except Exception:  # not there, or not for this interpreter: an extra, not a need
+        return
+    options = (
+        orjson.OPT_PASSTHROUGH_DATETIME
+        | orjson.OPT_PASSTHROUGH_DATACLASS
+        | orjson.OPT_PASSTHROUGH_SUBCLASS
     )
-    _dumps = _orjson.dumps
+    _fast = partial(_with_orjson, orjson.dumps, options)
 
-    def _fast(message: Any) -> bytes:
-        try:
-            # A copy: orjson's own holds on to kilobytes that it did not need.
-            return bytes(memoryview(_dumps(message, _default, _OPTIONS)))
-        except Exception:  # keys that are no str, big integers, …
-            return _stdlib(message)
+
+def _with_orjson(dumps: Any, options: int, message: Any) -> bytes:
+    try:
+        # A copy: orjson's own holds on to kilobytes that it did not need.
+        return bytes(memoryview(dumps(message, _default, options)))
+    except Exception:  # keys that are no str, big integers, …
+        return _stdlib(message)
 
 
 def _slow(message: Any) -> Tuple[bytes, Any]:

@@ -1,6 +1,5 @@
 """When to try again: two small pure functions."""
 
-import calendar
 import time
 from typing import Optional
 
@@ -43,7 +42,9 @@ def parse_retry_after(
     else:
         # An infinity is cut by wait_time; NaN is no number to wait for.
         return max(0.0, seconds) if seconds == seconds else None
-    from email.utils import parsedate_tz  # which requests has imported already
+    # Here, because few servers send a date; and requests has imported both already.
+    import calendar
+    from email.utils import parsedate_tz
 
     try:
         date = parsedate_tz(value)

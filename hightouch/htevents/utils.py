@@ -3,13 +3,13 @@
 import logging
 import math
 import numbers
+import sys
 from collections import deque
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
-from uuid import UUID
 
 # Levels of dicts and lists in a message; what is deeper becomes null. Whoever reads JSON
 # recursively must be able to read ours.
@@ -208,7 +208,10 @@ def _key(key: Any) -> str:
 
 
 def _is_textual(item: Any) -> bool:
-    """Whether str() is what was meant: paths, and strings that are made late."""
+    """Whether str() is what was meant: UUIDs, paths, strings that are made late."""
+    uuid = sys.modules.get('uuid')  # who has a UUID has imported it
+    if uuid is not None and isinstance(item, uuid.UUID):
+        return True
     if hasattr(item, '__fspath__'):
         return True
     return all(hasattr(item, name) for name in ('upper', 'split', 'encode'))
@@ -224,7 +227,6 @@ _SCALARS: Tuple[Tuple[Any, Callable[[Any, Any, str, int], Any]], ...] = (
     ((datetime, date), lambda self, item, path, depth: item),
     (time, lambda self, item, path, depth: item.isoformat()),
     (timedelta, lambda self, item, path, depth: item.total_seconds()),
-    (UUID, lambda self, item, path, depth: str(item)),
     (
         (bytes, bytearray, memoryview),
         lambda self, item, path, depth: bytes(item).decode('utf-8', 'replace'),

@@ -264,6 +264,7 @@ class ValueTest(unittest.TestCase):
         self.assertIs(encode(message)[1], message)
 
     def test_the_encoders_agree(self) -> None:
+        encoding.preload()
         message = {'a': [1, 1.5, None, True, 'é', {'b': {}}], 'd': date(2026, 1, 1)}
         self.assertEqual(
             json.loads(encoding._stdlib(message).decode('utf-8')),
