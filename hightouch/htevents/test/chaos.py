@@ -37,7 +37,7 @@ from typing import (
 
 import requests
 
-from hightouch.htevents import Client
+from hightouch.htevents import Client, retry
 from hightouch.htevents.collector import Collector, Fault, Received
 from hightouch.htevents.spool import stream_name
 
@@ -462,6 +462,14 @@ class Run:
         """Deliver all that waits; children of killed workers may write still."""
         notes = Notes(os.path.join(self._folder, 'notes'))
         deadline = time.monotonic() + DRAIN_LIMIT
+        # The steps are the same, and minutes of waiting take seconds.
+        before, retry.BASE = retry.BASE, 0.03
+        try:
+            self._send_what_is_left(notes, deadline)
+        finally:
+            retry.BASE = before
+
+    def _send_what_is_left(self, notes: Notes, deadline: float) -> None:
         for key in KEYS.values():
             while self._segments(key) and time.monotonic() < deadline:
                 with Client(
@@ -471,7 +479,9 @@ class Run:
                     session=NotingSession(notes),
                     on_error=notes.on_error,
                     timeout=CLIENT_TIMEOUT,
-                    thread=4,
+                    # Most of the time they wait to try again.
+                    thread=16,
+                    upload_size=500,
                 ):
                     pause = time.monotonic() + 5
                     while self._segments(key) and time.monotonic() < pause:
