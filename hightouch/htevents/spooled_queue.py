@@ -465,7 +465,12 @@ class SpooledQueue(EventQueue):
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
         if delivered or self.holds(batch):
             self._resolve(batch.places)
-        return super().acknowledge(batch, delivered)
+        known = super().acknowledge(batch, delivered)
+        if any(place[0] is not self._own for place in batch.places):
+            # That segment may be at its end, and the next one wait for its place. The
+            # leader looks; it sleeps when all that was read is on its way.
+            self._wakeup.set()
+        return known
 
     def _resolve(self, places: Sequence[Tuple[Segment, int]]) -> None:
         by_segment: Dict[Segment, List[int]] = {}

@@ -596,8 +596,9 @@ class SharedDirectoryTest(SpoolTestCase):
             'for number in range(12): os.wait()\n'
         )
         self.assertEqual(result.returncode, 0, result.stderr)
+        self.collector.latency = 0.1  # meanwhile the other thread waits for more
         with mock.patch.object(spooled_queue, 'MAX_ADOPTED', 3):
-            self.client()
+            self.client(thread=2)
             self.assert_all_arrived(str(number) for number in range(12))
             self.assert_nothing_left()
 
