@@ -75,7 +75,7 @@ class Spool:
         # Segments, by path: those that are not tried again, and those of which was said
         # that they cannot be read now.
         self._left_alone: Set[str] = set()
-        self._told: Set[str] = set()
+        self._unreadable: Set[str] = set()
         self._said: Deque[Tuple[str, Tuple[Any, ...]]] = deque()
         self._check()
 
@@ -125,7 +125,7 @@ class Spool:
     def has_orphans(self) -> bool:
         """Whether a dead process left something to read; cheap: no file is read."""
         for path in self._paths():
-            if path in self._told:
+            if path in self._unreadable:
                 continue  # it could not be read
             with process.opening:
                 fd = spool_lock.lock(path + LOCK)
@@ -189,8 +189,8 @@ class Spool:
                 found.damage = str(error)
                 self.set_aside(found, 0)
                 return None
-            if found.path not in self._told:  # it may pass: tried again
-                self._told.add(found.path)
+            if found.path not in self._unreadable:  # it may pass: tried again
+                self._unreadable.add(found.path)
                 self.say('Cannot be read now: %s: %s', found.database, error)
         found.leave()
         return None

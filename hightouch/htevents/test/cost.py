@@ -6,6 +6,7 @@ cheaper, lower it.
 """
 
 import sys
+import tempfile
 import unittest
 from datetime import datetime, timezone
 from typing import Any, Callable
@@ -58,8 +59,6 @@ class CostTest(TestCase):
         self.assertLessEqual(calls(lambda: self.track(client)) / EVENTS, TRACK_CALLS)
 
     def test_a_call_with_a_spool_makes_no_more_calls_than_it_did(self) -> None:
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             client = self.client(
                 spool_dir=folder, upload_interval=60, upload_size=10000
