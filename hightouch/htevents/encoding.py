@@ -10,7 +10,7 @@ from datetime import date, datetime
 from functools import partial
 from importlib import import_module
 from json import encoder
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from hightouch.htevents import utils
 
@@ -19,11 +19,15 @@ _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
 _encode_text: Any = getattr(encoder, 'encode_basestring', None)
 
 
+_TEXTS: Dict[type, Callable[[Any], str]] = {
+    datetime: datetime.isoformat,
+    date: date.isoformat,
+}
+
+
 def _default(value: Any) -> str:
     """Write what JSON lacks and every event may have; all else takes the slow path."""
-    if type(value) in (datetime, date):
-        return str(value.isoformat())
-    raise TypeError
+    return _TEXTS[type(value)](value)
 
 
 if _c_make_encoder is None:
@@ -71,6 +75,7 @@ def preload() -> None:
         orjson = import_module('orjson')
     except Exception:  # not there, or not for this interpreter: an extra, not a need
         return
+    # Datetimes are ours: one whose tzinfo raises makes orjson end the process.
     options = (
         orjson.OPT_PASSTHROUGH_DATETIME
         | orjson.OPT_PASSTHROUGH_DATACLASS

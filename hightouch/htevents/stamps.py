@@ -14,6 +14,11 @@ from hightouch.htevents.errors import ValidationError
 # Ids made of one read of the system's random numbers: the call costs more than an id.
 _IDS_PER_READ = 256
 
+# A UUID4's 7th byte begins with its version, and its 9th with two bits of its variant.
+_VERSION_4 = bytes(each & 0x0F | 0x40 for each in range(256))
+_VARIANT = bytes(each & 0x3F | 0x80 for each in range(256))
+_split = re.compile('(.{8})(.{4})(.{4})(.{4})(.{12})').findall
+
 # The collector refuses older events.
 MAX_AGE_DAYS = 7
 
@@ -35,22 +40,10 @@ class _Ids:
         self.ready: List[str] = []
 
     def refill(self) -> str:
-        text = hexlify(os.urandom(16 * _IDS_PER_READ)).decode('ascii')
-        made = []
-        for start in range(0, len(text), 32):
-            part = text[start : start + 32]
-            # UUID4: 4 bits of version, and 2 of variant (8, 9, a or b)
-            made.append(
-                '%s-%s-4%s-%s%s-%s'
-                % (
-                    part[:8],
-                    part[8:12],
-                    part[13:16],
-                    '89ab'[int(part[16], 16) & 3],
-                    part[17:20],
-                    part[20:],
-                )
-            )
+        numbers = bytearray(os.urandom(16 * _IDS_PER_READ))
+        numbers[6::16] = numbers[6::16].translate(_VERSION_4)
+        numbers[8::16] = numbers[8::16].translate(_VARIANT)
+        made = list(map('-'.join, _split(hexlify(numbers).decode('ascii'))))
         one = made.pop()
         self.ready.extend(made)
         return one
@@ -67,19 +60,22 @@ def new_message_id() -> str:
         return _ids.refill()
 
 
-_second: Tuple[int, str] = (0, '')
+# Milliseconds of the epoch, and their text; the seconds in it first. One tuple, so that a
+# thread never reads half of it.
+_latest: Tuple[int, str, str] = (0, '', '')
 
 
 def iso_now() -> str:
     """Give the time in UTC, in milliseconds: ``2026-01-02T03:04:05.678+00:00``."""
-    global _second
-    now = time()
-    whole = int(now)
-    second, prefix = _second  # one tuple, so that a thread never reads half of it
-    if second != whole:
-        prefix = strftime('%Y-%m-%dT%H:%M:%S', gmtime(whole))
-        _second = (whole, prefix)
-    return '%s.%03d+00:00' % (prefix, int((now - whole) * 1000))
+    global _latest
+    now = int(time() * 1000)
+    known, seconds, text = _latest
+    if now != known:
+        if now // 1000 != known // 1000:
+            seconds = strftime('%Y-%m-%dT%H:%M:%S', gmtime(now // 1000))
+        text = '%s.%03d+00:00' % (seconds, now % 1000)
+        _latest = (now, seconds, text)
+    return text
 
 
 def to_iso(value: Any) -> str:
