@@ -60,6 +60,10 @@ class _Shared:
 _shared = _Shared()
 
 
+def _no_auth(prepared: Any) -> Any:
+    return prepared
+
+
 def _make_session() -> Any:
     import requests
     from requests.adapters import HTTPAdapter
@@ -75,21 +79,38 @@ def _make_session() -> Any:
             pass
 
     class Session(requests.Session):
-        """Asks the environment for proxies and certificates only when it has changed.
-
-        Otherwise each request reads all variables, twice: a third of what it costs.
-        """
+        """Keeps what is the same for each request: half of what one costs."""
 
         def __init__(self) -> None:
             super().__init__()
+            # The last key and what belongs to it, in one step: threads share a session.
+            self._template: Tuple[Any, Any] = (None, None)
             self._merged: Tuple[Any, Any] = (None, None)
+
+        def prepare_request(self, request: Any) -> Any:
+            """Prepare a body of bytes as the last one that went to the same place."""
+            if not isinstance(request.data, bytes):
+                return super().prepare_request(request)
+            key = (request.method, request.url, dict(request.headers))
+            known, template = self._template
+            if known != key:
+                # Without its body and credentials: those are each request's own.
+                method, url, headers = key
+                blank = requests.Request(method, url, headers, auth=_no_auth)
+                template = super().prepare_request(blank)
+                self._template = (key, template)
+            prepared = template.copy()
+            prepared.body = request.data
+            prepared.prepare_auth(request.auth)  # sets the length as well
+            return prepared
 
         def merge_environment_settings(
             self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
         ) -> Any:
+            """Ask the environment again only when it has changed."""
             given = (url, dict(proxies or {}), stream, verify, cert)
             key = (given, [os.environ.get(name) for name in _VARIABLES])
-            known, settings = self._merged  # in one step: threads share a session
+            known, settings = self._merged
             if known != key:
                 settings = super().merge_environment_settings(*given)
                 self._merged = (key, settings)

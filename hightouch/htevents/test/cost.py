@@ -19,9 +19,9 @@ EVENTS = 200
 # Calls of functions, Python's and C's, for an event; the most that a Python we support
 # makes. Of a delivery nearly all are those of requests (another release of it may need
 # another bound), shared by 100 events.
-TRACK_CALLS = 38
-TRACK_SPOOLED_CALLS = 61
-DELIVERY_CALLS = 45
+TRACK_CALLS = 37
+TRACK_SPOOLED_CALLS = 60
+DELIVERY_CALLS = 20
 
 PROPERTIES = {
     'order_id': 'o-1234567',
