@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 from time import monotonic
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork, lifecycle
 from hightouch.htevents.batch import Batch
@@ -24,6 +24,11 @@ class Dispatcher:
 
     Consumers refer to this object, never to the client: a client that is dropped
     without a shutdown is garbage, and its consumers end when the queue is empty.
+
+    An idle client has no threads: its consumers *rest*, and the next event starts new
+    ones. One that goes to rest says so first, and then looks at the queue; `put` puts an
+    event into the queue first, and then looks whether somebody is there to take it. So
+    one of the two sees the other.
 
     :param queue: where the events wait
     :param make_consumer: makes a consumer; called again in a forked child, because a
@@ -52,11 +57,16 @@ class Dispatcher:
         self._send = send
         self._lease = lease
         self._on_end = on_end
+        if (
+            not queue.durable
+        ):  # there, somebody has to look for what dead processes left
+            queue.on_idle = self._rest
         self._make()
         fork.register(self)
 
     def _make(self) -> None:
-        self._make_consumers()
+        self._forget_consumers()
+        self._resting: List[Consumer] = []
         self._running = not self._send
         self._prepared = not self._send
         self._next_start = 0.0
@@ -66,17 +76,31 @@ class Dispatcher:
         # waited for: a signal handler may come in between.
         self._starting = threading.Lock()
 
-    def _make_consumers(self) -> None:
-        self.consumers: List[Consumer] = [
-            self._make_consumer(self._consumer_ended) for _ in range(self._threads)
-        ]
-        # Never started: delivers on the thread that asks for it.
-        self._inline = self._make_consumer(_nothing)
+    def _forget_consumers(self) -> None:
+        # Made when they are needed: a thread object takes as much memory as a queue.
+        # Under one key each, by setdefault: threads that make them at once get the same.
+        self._made: Dict[str, List[Consumer]] = {}
         # What they are made of.
         self._lock_type: Any = threading.Lock
 
+    @property
+    def consumers(self) -> List[Consumer]:
+        """The threads: started by the first event, and new ones after a rest."""
+        return self._made.get('threads') or self._made.setdefault(
+            'threads',
+            [self._make_consumer(self._consumer_ended) for _ in range(self._threads)],
+        )
+
+    @property
+    def _inline(self) -> Consumer:
+        """Never started: delivers on the thread that asks for it."""
+        made = self._made.get('inline') or self._made.setdefault(
+            'inline', [self._make_consumer(_nothing)]
+        )
+        return made[0]
+
     def _after_fork(self) -> None:
-        for consumer in self.consumers:
+        for consumer in self._made.get('threads', ()):
             consumer.running = False  # if one of them forked, it must not go on
         self._make()
 
@@ -90,7 +114,10 @@ class Dispatcher:
         """Queue an encoded message and see that somebody delivers it."""
         if not self._running and not self._start():
             return self.queue.refuse()
-        return self.queue.offer(body, block_timeout)
+        accepted = self.queue.offer(body, block_timeout)
+        if not self._running:
+            self._start()  # the consumers went to rest meanwhile
+        return accepted
 
     def deliver_now(self, body: bytes) -> bool:
         """Deliver a message on this thread, with retries (``sync_mode``).
@@ -115,16 +142,19 @@ class Dispatcher:
             if self.queue.closed or lifecycle.is_over():
                 return False
             lifecycle.add(self)
+            if self._threads:
+                _warn_of_uwsgi()
             self._prepared = True
         if self._running or self._threads == 0 or monotonic() < self._next_start:
             return True
+        if self.queue.closed and self.queue.empty():
+            return True  # there is nothing for them, and there will be nothing
         if not self._starting.acquire(False):
             return True  # another thread, or the code below us on this one, is at it
         try:
             if not self._running:
                 if threading.Lock is not self._lock_type:
-                    self._make_consumers()  # gevent has replaced it meanwhile
-                _warn_of_uwsgi()
+                    self._forget_consumers()  # gevent has replaced it meanwhile
                 self._start_threads()
         finally:
             self._starting.release()
@@ -143,8 +173,26 @@ class Dispatcher:
                 return
         self._running = True
 
+    def _rest(self) -> None:
+        """End the consumers, if nothing is pending. Called by the one that leads."""
+        if not self._starting.acquire(False):
+            return
+        try:
+            self._running = False
+            if self.queue.pending() or self.queue.closed:
+                self._running = True
+                return
+            self._resting = self.consumers
+            del self._made['threads']
+            for consumer in self._resting:
+                consumer.pause()
+        finally:
+            self._starting.release()
+        if not self.queue.empty():
+            self._start()  # for an event that came meanwhile, and found us at it
+
     def _has_threads(self) -> bool:
-        return any(consumer.is_alive() for consumer in self.consumers)
+        return any(consumer.is_alive() for consumer in self._made.get('threads', ()))
 
     def _drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
         """Deliver what waits on this thread; what time does not allow stays queued."""
@@ -182,9 +230,9 @@ class Dispatcher:
     def close(self, deadline: Deadline) -> None:
         """Refuse new events, and let no retry wait beyond the deadline."""
         self.queue.close()
-        for consumer in self.consumers:
-            consumer.hurry(deadline)
-        self._inline.hurry(deadline)
+        for made in list(self._made.values()):
+            for consumer in made:
+                consumer.hurry(deadline)
 
     def report(
         self, error: Exception, messages: List[Any], count: Optional[int] = None
@@ -199,9 +247,10 @@ class Dispatcher:
         if self._send:
             self._give_up(self.queue.abandon())
         current = threading.current_thread()
-        for consumer in self.consumers:
+        threads = self._made.get('threads', []) + self._resting
+        for consumer in threads:
             consumer.pause()
-        for consumer in self.consumers:
+        for consumer in threads:
             if consumer.ident is not None and consumer is not current:
                 consumer.wait_until_ended(deadline)
         self._end()
@@ -241,7 +290,8 @@ class Dispatcher:
             self._lease.close()  # taken anew by a request that outlasted the shutdown
         # By what they set before they come here, not by is_alive(): of two that end
         # together each would see the other one alive.
-        if any(each.ident is not None and each.running for each in self.consumers):
+        threads = self._made.get('threads', ())
+        if any(each.ident is not None and each.running for each in threads):
             return
         # Who waits for us ends everything: it may be the only thread that can, because
         # it has interrupted a call of its own.

@@ -51,6 +51,11 @@ from hightouch.htevents.errors import describe
 # difference is room for the envelope.
 BATCH_BYTES = 475000
 
+# Seconds without an event after which `EventQueue.on_idle` is called. Shorter would start
+# threads more often, which costs an event some 100 microseconds; longer would keep those
+# of clients that have nothing to do, each of which takes twice the memory of its client.
+IDLE_AFTER = 1.0
+
 # More events than a queue can hold: nobody is woken.
 _NEVER = 1 << 62
 _FULL = object()
@@ -117,6 +122,8 @@ class EventQueue:
         self.closed = False
         # Told, as Dispatcher.report, of events that cannot be read from a spool any more.
         self.on_loss: Optional[Callable[[Exception, List[Any], int], None]] = None
+        # Called by the leading consumer when no event came for IDLE_AFTER seconds.
+        self.on_idle: Optional[Callable[[], None]] = None
         self._reset()
         fork.register(self)
 
@@ -128,13 +135,15 @@ class EventQueue:
         self._fresh: Iterator[None] = (
             repeat(None, self.maxsize) if self.maxsize > 0 else repeat(None)
         )
-        self._freed: Deque[None] = deque()
-        self._room: Deque[Signal] = deque()
+        # Lists and not deques, where few wait or one end will do: an empty deque takes
+        # 700 bytes more, and there may be a client for each tenant.
+        self._freed: List[None] = []
+        self._room: List[Signal] = []
         self._wake_at = _NEVER
         self._large = BATCH_BYTES
         self._wakeup = Signal()  # of the leading consumer
-        self._lead = deque([True])
-        self._followers: Deque[Signal] = deque()
+        self._lead = [True]
+        self._followers: List[Signal] = []
         # Guards everything below, and popping from _items. Held for a few steps, never
         # during I/O or a callback. Re-entrant, because a finalizer may run in there;
         # what it asks then is answered by _nested without touching the books.
@@ -148,8 +157,8 @@ class EventQueue:
         self._refusals = count(1)
         self._last_error: Optional[str] = None
         self._in_flight: Dict[Batch, int] = {}
-        self._parked: Deque[Batch] = deque()
-        self._handed_out: Deque[Batch] = deque()
+        self._parked: List[Batch] = []
+        self._handed_out: List[Batch] = []
         self._flushes: List[_Flush] = []
         self._released = False
         self._flush_to = 0
@@ -227,7 +236,7 @@ class EventQueue:
     def _wake_room(self, count: int) -> None:
         for _ in range(count):
             try:
-                self._room.popleft().set()
+                self._room.pop(0).set()
             except IndexError:
                 return
 
@@ -289,7 +298,7 @@ class EventQueue:
     def _wake_follower(self) -> None:
         if self._lead:
             try:
-                self._followers.popleft().set()
+                self._followers.pop(0).set()
             except IndexError:
                 pass
 
@@ -313,18 +322,24 @@ class EventQueue:
     ) -> None:
         self._wakeup = wakeup
         self._large = BATCH_BYTES // size
+        idle = False
         try:
             first = self._items[0][1]
         except IndexError:
             self._wake_at = 1
             if not self._items and not self.closed and not self._parked:
-                wakeup.wait(deadline.remaining())
+                if self.on_idle is not None and deadline.leaves(IDLE_AFTER):
+                    idle = not wakeup.wait(IDLE_AFTER)
+                else:
+                    wakeup.wait(deadline.remaining())
         else:
             self._wake_at = size
             if not self._ripe(size, interval):
                 wakeup.wait(first + interval - monotonic())
         self._wake_at = _NEVER
         self._large = BATCH_BYTES
+        if idle and self.on_idle is not None:
+            self.on_idle()
 
     def take_now(self, size: int) -> Optional[Batch]:
         """Take what is there, at most ``size`` messages; None when nothing is."""
@@ -334,7 +349,7 @@ class EventQueue:
                 return None
             self._nested = True
             try:
-                batch = self._parked.popleft() if self._parked else self._cut(size)
+                batch = self._parked.pop(0) if self._parked else self._cut(size)
                 if batch is not None:
                     batch.owner = threading.get_ident()
             finally:
@@ -601,7 +616,7 @@ class EventQueue:
     def task_done(self) -> None:
         """Acknowledge the oldest message that `get` handed out."""
         try:
-            self.acknowledge(self._handed_out.popleft(), delivered=True)
+            self.acknowledge(self._handed_out.pop(0), delivered=True)
         except IndexError:
             raise ValueError('task_done() called too many times')
 

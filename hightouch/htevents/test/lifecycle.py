@@ -3,12 +3,15 @@
 import gc
 import os
 import signal
+import sys
 import threading
 import unittest
 import weakref
 from typing import Any, List
 
-from hightouch.htevents import Client, lifecycle
+import mock
+
+from hightouch.htevents import Client, event_queue, lifecycle
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 _HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
@@ -315,6 +318,100 @@ class SigtermTest(TestCase):
         thread.start()
         thread.join(LIMIT)
         self.assertIn('main thread', str(errors[0]))
+
+
+class RestTest(TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        patch = mock.patch.object(event_queue, 'IDLE_AFTER', 0)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def rest(self, client: Client) -> None:
+        """Wait until an event is delivered, and the consumers have ended."""
+        client.track('user', 'event')
+        consumers = client.consumers or []
+        self.assertTrue(client.flush(LIMIT))
+        for consumer in consumers:
+            if consumer.ident is not None:
+                consumer.join(LIMIT)
+                self.assertFalse(consumer.is_alive())
+
+    def test_an_event_after_a_rest_is_delivered(self) -> None:
+        client = self.client(thread=4, upload_interval=0)
+        for count in range(1, 11):
+            self.rest(client)
+            self.assertEqual(len(self.collector.events), count)
+
+    def test_no_event_is_forgotten_by_consumers_that_go_to_rest(self) -> None:
+        # Nobody flushes, so that each event needs a consumer of its own accord.
+        delivered = threading.Semaphore(0)
+
+        def count(batch: List[Any]) -> None:
+            for _ in batch:
+                delivered.release()
+
+        client = self.client(upload_interval=0, on_success=count)
+        forgotten: List[int] = []
+
+        def work() -> None:
+            for number in range(150):
+                client.track('user', 'event')
+                if not delivered.acquire(timeout=LIMIT):
+                    forgotten.append(number)
+                    return
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            threads = [threading.Thread(target=work) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        self.assertEqual(forgotten, [])
+        self.assertEqual(client.stats().delivered, 450)
+
+    def test_a_client_that_is_shut_down_at_rest_starts_no_thread_again(self) -> None:
+        client = self.client()
+        self.rest(client)
+        self.assertTrue(client.shutdown(LIMIT))
+        with mock.patch.object(threading.Thread, 'start') as start:
+            self.assertFalse(client.track('user', 'event')[0])
+        start.assert_not_called()
+
+    def test_a_client_that_is_dropped_at_rest_is_garbage(self) -> None:
+        client = Client('key', self.collector.url)
+        self.rest(client)
+        gone = weakref.ref(client)
+        del client
+        gc.collect()
+        self.assertIsNone(gone())
+        self.assertFalse(lifecycle._state.active)
+
+    def test_what_is_queued_at_rest_is_delivered_when_no_thread_can_be_started(
+        self,
+    ) -> None:
+        client = self.client()
+        self.rest(client)
+        error = RuntimeError("can't start new thread")
+        with mock.patch.object(threading.Thread, 'start', side_effect=error):
+            self.assertTrue(client.track('user', 'event')[0])
+            self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 2)
+
+    def test_a_child_that_is_forked_at_rest_sends_its_own_events(self) -> None:
+        client = self.client()
+        self.rest(client)
+        pid = os.fork()
+        if pid == 0:
+            client.track('user', 'child')
+            os._exit(0 if client.shutdown(LIMIT) else 1)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        self.rest(client)
+        self.assertEqual(len(self.collector.events), 3)
 
 
 class GarbageTest(TestCase):
