@@ -64,6 +64,42 @@ class SessionTest(TestCase):
         tags = [each.headers['x-tag'] for each in self.collector.requests]
         self.assertEqual(tags, ['mine'] * 3)
 
+    def test_requests_that_share_a_session_share_no_token_and_no_header(self) -> None:
+        class Tokens:
+            def __init__(self, token: str) -> None:
+                self._token = token
+
+            def get_token(self) -> str:
+                return self._token
+
+        with sessions.lease() as session:
+            for settings in (
+                {},
+                {'oauth_manager': Tokens('one')},
+                {},
+                {'oauth_manager': Tokens('two'), 'gzip': True},
+                {'gzip': True},
+                {},
+            ):
+                request.post(
+                    'key', self.collector.url, session=session, batch=[], **settings
+                )
+        names = ('authorization', 'content-encoding')
+        self.assertEqual(
+            [
+                [each.headers.get(name) for name in names]
+                for each in self.collector.requests
+            ],
+            [
+                [None, None],
+                ['Bearer one', None],
+                [None, None],
+                ['Bearer two', 'gzip'],
+                [None, 'gzip'],
+                [None, None],
+            ],
+        )
+
     def test_the_environment_is_followed_also_when_it_changes(self) -> None:
         def send() -> None:
             request.post('key', 'http://127.0.0.1:9', session=session, batch=[])
