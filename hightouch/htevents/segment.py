@@ -188,6 +188,39 @@ def errors() -> Tuple[Any, ...]:
     return (sqlite3.Error, OSError)
 
 
+class _Resolved:
+    """Which events of a segment are resolved: ranges of ids, from first to last.
+
+    Any thread may `tell`, whatever it holds; the rest is done under the segment's lock.
+
+    :ivar ranges: those that were told, and are not deleted yet
+    :ivar owed: those among them that the file has no note of
+    """
+
+    def __init__(self) -> None:
+        self._told: Deque[Tuple[int, int]] = deque()
+        self.ranges: List[Tuple[int, int]] = []
+        self.owed: List[Tuple[int, int]] = []
+
+    def tell(self, ids: List[int]) -> None:
+        self._told.extend(_merged((each, each) for each in ids))
+
+    def listen(self) -> None:
+        """Take in what was told."""
+        while self._told:
+            bounds = self._told.popleft()
+            self.ranges.append(bounds)
+            self.owed.append(bounds)
+
+    def count(self) -> int:
+        return sum(last - first + 1 for first, last in self.ranges)
+
+    def forget(self, count: int) -> None:
+        """Drop the first ranges, and what is owed of them: they were deleted."""
+        self.ranges = self.ranges[count:]
+        self.owed[:] = [each for each in self.owed if each in self.ranges]
+
+
 class Segment:
     """An open segment. Its methods may be called from any thread and signal handler.
 
@@ -213,13 +246,8 @@ class Segment:
         self._sqlite = sqlite3
         self._fd: Optional[int] = fd
         self._connection: Any = None
-        # Ids of which we were told that they are resolved, from first to last.
-        self._told: Deque[Tuple[int, int]] = deque()
-        # Those that are not deleted yet; and those among them that are not noted yet.
-        self._done: List[Tuple[int, int]] = []
-        self._owed: List[Tuple[int, int]] = []
-        self._done_count = 0
-        self._done_before: List[Tuple[int, int]] = []  # those of its last owner
+        self._resolved = _Resolved()
+        self._resolved_before: List[Tuple[int, int]] = []  # under its last owner
         self._ground: Dict[str, os.stat_result] = {}
         self._folder_time = 0
         self._failing_since = 0.0
@@ -323,11 +351,12 @@ class Segment:
             if not self.is_broken(error):
                 raise
             notes = [('?', '?')]
-        self._done = [each for each in notes if all(isinstance(n, int) for n in each)]
-        if len(self._done) < len(notes):
+        ranges = [each for each in notes if all(isinstance(n, int) for n in each)]
+        if len(ranges) < len(notes):
             # What they told of is sent again.
             self.damage = self.damage or 'a note is not readable'
-        self._done_before = _merged(self._done)
+        self._resolved.ranges = ranges
+        self._resolved_before = _merged(ranges)
         return True
 
     def _misses_frames(self, count: int) -> bool:
@@ -428,7 +457,7 @@ class Segment:
             if not all(intact for _, intact in found):
                 self.damage = self.damage or 'a checksum is wrong'
             rows = [row for row, intact in found if intact]
-            for first, last in self._done_before:
+            for first, last in self._resolved_before:
                 rows = [row for row in rows if not first <= row.id <= last]
             if rows:
                 return rows
@@ -491,52 +520,42 @@ class Segment:
 
         :returns: whether they were, so that there is more room
         """
-        self._told.extend(_ranges(ids))
+        self._resolved.tell(ids)
         with self.patiently() as held:
             if not held:
                 return False  # who comes next notes them
             try:
-                self._pay()
+                self._note()
             except self._sqlite.OperationalError:
                 # Where there is no room for a note, there may be for its events' end.
                 if not self.purge():
                     raise
-            return self._done_count >= PURGE_EVENTS and self.purge()
+            return self._resolved.count() >= PURGE_EVENTS and self.purge()
 
-    def _listen(self) -> None:
-        while self._told:
-            bounds = self._told.popleft()
-            self._done.append(bounds)
-            self._done_count += bounds[1] - bounds[0] + 1
-            self._owed.append(bounds)
-
-    def _pay(self) -> None:
-        self._listen()
-        while self._owed:
-            bounds = self._owed.pop()
+    def _note(self) -> None:
+        self._resolved.listen()
+        owed = self._resolved.owed
+        while owed:
+            bounds = owed.pop()
             try:
                 self._execute('INSERT OR REPLACE INTO done VALUES (?, ?)', bounds)
             except BaseException:
-                self._owed.append(bounds)
+                owed.append(bounds)
                 raise
 
     def purge(self) -> bool:
         """Delete what is resolved, so that its room is free; False if nothing is."""
         with self.lock:
-            self._listen()
-            done = list(self._done)
-            if not done:
+            self._resolved.listen()
+            ranges = list(self._resolved.ranges)
+            if not ranges:
                 return False
             # A kill in between leaves notes of events that are gone: ids are not used
             # again.
-            for first, last in _merged(done):
-                self._execute(
-                    'DELETE FROM events WHERE id BETWEEN ? AND ?', (first, last)
-                )
+            for bounds in _merged(ranges):
+                self._execute('DELETE FROM events WHERE id BETWEEN ? AND ?', bounds)
             self._execute('DELETE FROM done')
-            self._done = self._done[len(done) :]
-            self._done_count = sum(last - first + 1 for first, last in self._done)
-            self._owed = [each for each in self._owed if each in self._done]
+            self._resolved.forget(len(ranges))
             return True
 
     @property
@@ -648,10 +667,10 @@ class Segment:
         after it was written, or damage hid one.
         """
         with self.lock:
-            self._listen()
-            return self._all_in(_merged(self._done))
+            self._resolved.listen()
+            return self._all_in(_merged(self._resolved.ranges))
 
-    def _all_in(self, done: List[Tuple[int, int]]) -> bool:
+    def _all_in(self, ranges: List[Tuple[int, int]]) -> bool:
         after = 0
         while True:
             rows = self._execute(
@@ -660,9 +679,9 @@ class Segment:
             if not rows:
                 return True
             for (number,) in rows:
-                while done and done[0][1] < number:
-                    del done[0]
-                if not done or number < done[0][0]:
+                while ranges and ranges[0][1] < number:
+                    del ranges[0]
+                if not ranges or number < ranges[0][0]:
                     return False
             after = number
 
@@ -741,12 +760,7 @@ def _frames_of_log(path: str) -> int:
     return int(frames) if initialized else 0
 
 
-def _ranges(numbers: List[int]) -> List[Tuple[int, int]]:
-    """Give runs of numbers, from first to last."""
-    return _merged([(each, each) for each in numbers])
-
-
-def _merged(ranges: List[Tuple[int, int]]) -> List[Tuple[int, int]]:
+def _merged(ranges: Iterable[Tuple[int, int]]) -> List[Tuple[int, int]]:
     merged: List[Tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
