@@ -204,7 +204,11 @@ class Client:
 
     @property
     def consumers(self) -> Optional[List[Consumer]]:
-        """The consumer threads, started by the first event; None in ``sync_mode``."""
+        """The consumer threads; None in ``sync_mode``.
+
+        The first event starts them. In a process with many clients those of an idle one
+        end, and the next event starts others.
+        """
         return None if self.sync_mode else self._dispatcher.consumers
 
     # -- the six calls ---------------------------------------------------------------

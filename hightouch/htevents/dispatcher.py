@@ -16,6 +16,11 @@ from hightouch.htevents.event_queue import EventQueue, Stats
 # Seconds before threads are tried again after the system refused one.
 START_RETRY_INTERVAL = 1.0
 
+# Clients of a process whose threads stay when they are idle: a call that has to start one
+# takes some 100 microseconds, and longer while other threads compute. Those of more
+# clients rest. An idle thread takes 30 KB, and some systems allow a thousand of them.
+RESTLESS_CLIENTS = 10
+
 _log = logging.getLogger('hightouch')
 
 
@@ -25,10 +30,10 @@ class Dispatcher:
     Consumers refer to this object, never to the client: a client that is dropped
     without a shutdown is garbage, and its consumers end when the queue is empty.
 
-    An idle client has no threads: its consumers *rest*, and the next event starts new
-    ones. One that goes to rest says so first, and then looks at the queue; `put` puts an
-    event into the queue first, and then looks whether somebody is there to take it. So
-    one of the two sees the other.
+    Where there are many clients an idle one has no threads: its consumers *rest*, and the
+    next event starts new ones. One that goes to rest says so first, and then looks at the
+    queue; `put` puts an event into the queue first, and then looks whether somebody is
+    there to take it. So one of the two sees the other.
 
     :param queue: where the events wait
     :param make_consumer: makes a consumer; called again in a forked child, because a
@@ -57,10 +62,6 @@ class Dispatcher:
         self._send = send
         self._lease = lease
         self._on_end = on_end
-        if (
-            not queue.durable
-        ):  # there, somebody has to look for what dead processes left
-            queue.on_idle = self._rest
         self._make()
         fork.register(self)
 
@@ -141,10 +142,7 @@ class Dispatcher:
         if not self._prepared:
             if self.queue.closed or lifecycle.is_over():
                 return False
-            lifecycle.add(self)
-            if self._threads:
-                _warn_of_uwsgi()
-            self._prepared = True
+            self._prepare()
         if self._running or self._threads == 0 or monotonic() < self._next_start:
             return True
         if self.queue.closed and self.queue.empty():
@@ -159,6 +157,16 @@ class Dispatcher:
         finally:
             self._starting.release()
         return True
+
+    def _prepare(self) -> None:
+        """Do what is done once in a process, with the first event."""
+        clients = lifecycle.add(self)
+        # With a spool somebody has to look for what dead processes left.
+        if clients > RESTLESS_CLIENTS and not self.queue.durable:
+            self.queue.on_idle = self._rest
+        if self._threads:
+            _warn_of_uwsgi()
+        self._prepared = True
 
     def _start_threads(self) -> None:
         for consumer in self.consumers:

@@ -51,9 +51,7 @@ from hightouch.htevents.errors import describe
 # difference is room for the envelope.
 BATCH_BYTES = 475000
 
-# Seconds without an event after which `EventQueue.on_idle` is called. Shorter would start
-# threads more often, which costs an event some 100 microseconds; longer would keep those
-# of clients that have nothing to do, each of which takes twice the memory of its client.
+# Seconds without an event after which `EventQueue.on_idle` is called, if there is one.
 IDLE_AFTER = 1.0
 
 # More events than a queue can hold: nobody is woken.

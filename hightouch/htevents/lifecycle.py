@@ -38,10 +38,11 @@ def is_over() -> bool:
     return _state.over
 
 
-def add(dispatcher: Any) -> None:
-    """Have ``dispatcher`` shut down when the process ends."""
+def add(dispatcher: Any) -> int:
+    """Have ``dispatcher`` shut down when the process ends; gives how many there are."""
     _state.active.add(dispatcher)
     _hook_child()
+    return len(_state.active)
 
 
 def discard(dispatcher: Any) -> None:

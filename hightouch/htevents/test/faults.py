@@ -179,15 +179,32 @@ class ThreadFaultTest(TestCase):
         source.join()
 
     @unittest.skipUnless(os.path.exists('/proc/self/task'), 'needs /proc')
-    def test_fault_09_an_idle_client_has_no_thread_that_could_wake_up(self) -> None:
+    def test_fault_09_an_idle_client_wakes_up_never(self) -> None:
         client = self.client(thread=2, upload_interval=0.01)
         client.track('user', 'event')
-        consumers = client.consumers or []
         self.assertTrue(client.flush(LIMIT))
-        for consumer in consumers:
-            consumer.join(LIMIT)
-            self.assertFalse(consumer.is_alive())
-        self.assertFalse(any(each.is_alive() for each in client.consumers or ()))
+
+        def switches() -> int:
+            count = 0
+            for consumer in client.consumers or ():
+                ident = getattr(consumer, 'native_id', None)
+                if ident is not None:
+                    with open('/proc/self/task/%d/status' % ident) as file:
+                        lines = [x for x in file if x.startswith('voluntary')]
+                    count += int(lines[0].split()[1])
+            return count
+
+        self.assertTrue(client.flush(LIMIT))
+        settled = switches()
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:  # the last wait may still begin
+            time.sleep(0.2)
+            now = switches()
+            if now == settled:
+                break
+            settled = now
+        time.sleep(0.5)  # fifty intervals
+        self.assertEqual(switches(), settled)
 
 
 class DeliveryFaultTest(TestCase):

@@ -11,7 +11,7 @@ from typing import Any, List
 
 import mock
 
-from hightouch.htevents import Client, event_queue, lifecycle
+from hightouch.htevents import Client, dispatcher, event_queue, lifecycle
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 _HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
@@ -323,9 +323,13 @@ class SigtermTest(TestCase):
 class RestTest(TestCase):
     def setUp(self) -> None:
         super().setUp()
-        patch = mock.patch.object(event_queue, 'IDLE_AFTER', 0)
-        patch.start()
-        self.addCleanup(patch.stop)
+        for module, name in (
+            (event_queue, 'IDLE_AFTER'),
+            (dispatcher, 'RESTLESS_CLIENTS'),
+        ):
+            patch = mock.patch.object(module, name, 0)
+            patch.start()
+            self.addCleanup(patch.stop)
 
     def rest(self, client: Client) -> None:
         """Wait until an event is delivered, and the consumers have ended."""
@@ -336,6 +340,21 @@ class RestTest(TestCase):
             if consumer.ident is not None:
                 consumer.join(LIMIT)
                 self.assertFalse(consumer.is_alive())
+
+    def test_threads_rest_where_there_are_many_clients_and_stay_with_few(self) -> None:
+        few = len(lifecycle._state.active) + 2
+        with mock.patch.object(dispatcher, 'RESTLESS_CLIENTS', few):
+            clients = [self.client() for _ in range(4)]
+            for client in clients:
+                client.track('user', 'event')
+            threads = [each for client in clients for each in client.consumers or ()]
+            for client in clients:
+                self.assertTrue(client.flush(LIMIT))
+            for thread in threads[2:]:
+                thread.join(LIMIT)
+        self.assertEqual(
+            [each.is_alive() for each in threads], [True, True, False, False]
+        )
 
     def test_an_event_after_a_rest_is_delivered(self) -> None:
         client = self.client(thread=4, upload_interval=0)
