@@ -79,7 +79,7 @@ def _make_session() -> Any:
             pass
 
     class Session(requests.Session):
-        """Keeps what is the same for each request: half of what one costs."""
+        """Keeps what is the same for each request: that is half of its calls."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -88,8 +88,8 @@ def _make_session() -> Any:
             self._merged: Tuple[Any, Any] = (None, None)
 
         def prepare_request(self, request: Any) -> Any:
-            """Prepare a body of bytes as the last one that went to the same place."""
-            if not isinstance(request.data, bytes):
+            """Prepare what `request.send` sends as the last one to the same place."""
+            if not (isinstance(request.data, bytes) and request.auth):
                 return super().prepare_request(request)
             key = (request.method, request.url, dict(request.headers))
             known, template = self._template
