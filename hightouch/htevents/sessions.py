@@ -116,12 +116,33 @@ def _make_session() -> Any:
                 self._merged = (key, settings)
             return dict(settings, proxies=dict(settings['proxies'] or {}))
 
+    class Adapter(HTTPAdapter):
+        """Looks the pool of connections up again only for another place."""
+
+        _pool: Tuple[Any, Any] = (None, None)
+
+        def get_connection_with_tls_context(
+            self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+        ) -> Any:
+            key = (request.url, verify, dict(proxies or {}), cert)
+            known, pool = self._pool
+            if known != key or pool.pool is None:  # that is: it was closed
+                pool = super().get_connection_with_tls_context(
+                    request, verify, proxies, cert
+                )
+                self._pool = (key, pool)
+            return pool
+
+        def close(self) -> None:
+            self._pool = (None, None)
+            super().close()
+
     session = Session()
     session.cookies = NoCookies()
     for prefix in ('https://', 'http://'):
         # Blocking: without, a burst over the pool's size opens a socket for each
         # request and throws it away.
-        adapter = HTTPAdapter(
+        adapter = Adapter(
             pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE, pool_block=True
         )
         session.mount(prefix, adapter)

@@ -100,6 +100,13 @@ class SessionTest(TestCase):
             ],
         )
 
+    def test_a_session_may_be_used_again_after_it_was_closed(self) -> None:
+        with sessions.lease() as session:
+            for _ in range(2):
+                request.post('key', self.collector.url, session=session, batch=[])
+                session.close()
+        self.assertEqual(self.collector.connections, 2)
+
     def test_the_environment_is_followed_also_when_it_changes(self) -> None:
         def send() -> None:
             request.post('key', 'http://127.0.0.1:9', session=session, batch=[])
