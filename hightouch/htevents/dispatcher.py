@@ -21,6 +21,10 @@ START_RETRY_INTERVAL = 1.0
 # clients rest. An idle thread takes 30 KB, and some systems allow a thousand of them.
 RESTLESS_CLIENTS = 10
 
+# Before 3.10 a signal handler that starts a thread while the code below it does so waits
+# for itself. There that may happen with a client's first event only.
+CAN_REST = sys.version_info >= (3, 10)
+
 _log = logging.getLogger('hightouch')
 
 
@@ -160,13 +164,13 @@ class Dispatcher:
 
     def _prepare(self) -> None:
         """Do what is done once in a process, with the first event."""
-        clients = lifecycle.add(self)
+        many = lifecycle.add(self) > RESTLESS_CLIENTS
         # With a spool somebody has to look for what dead processes left.
-        if clients > RESTLESS_CLIENTS and not self.queue.durable:
-            self.queue.on_idle = self._rest
-        if self._threads:
-            _warn_of_uwsgi()
+        rests = CAN_REST and many and not self.queue.durable
+        self.queue.on_idle = self._rest if rests else None
         self._prepared = True
+        if self._threads:
+            _warn_of_uwsgi()  # last: a log handler may track
 
     def _start_threads(self) -> None:
         for consumer in self.consumers:
@@ -186,9 +190,9 @@ class Dispatcher:
         if not self._starting.acquire(False):
             return
         try:
-            self._running = False
+            before, self._running = self._running, False
             if self.queue.pending() or self.queue.closed:
-                self._running = True
+                self._running = before
                 return
             self._resting = self.consumers
             del self._made['threads']
@@ -196,7 +200,7 @@ class Dispatcher:
                 consumer.pause()
         finally:
             self._starting.release()
-        if not self.queue.empty():
+        if self.queue.pending():
             self._start()  # for an event that came meanwhile, and found us at it
 
     def _has_threads(self) -> bool:

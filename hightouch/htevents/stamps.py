@@ -62,7 +62,7 @@ def new_message_id() -> str:
 
 # Milliseconds of the epoch, and their text; the seconds in it first. One tuple, so that a
 # thread never reads half of it.
-_latest: Tuple[int, str, str] = (0, '', '')
+_latest: Tuple[int, str, str] = (-1, '', '')
 
 
 def iso_now() -> str:

@@ -1,6 +1,7 @@
 """Fork, exit, garbage: what a program does to its clients."""
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -320,6 +321,7 @@ class SigtermTest(TestCase):
         self.assertIn('main thread', str(errors[0]))
 
 
+@unittest.skipUnless(dispatcher.CAN_REST, 'threads rest with Python 3.10 or later')
 class RestTest(TestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -393,6 +395,43 @@ class RestTest(TestCase):
         self.assertEqual(forgotten, [])
         self.assertEqual(client.stats().delivered, 450)
 
+    def test_threads_that_were_refused_are_tried_again_also_beside_an_idle_one(
+        self,
+    ) -> None:
+        sending, idle, go_on = (threading.Event() for _ in range(3))
+
+        def hold(batch: List[Any]) -> None:
+            sending.set()
+            go_on.wait(LIMIT)
+
+        outcomes = iter([None, None, RuntimeError("can't start new thread")])
+        start = threading.Thread.start
+
+        def start_or_not(thread: threading.Thread) -> None:
+            outcome = next(outcomes, None)
+            if outcome is not None:
+                raise outcome
+            start(thread)
+
+        client = self.client(thread=3, upload_interval=0, on_success=hold)
+        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0):
+            with mock.patch.object(threading.Thread, 'start', start_or_not):
+                client.track('user', 'event')
+            self.assertTrue(sending.wait(LIMIT))
+            rest = client.queue.on_idle
+            assert rest is not None
+
+            def note() -> None:
+                rest()
+                idle.set()
+
+            client.queue.on_idle = note
+            self.assertTrue(idle.wait(LIMIT))
+            client.track('user', 'event')
+            alive = [each.is_alive() for each in client.consumers or ()]
+        go_on.set()
+        self.assertEqual(alive, [True, True, True])
+
     def test_a_client_that_is_shut_down_at_rest_starts_no_thread_again(self) -> None:
         client = self.client()
         self.rest(client)
@@ -431,6 +470,26 @@ class RestTest(TestCase):
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
         self.rest(client)
         self.assertEqual(len(self.collector.events), 3)
+
+
+class UwsgiTest(TestCase):
+    def test_the_warning_may_be_tracked(self) -> None:
+        client = self.client()
+
+        class Tracking(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                client.track('user', 'warning')
+
+        handler = Tracking()
+        Client.log.addHandler(handler)
+        self.addCleanup(Client.log.removeHandler, handler)
+        with mock.patch.dict(sys.modules, uwsgi=mock.Mock(opt={})):
+            client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(
+            sorted(each['event'] for each in self.collector.events),
+            ['event', 'warning'],
+        )
 
 
 class GarbageTest(TestCase):
