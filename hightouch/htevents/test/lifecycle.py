@@ -404,7 +404,8 @@ class RestTest(TestCase):
             sending.set()
             go_on.wait(LIMIT)
 
-        outcomes = iter([None, None, RuntimeError("can't start new thread")])
+        error = RuntimeError("can't start new thread")
+        outcomes = iter([None, None, error, error])  # a call tries twice
         start = threading.Thread.start
 
         def start_or_not(thread: threading.Thread) -> None:
