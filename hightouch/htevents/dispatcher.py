@@ -17,8 +17,8 @@ from hightouch.htevents.event_queue import EventQueue, Stats
 START_RETRY_INTERVAL = 1.0
 
 # Clients of a process whose threads stay when they are idle: a call that has to start one
-# takes some 100 microseconds, and longer while other threads compute. Those of more
-# clients rest. An idle thread takes 30 KB, and some systems allow a thousand of them.
+# takes 0.3 ms more, and longer while other threads compute. Those of more clients rest. An
+# idle thread takes 30 KB, and some systems allow a thousand of them.
 RESTLESS_CLIENTS = 10
 
 # Before 3.10 a signal handler that starts a thread while the code below it does so waits
