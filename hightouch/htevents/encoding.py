@@ -7,7 +7,7 @@ again. With orjson installed (the extra ``fast``) that is tried first.
 
 import json
 from datetime import date, datetime
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from json import encoder
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -70,6 +70,7 @@ def encode(message: Any) -> Tuple[bytes, Any]:
 _fast: Callable[[Any], bytes] = _stdlib
 
 
+@lru_cache(maxsize=None)  # once: to find nothing takes longer than to make a client
 def preload() -> None:
     """Encode with orjson from now on, if it is installed (see sessions.preload)."""
     global _fast
