@@ -88,24 +88,30 @@ class Dispatcher:
         # What they are made of.
         self._lock_type: Any = threading.Lock
 
+    def _make_once(
+        self, use: str, count: int, on_end: Callable[[], None]
+    ) -> List[Consumer]:
+        return self._made.get(use) or self._made.setdefault(
+            use, [self._make_consumer(on_end) for _ in range(count)]
+        )
+
     @property
     def consumers(self) -> List[Consumer]:
         """The threads: started by the first event, and new ones after a rest."""
-        return self._made.get('threads') or self._made.setdefault(
-            'threads',
-            [self._make_consumer(self._consumer_ended) for _ in range(self._threads)],
-        )
+        return self._make_once('threads', self._threads, self._consumer_ended)
+
+    @property
+    def _present(self) -> List[Consumer]:
+        """The threads as far as they were made: to ask for them makes none."""
+        return self._made.get('threads', [])
 
     @property
     def _inline(self) -> Consumer:
         """Never started: delivers on the thread that asks for it."""
-        made = self._made.get('inline') or self._made.setdefault(
-            'inline', [self._make_consumer(_nothing)]
-        )
-        return made[0]
+        return self._make_once('inline', 1, _nothing)[0]
 
     def _after_fork(self) -> None:
-        for consumer in self._made.get('threads', ()):
+        for consumer in self._present:
             consumer.running = False  # if one of them forked, it must not go on
         self._make()
 
@@ -204,7 +210,7 @@ class Dispatcher:
             self._start()  # for an event that came meanwhile, and found us at it
 
     def _has_threads(self) -> bool:
-        return any(consumer.is_alive() for consumer in self._made.get('threads', ()))
+        return any(consumer.is_alive() for consumer in self._present)
 
     def _drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
         """Deliver what waits on this thread; what time does not allow stays queued."""
@@ -259,7 +265,7 @@ class Dispatcher:
         if self._send:
             self._give_up(self.queue.abandon())
         current = threading.current_thread()
-        threads = self._made.get('threads', []) + self._resting
+        threads = self._present + self._resting
         for consumer in threads:
             consumer.pause()
         for consumer in threads:
@@ -302,8 +308,7 @@ class Dispatcher:
             self._lease.close()  # taken anew by a request that outlasted the shutdown
         # By what they set before they come here, not by is_alive(): of two that end
         # together each would see the other one alive.
-        threads = self._made.get('threads', ())
-        if any(each.ident is not None and each.running for each in threads):
+        if any(each.ident is not None and each.running for each in self._present):
             return
         # Who waits for us ends everything: it may be the only thread that can, because
         # it has interrupted a call of its own.
