@@ -199,15 +199,15 @@ class Dispatcher:
             before, self._running = self._running, False
             if self.queue.pending() or self.queue.closed:
                 self._running = before
-                return
-            self._resting = self.consumers
-            del self._made['threads']
-            for consumer in self._resting:
-                consumer.pause()
+            else:
+                self._resting = self.consumers
+                del self._made['threads']
+                for consumer in self._resting:
+                    consumer.pause()
         finally:
             self._starting.release()
-        if self.queue.pending():
-            self._start()  # for an event that came meanwhile, and found us at it
+        if not self._running and self.queue.pending():
+            self._start()  # a call that came meanwhile found us at it, and left it to us
 
     def _has_threads(self) -> bool:
         return any(consumer.is_alive() for consumer in self._present)

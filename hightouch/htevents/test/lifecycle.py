@@ -395,10 +395,8 @@ class RestTest(TestCase):
         self.assertEqual(forgotten, [])
         self.assertEqual(client.stats().delivered, 450)
 
-    def test_threads_that_were_refused_are_tried_again_also_beside_an_idle_one(
-        self,
-    ) -> None:
-        sending, idle, go_on = (threading.Event() for _ in range(3))
+    def test_a_thread_that_was_refused_is_tried_again_by_an_idle_one(self) -> None:
+        sending, go_on = threading.Event(), threading.Event()
 
         def hold(batch: List[Any]) -> None:
             sending.set()
@@ -415,22 +413,15 @@ class RestTest(TestCase):
             start(thread)
 
         client = self.client(thread=3, upload_interval=0, on_success=hold)
-        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0):
-            with mock.patch.object(threading.Thread, 'start', start_or_not):
-                client.track('user', 'event')
+        self.addCleanup(go_on.set)
+        with mock.patch.object(event_queue, 'IDLE_AFTER', LIMIT):
+            with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0):
+                with mock.patch.object(threading.Thread, 'start', start_or_not):
+                    client.track('user', 'event')
             self.assertTrue(sending.wait(LIMIT))
-            rest = client.queue.on_idle
-            assert rest is not None
-
-            def note() -> None:
-                rest()
-                idle.set()
-
-            client.queue.on_idle = note
-            self.assertTrue(idle.wait(LIMIT))
-            client.track('user', 'event')
+            assert client.queue.on_idle is not None
+            client.queue.on_idle()  # what an idle one does after IDLE_AFTER
             alive = [each.is_alive() for each in client.consumers or ()]
-        go_on.set()
         self.assertEqual(alive, [True, True, True])
 
     def test_a_client_that_is_shut_down_at_rest_starts_no_thread_again(self) -> None:
