@@ -6,8 +6,8 @@ again. With orjson installed (the extra ``fast``) that is tried first.
 """
 
 import json
-from datetime import date, datetime
-from functools import lru_cache, partial
+from datetime import date, datetime, timezone
+from functools import lru_cache
 from importlib import import_module
 from json import encoder
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -78,21 +78,33 @@ def preload() -> None:
         orjson = import_module('orjson')
     except Exception:  # not there, or not for this interpreter: an extra, not a need
         return
+    _fast = _make_fast(orjson)
+
+
+def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
+    dumps = orjson.dumps
     # Datetimes are ours: one whose tzinfo raises makes orjson end the process.
     options = (
         orjson.OPT_PASSTHROUGH_DATETIME
         | orjson.OPT_PASSTHROUGH_DATACLASS
         | orjson.OPT_PASSTHROUGH_SUBCLASS
     )
-    _fast = partial(_with_orjson, orjson.dumps, options)
 
+    def default(value: Any) -> str:
+        # A third of what isoformat() takes (0.7 us), where no tzinfo can raise.
+        if type(value) is datetime:
+            if value.tzinfo is None or value.tzinfo is timezone.utc:
+                return str(dumps(value)[1:-1], 'ascii')
+        return _default(value)
 
-def _with_orjson(dumps: Any, options: int, message: Any) -> bytes:
-    try:
-        # A copy: orjson's own holds on to kilobytes that it did not need.
-        return b''.join((dumps(message, _default, options), b''))
-    except Exception:  # keys that are no str, big integers, …
-        return _stdlib(message)
+    def encode_fast(message: Any) -> bytes:
+        try:
+            # A copy: orjson's own holds on to kilobytes that it did not need.
+            return b''.join((dumps(message, default, options), b''))
+        except Exception:  # keys that are no str, big integers, …
+            return _stdlib(message)
+
+    return encode_fast
 
 
 def _slow(message: Any) -> Tuple[bytes, Any]:

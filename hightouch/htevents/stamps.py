@@ -17,7 +17,10 @@ _IDS_PER_READ = 256
 # A UUID4's 7th byte begins with its version, and its 9th with two bits of its variant.
 _VERSION_4 = bytes(each & 0x0F | 0x40 for each in range(256))
 _VARIANT = bytes(each & 0x3F | 0x80 for each in range(256))
-_split = re.compile('(.{8})(.{4})(.{4})(.{4})(.{12})').findall
+
+# One id of a read, before its digits are there; and where each of its 32 digits goes.
+_BLANK_ID = b'________-____-____-____-____________\n'
+_PLACES = [place for place, each in enumerate(_BLANK_ID) if each == ord('_')]
 
 # The collector refuses older events.
 MAX_AGE_DAYS = 7
@@ -43,7 +46,12 @@ class _Ids:
         numbers = bytearray(os.urandom(16 * _IDS_PER_READ))
         numbers[6::16] = numbers[6::16].translate(_VERSION_4)
         numbers[8::16] = numbers[8::16].translate(_VARIANT)
-        made = list(map('-'.join, _split(hexlify(numbers).decode('ascii'))))
+        digits = hexlify(numbers)
+        text = bytearray(_BLANK_ID * _IDS_PER_READ)
+        # By column, and not by id: 32 steps in C for all of them (0.16 us for one id).
+        for number, place in enumerate(_PLACES):
+            text[place :: len(_BLANK_ID)] = digits[number :: len(_PLACES)]
+        made = text.decode('ascii').split()
         one = made.pop()
         self.ready.extend(made)
         return one

@@ -3,7 +3,7 @@
 import json
 import logging
 import unittest
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -53,6 +53,11 @@ odd = st.one_of(
     st.builds(lambda: 10**6000),  # its repr raises, hence not just()
     st.just(Weird),
 )
+zones = st.one_of(
+    st.none(),
+    st.just(timezone.utc),
+    st.integers(-1439, 1439).map(lambda each: timezone(timedelta(minutes=each))),
+)
 keys = st.one_of(st.text(max_size=5), scalars, st.binary(), st.tuples(st.integers()))
 plain = st.recursive(
     scalars,
@@ -84,6 +89,7 @@ def decoded(body: bytes) -> Any:
 
 class EncodingPropertyTest(unittest.TestCase):
     def setUp(self) -> None:
+        encoding.preload()
         logging.getLogger('hightouch').setLevel(logging.CRITICAL)
         self.addCleanup(logging.getLogger('hightouch').setLevel, logging.NOTSET)
 
@@ -96,6 +102,12 @@ class EncodingPropertyTest(unittest.TestCase):
         cleaned = utils.clean(message)
         self.assertEqual(decoded(encode(message)[0]), cleaned)
         self.assertEqual(decoded(encoding._stdlib(cleaned)), cleaned)
+
+    @given(st.one_of(st.datetimes(timezones=zones), st.dates()))
+    def test_both_encoders_write_a_date_in_the_same_way(self, value: Any) -> None:
+        expected = {'at': value.isoformat()}
+        self.assertEqual(decoded(encode({'at': value})[0]), expected)
+        self.assertEqual(decoded(encoding._stdlib({'at': value})), expected)
 
     @given(values)
     def test_cleaning_twice_changes_nothing_more(self, value: Any) -> None:
