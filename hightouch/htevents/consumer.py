@@ -7,7 +7,7 @@ thread delivers through one as well (``sync_mode``, and a flush where no thread 
 import logging
 import os
 import threading
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, Signal, delivering
@@ -21,10 +21,12 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
-from hightouch.htevents.foreign_queue import ForeignQueue
 from hightouch.htevents.request import DEFAULT_HOST, post
 from hightouch.htevents.retry import wait_time
 from hightouch.htevents.stamps import MAX_AGE_DAYS, are_expired
+
+if TYPE_CHECKING:
+    from hightouch.htevents.foreign_queue import ForeignQueue
 
 # Bytes of JSON that one message may take: the collector refuses larger ones.
 MAX_MSG_SIZE = 32 << 10
@@ -106,11 +108,15 @@ class Consumer(threading.Thread):
         self._ended = Signal()
         # When the owner wants to end; replaced by hurry().
         self._deadline = Deadline(None)
-        self._source: Union[EventQueue, ForeignQueue] = (
-            queue
-            if isinstance(queue, EventQueue)
-            else ForeignQueue(queue, MAX_MSG_SIZE, self._drop)
+        self._source: Union[EventQueue, 'ForeignQueue'] = (
+            queue if isinstance(queue, EventQueue) else self._adapted(queue)
         )
+
+    def _adapted(self, queue: Any) -> 'ForeignQueue':
+        # Imported here: a client never needs it.
+        from hightouch.htevents.foreign_queue import ForeignQueue
+
+        return ForeignQueue(queue, MAX_MSG_SIZE, self._drop)
 
     # -- the thread ------------------------------------------------------------------
 
@@ -149,7 +155,7 @@ class Consumer(threading.Thread):
         """End the thread after the batch it is delivering; does not wait for it."""
         self.running = False
         self._wakeup.set()
-        if isinstance(self._source, ForeignQueue):
+        if not isinstance(self._source, EventQueue):
             self._source.wake()
 
     def hurry(self, deadline: Deadline) -> None:

@@ -8,7 +8,6 @@ again. With orjson installed (the extra ``fast``) that is tried first.
 import json
 from datetime import date, datetime, timezone
 from functools import lru_cache
-from importlib import import_module
 from json import encoder
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -75,7 +74,7 @@ def preload() -> None:
     """Encode with orjson from now on, if it is installed (see sessions.preload)."""
     global _fast
     try:
-        orjson = import_module('orjson')
+        orjson = __import__('orjson')
     except Exception:  # not there, or not for this interpreter: an extra, not a need
         return
     _fast = _make_fast(orjson)

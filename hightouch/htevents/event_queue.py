@@ -23,7 +23,6 @@ in the order of acceptance: it is over when no batch before it is in flight.
 """
 
 import json
-import queue
 import threading
 from collections import deque
 from itertools import count, repeat
@@ -586,6 +585,8 @@ class EventQueue:
         self, item: Any, block: bool = True, timeout: Optional[float] = None
     ) -> None:
         """Put a message (a dict); raises ``queue.Full`` when there is no room."""
+        import queue
+
         wait = (threading.TIMEOUT_MAX if timeout is None else timeout) if block else 0
         if not self.offer(encode(item)[0], wait):
             raise queue.Full
@@ -598,6 +599,8 @@ class EventQueue:
 
         For inspection and tests; consumers use `take`. ``task_done`` acknowledges it.
         """
+        import queue
+
         deadline = Deadline(timeout)
         while True:
             batch = self.take_now(1)

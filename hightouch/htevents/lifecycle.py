@@ -8,7 +8,6 @@ done leave nothing behind.
 import atexit
 import sys
 import weakref
-from importlib import import_module
 from typing import Any, Set
 
 from hightouch.htevents import fork
@@ -59,7 +58,9 @@ def _hook_child() -> None:
     if processes is not None:
         _state.child_hooked = True
         if type(processes.current_process()).__name__ != '_MainProcess':
-            import_module('multiprocessing.util').Finalize(None, end, exitpriority=0)
+            from multiprocessing import util
+
+            util.Finalize(None, end, exitpriority=0)
     # Those of Celery leave the same way, and tell of it by a signal of Celery's.
     signals = sys.modules.get('celery.signals')
     if signals is not None:

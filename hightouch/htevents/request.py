@@ -2,7 +2,6 @@
 
 import json
 import logging
-import zlib
 from datetime import date, datetime
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -23,9 +22,6 @@ USER_AGENT = 'events-sdk-python/' + VERSION
 # zlib's fastest level: for JSON of this kind it gives most of what the others give, for
 # a fraction of the host's CPU.
 GZIP_LEVEL = 1
-
-# What zlib calls the largest window, in the format of gzip.
-_GZIP_FORMAT = 16 + zlib.MAX_WBITS
 
 # Characters of an error body that go into an error's text.
 MAX_ERROR_TEXT = 500
@@ -137,7 +133,10 @@ def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
 
 
 def _compressed(body: bytes) -> bytes:
-    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_FORMAT)
+    import zlib  # there already: requests needs it
+
+    # What zlib calls the largest window, in the format of gzip.
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     return packer.compress(body) + packer.flush()
 
 

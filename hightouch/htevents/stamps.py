@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from binascii import hexlify
 from datetime import datetime, timedelta, timezone
 from time import gmtime, strftime, time
 from typing import Any, List, Sequence, Tuple
@@ -25,7 +24,7 @@ _PLACES = [place for place, each in enumerate(_BLANK_ID) if each == ord('_')]
 # The collector refuses older events.
 MAX_AGE_DAYS = 7
 
-_ISO = re.compile(
+_ISO = (
     r'\d{4}-?\d\d-?\d\d'
     r'(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?$'
 )
@@ -46,7 +45,7 @@ class _Ids:
         numbers = bytearray(os.urandom(16 * _IDS_PER_READ))
         numbers[6::16] = numbers[6::16].translate(_VERSION_4)
         numbers[8::16] = numbers[8::16].translate(_VARIANT)
-        digits = hexlify(numbers)
+        digits = numbers.hex().encode('ascii')
         text = bytearray(_BLANK_ID * _IDS_PER_READ)
         # By column, and not by id: 32 steps in C for all of them (0.16 us for one id).
         for number, place in enumerate(_PLACES):
@@ -107,7 +106,7 @@ def to_iso(value: Any) -> str:
 
 def _parsed(text: str) -> datetime:
     # dateutil alone takes 'May', and fills in the rest from today.
-    if _ISO.match(text.strip()):
+    if re.match(_ISO, text.strip()):
         from dateutil.parser import parse
 
         try:

@@ -7,7 +7,6 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
 from enum import Enum
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
@@ -85,6 +84,8 @@ class _Cleaner:
         for types, convert in _SCALARS:
             if isinstance(item, types):
                 return convert(self, item, path, depth)
+        if _is_a(item, 'decimal', 'Decimal'):
+            return _number(item)
         if isinstance(item, Mapping):
             return self._container(item, path, depth, self._mapping)
         if isinstance(item, (list, tuple, set, frozenset, deque)):
@@ -207,12 +208,15 @@ def _key(key: Any) -> str:
     return str(key)
 
 
+def _is_a(item: Any, module: str, name: str) -> bool:
+    """Whether a value is of a class; imports nothing: who has one has its module."""
+    # Perhaps another thread is importing it right now, and the class is not there yet.
+    return isinstance(item, getattr(sys.modules.get(module), name, ()))
+
+
 def _is_textual(item: Any) -> bool:
     """Whether str() is what was meant: UUIDs, paths, strings that are made late."""
-    uuid = sys.modules.get('uuid')  # who has a UUID has imported it
-    if uuid is not None and isinstance(item, uuid.UUID):
-        return True
-    if hasattr(item, '__fspath__'):
+    if _is_a(item, 'uuid', 'UUID') or hasattr(item, '__fspath__'):
         return True
     return all(hasattr(item, name) for name in ('upper', 'split', 'encode'))
 
@@ -223,7 +227,7 @@ _SCALARS: Tuple[Tuple[Any, Callable[[Any, Any, str, int], Any]], ...] = (
     (bool, lambda self, item, path, depth: bool(item)),
     (str, lambda self, item, path, depth: _text(str.__str__(item))),
     (int, lambda self, item, path, depth: _integer(int(item), path)),
-    ((float, Decimal), lambda self, item, path, depth: _number(item)),
+    (float, lambda self, item, path, depth: _number(item)),
     ((datetime, date), lambda self, item, path, depth: item),
     (time, lambda self, item, path, depth: item.isoformat()),
     (timedelta, lambda self, item, path, depth: item.total_seconds()),

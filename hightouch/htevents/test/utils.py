@@ -1,6 +1,7 @@
 import enum
 import json
 import logging
+import sys
 import unittest
 import uuid
 from collections import ChainMap, OrderedDict, defaultdict, deque, namedtuple
@@ -8,8 +9,10 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import PurePosixPath
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
+
+import mock
 
 from hightouch.htevents import encoding, stamps, utils
 from hightouch.htevents.encoding import encode
@@ -252,6 +255,13 @@ class ValueTest(unittest.TestCase):
                 self.wire([value, 1])
             self.assertEqual(self.wire([1, {Key(): 2, 'a': 3}]), [1, {'a': 3}])
             self.wire(Items(a={1}))
+
+    def test_nothing_is_lost_while_another_thread_imports_a_module(self) -> None:
+        unready = {name: ModuleType(name) for name in ('uuid', 'decimal')}
+        with mock.patch.dict(sys.modules, unready), LogCatcher():
+            self.assertEqual(
+                self.wire([PurePosixPath('a'), object]), ['a', str(object)]
+            )
 
     def test_a_generator_is_not_consumed(self) -> None:
         generator = (number for number in range(3))
