@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, Signal, delivering
+from hightouch.htevents.concurrency import Deadline, Signal, delivering, delivery_depth
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import (
@@ -357,7 +357,11 @@ class Consumer(threading.Thread):
             _bare(self.host or DEFAULT_HOST),
             describe(error),
         )
-        if self.on_error is not None:
+        if self.on_error is None:
+            return
+        if delivery_depth():  # a callback of that delivery, not of one inside it
+            self._call(self.on_error, 'on_error', error, messages)
+        else:
             with delivering():
                 self._call(self.on_error, 'on_error', error, messages)
 

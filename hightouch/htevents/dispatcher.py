@@ -239,9 +239,11 @@ class Dispatcher:
             return True
         if not self.queue.closed:
             self._start()
-        if delivery_depth() > 1 and not self._has_threads():
-            return False  # a flush inside a flush's own callback
-        if delivery_depth() <= 1 and (nested or not self._has_threads()):
+        if delivery_depth() > 1:
+            # A flush inside a flush's own callback. The threads, if there are any, may
+            # all be waiting in such callbacks: for each other.
+            return False
+        if nested or not self._has_threads():
             self._drain(deadline)
         return self.queue.wait_until_resolved(deadline, nested)
 

@@ -170,6 +170,48 @@ class ThreadFaultTest(TestCase):
         self.assertEqual(flushed, [True])
         self.assertEqual(len(self.collector.events), 4)
 
+    def test_fault_08_a_flush_in_a_callback_delivers_what_is_queued_behind(
+        self,
+    ) -> None:
+        for name, outcomes in (('on_error', [404, 200, 404]), ('on_success', [])):
+            for threads in (1, 2):
+                flushed = []  # type: List[bool]
+
+                def flush(*_: Any) -> None:
+                    flushed.append(client.flush(None))
+
+                self.collector.script(*outcomes)
+                client = self.client(
+                    thread=threads, upload_size=1, upload_interval=60, **{name: flush}
+                )
+                for _ in range(9):
+                    client.track('user', 'event')
+                with self.subTest(name, threads=threads):
+                    self.assertTrue(client.flush(LIMIT))
+                    self.assertEqual(client.stats().failed, outcomes.count(404))
+                    self.assertIn(True, flushed)
+
+    def test_fault_08_a_shutdown_in_a_callback_loses_nothing(self) -> None:
+        for name, outcomes in (('on_error', [404]), ('on_success', [])):
+            ended = []  # type: List[bool]
+
+            def end(*_: Any) -> None:
+                if not ended:
+                    ended.append(False)
+                    ended.append(client.shutdown(LIMIT))
+
+            self.collector.script(*outcomes)
+            client = self.client(upload_size=1, upload_interval=60, **{name: end})
+            for _ in range(4):
+                client.track('user', 'event')
+            (consumer,) = client.consumers or []
+            client.flush(LIMIT)
+            consumer.join(LIMIT)
+            with self.subTest(name):
+                self.assertEqual(client.stats().failed, len(outcomes))
+                self.assertEqual(client.stats().pending, 0)
+                self.assertEqual(ended, [False, True])
+
     def test_fault_08_a_dropped_item_is_acknowledged(self) -> None:
         import queue
 
