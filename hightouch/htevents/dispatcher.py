@@ -157,7 +157,8 @@ class Dispatcher:
             return True
         if self.queue.closed and self.queue.empty():
             return True  # there is nothing for them, and there will be nothing
-        if not self._starting.acquire(False):
+        starting = self._starting  # a child, forked in here, has another one
+        if not starting.acquire(False):
             return True  # another thread, or the code below us on this one, is at it
         try:
             if not self._running:
@@ -165,20 +166,21 @@ class Dispatcher:
                     self._forget_consumers()  # gevent has replaced it meanwhile
                 self._start_threads()
         finally:
-            self._starting.release()
+            starting.release()
         return True
 
     def _prepare(self) -> None:
         """Do what is done once in a process, with the first event."""
+        self._prepared = True  # first: a child, forked in here, takes it back
         many = lifecycle.add(self) > RESTLESS_CLIENTS
         # With a spool somebody has to look for what dead processes left.
         rests = CAN_REST and many and not self.queue.durable
         self.queue.on_idle = self._rest if rests else None
-        self._prepared = True
         if self._threads:
             _warn_of_uwsgi()  # last: a log handler may track
 
     def _start_threads(self) -> None:
+        made = self._made
         for consumer in self.consumers:
             if consumer.ident is not None:
                 continue
@@ -189,11 +191,13 @@ class Dispatcher:
                 # shutting down. Events wait for a flush, the exit, or the next try.
                 self._next_start = monotonic() + START_RETRY_INTERVAL
                 return
-        self._running = True
+        if made is self._made:  # else this is a child, forked in here
+            self._running = True
 
     def _rest(self) -> None:
         """End the consumers, if nothing is pending. Called by the one that leads."""
-        if not self._starting.acquire(False):
+        starting = self._starting
+        if not starting.acquire(False):
             return
         try:
             before, self._running = self._running, False
@@ -202,10 +206,11 @@ class Dispatcher:
             else:
                 self._resting = self.consumers
                 del self._made['threads']
+                self._next_start = 0.0  # those that end make room for others
                 for consumer in self._resting:
                     consumer.pause()
         finally:
-            self._starting.release()
+            starting.release()
         if not self._running and self.queue.pending():
             self._start()  # a call that came meanwhile found us at it, and left it to us
 

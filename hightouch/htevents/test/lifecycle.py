@@ -424,6 +424,27 @@ class RestTest(TestCase):
             alive = [each.is_alive() for each in client.consumers or ()]
         self.assertEqual(alive, [True, True, True])
 
+    def test_a_thread_that_was_refused_before_a_rest_is_tried_again_after_it(
+        self,
+    ) -> None:
+        client = self.client(thread=2, upload_interval=0)
+        start = threading.Thread.start
+
+        def start_or_not(thread: threading.Thread) -> None:
+            ours = client.consumers or []
+            if thread in ours and any(each.is_alive() for each in ours):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 3600):
+            with mock.patch.object(threading.Thread, 'start', start_or_not):
+                client.track('user', 'event')
+                for consumer in client._dispatcher._resting or client.consumers or ():
+                    if consumer.ident is not None:
+                        consumer.join(LIMIT)
+                client.track('user', 'event')
+                self.assertTrue(self.collector.wait_for(2, LIMIT))
+
     def test_a_client_that_is_shut_down_at_rest_starts_no_thread_again(self) -> None:
         client = self.client()
         self.rest(client)
@@ -462,6 +483,37 @@ class RestTest(TestCase):
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
         self.rest(client)
         self.assertEqual(len(self.collector.events), 3)
+
+
+class ForkInsideTest(TestCase):
+    def test_a_child_that_is_forked_while_threads_are_started_sends_its_own(
+        self,
+    ) -> None:
+        client = self.client()
+        make = client._dispatcher._make_consumer
+        pids: List[int] = []
+
+        def fork_and_make(on_end: Any) -> Any:  # as a signal handler may, in there
+            if not pids:
+                pids.append(os.fork())
+            return make(on_end)
+
+        client._dispatcher._make_consumer = fork_and_make
+        accepted = False
+        try:
+            accepted = client.track('user', 'both')[0]
+        finally:
+            if pids[0] == 0:
+                accepted &= client.track('user', 'child')[0]
+                registered = client._dispatcher in lifecycle._state.active
+                delivered = client.shutdown(LIMIT)
+                os._exit(0 if accepted and registered and delivered else 1)
+        self.assertEqual(os.waitpid(pids[0], 0)[1], 0)
+        self.assertTrue(accepted and client.flush(LIMIT))
+        self.assertEqual(
+            sorted(each['event'] for each in self.collector.events),
+            ['both', 'both', 'child'],
+        )
 
 
 class UwsgiTest(TestCase):
