@@ -100,6 +100,7 @@ class Consumer(threading.Thread):
         self.oauth_manager = oauth_manager
         self.on_success = on_success
         self.running = True
+        self.began = False  # whether the thread has come to run()
         self._lease = lease
         self._on_end = on_end
         # Whether the last delivery gave something back to the queue, undelivered.
@@ -122,6 +123,7 @@ class Consumer(threading.Thread):
 
     def run(self) -> None:
         """Deliver batches until `pause`, or until the queue is closed and empty."""
+        self.began = True
         pid = os.getpid()
         try:
             while self.running and os.getpid() == pid:
@@ -195,7 +197,7 @@ class Consumer(threading.Thread):
         last = False
         while True:
             try:
-                return self._post(batch)
+                return self._post(batch, deadline)
             except Exception as error:
                 self._source.note_error(error)
                 if getattr(error, 'token_refused', False) and not token_renewed:
@@ -236,7 +238,15 @@ class Consumer(threading.Thread):
             self._wakeup.wait(left)
         return True
 
-    def _post(self, batch: List[Any]) -> None:
+    def _timeout(self, deadline: Deadline) -> Optional[float]:
+        left = deadline.remaining()
+        if left is None:
+            return self.timeout
+        # One last try is made when time is over already: that one may take a moment.
+        left = max(left, LAST_STEPS)
+        return left if self.timeout is None else min(self.timeout, left)
+
+    def _post(self, batch: List[Any], deadline: Deadline) -> None:
         if not isinstance(batch, Batch):
             batch = Batch([encode(message)[0] for message in batch], 0)
         kwargs: Dict[str, Any] = {}
@@ -246,7 +256,7 @@ class Consumer(threading.Thread):
             self.write_key,
             self.host,
             gzip=self.gzip,
-            timeout=self.timeout,
+            timeout=self._timeout(deadline),
             proxies=self.proxies,
             oauth_manager=self.oauth_manager,
             batch=batch,

@@ -171,11 +171,15 @@ class Dispatcher:
 
     def _prepare(self) -> None:
         """Do what is done once in a process, with the first event."""
-        self._prepared = True  # first: a child, forked in here, takes it back
+        made = self._made
         many = lifecycle.add(self) > RESTLESS_CLIENTS
+        if self._ended:
+            lifecycle.discard(self)  # another thread shut us down meanwhile
         # With a spool somebody has to look for what dead processes left.
         rests = CAN_REST and many and not self.queue.durable
         self.queue.on_idle = self._rest if rests else None
+        if made is self._made:  # else this is a child, forked in here
+            self._prepared = True
         if self._threads:
             _warn_of_uwsgi()  # last: a log handler may track
 
@@ -191,8 +195,8 @@ class Dispatcher:
                 # shutting down. Events wait for a flush, the exit, or the next try.
                 self._next_start = monotonic() + START_RETRY_INTERVAL
                 return
-        if made is self._made:  # else this is a child, forked in here
-            self._running = True
+        if made is self._made:  # as in _prepare
+            self._running = self._prepared
 
     def _rest(self) -> None:
         """End the consumers, if nothing is pending. Called by the one that leads."""
@@ -215,7 +219,9 @@ class Dispatcher:
             self._start()  # a call that came meanwhile found us at it, and left it to us
 
     def _has_threads(self) -> bool:
-        return any(consumer.is_alive() for consumer in self._present)
+        # Alive alone will not do: in a signal handler, one that is just started may wait
+        # for a lock of threading's that the code below us holds.
+        return any(each.began and each.is_alive() for each in self._present)
 
     def _drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
         """Deliver what waits on this thread; what time does not allow stays queued."""
@@ -276,7 +282,7 @@ class Dispatcher:
         for consumer in threads:
             consumer.pause()
         for consumer in threads:
-            if consumer.ident is not None and consumer is not current:
+            if consumer.began and consumer is not current:
                 consumer.wait_until_ended(deadline)
         self._end()
         return complete

@@ -5,6 +5,7 @@ There is no thread here: who needs a token gets it, and when several do, one ask
 
 import calendar
 import logging
+import re
 import threading
 import time
 import uuid
@@ -252,11 +253,12 @@ class OauthManager:
 
     def _read_token(self, status: int, fields: Dict[str, Any]) -> '_Token':
         text = fields.get('access_token')
-        if not isinstance(text, str) or not text:
+        # In a header, anything else would raise an error that quotes the token.
+        if not isinstance(text, str) or not re.match(r'[!-~]+\Z', text):
             raise OauthError(
                 status,
                 'invalid_response',
-                'expected an answer with an access_token, got one without',
+                'expected an answer with an access_token (visible ASCII), got one without',
             )
         now = self._clock()
         return _Token(text, now, _life(fields.get('expires_in')))

@@ -42,6 +42,7 @@ class _Ids:
         self.ready: List[str] = []
 
     def refill(self) -> str:
+        ready = self.ready
         numbers = bytearray(os.urandom(16 * _IDS_PER_READ))
         numbers[6::16] = numbers[6::16].translate(_VERSION_4)
         numbers[8::16] = numbers[8::16].translate(_VARIANT)
@@ -51,8 +52,12 @@ class _Ids:
         for number, place in enumerate(_PLACES):
             text[place :: len(_BLANK_ID)] = digits[number :: len(_PLACES)]
         made = text.decode('ascii').split()
+        if (
+            ready is not self.ready
+        ):  # this is a child, forked in here by a signal handler
+            return self.refill()
         one = made.pop()
-        self.ready.extend(made)
+        ready.extend(made)
         return one
 
 

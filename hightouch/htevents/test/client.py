@@ -199,6 +199,8 @@ class CallTest(TestCase):
     def test_a_timeout_that_is_no_number_is_an_assertion_error(self) -> None:
         with self.assertRaises(AssertionError):
             self.quiet.flush('soon')  # type: ignore[arg-type]
+        with self.assertRaises(AssertionError):
+            self.quiet.flush(float('nan'))
 
 
 class DeliveryTest(TestCase):

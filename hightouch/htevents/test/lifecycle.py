@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import unittest
 import weakref
 from typing import Any, List
@@ -472,6 +473,18 @@ class RestTest(TestCase):
             self.assertTrue(client.track('user', 'event')[0])
             self.assertTrue(client.flush(LIMIT))
         self.assertEqual(len(self.collector.events), 2)
+
+    def test_a_flush_that_delivers_by_itself_ends_in_time(self) -> None:
+        self.collector.script('hang', 'hang')  # the last try is made at the end
+        client = self.client(timeout=LIMIT)
+        error = RuntimeError("can't start new thread")
+        with mock.patch.object(dispatcher.Consumer, 'start', side_effect=error):
+            client.track('user', 'event')
+            begun = time.monotonic()
+            self.assertFalse(client.flush(0.2))
+            self.assertLess(time.monotonic() - begun, LIMIT / 2)
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(client.stats().delivered, 1)
 
     def test_a_child_that_is_forked_at_rest_sends_its_own_events(self) -> None:
         client = self.client()

@@ -151,6 +151,13 @@ class OauthTest(TestCase):
             self.assertFalse(caught.exception.retryable)
             self.assertEqual(len(self.collector.requests), before + 1)
 
+    def test_a_token_that_fits_no_header_is_refused_and_not_shown(self) -> None:
+        for token in ('SECRET\\nline', 'SECRET\\u00e9', 'SECRET two', ''):
+            self.fault(Fault(200, {}, ('{"access_token": "%s"}' % token).encode()))
+            with self.assertRaises(request.APIError) as caught:
+                self.manager().get_token()
+            self.assertNotIn('SECRET', repr(caught.exception))
+
     def test_an_odd_expires_in_is_no_error(self) -> None:
         for value in ('"soon"', 'null', '-1', '0', '1e999', '"3600"'):
             body = '{"access_token": "odd", "expires_in": %s}' % value
