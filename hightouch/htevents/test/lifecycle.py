@@ -498,6 +498,7 @@ class RestTest(TestCase):
         self.assertEqual(len(self.collector.events), 3)
 
 
+@unittest.skipUnless(hasattr(os, 'register_at_fork'), 'needs Python 3.7 or later')
 class ForkInsideTest(TestCase):
     def test_a_child_that_is_forked_while_threads_are_started_sends_its_own(
         self,
