@@ -500,7 +500,7 @@ def _spooled_queue(
 
 def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
     expect(
-        timeout is None or settings.is_number(timeout) and timeout == timeout,
+        timeout is None or settings.is_number(timeout),
         'timeout',
         'a number of seconds, or None',
         timeout,

@@ -44,6 +44,9 @@ OnSuccess = Callable[[List[Dict[str, Any]]], Any]
 # Seconds that a thread may take from its last act to its end.
 LAST_STEPS = 0.1
 
+# Seconds that a request may take which is made when time is over already.
+LAST_TRY = 0.1
+
 _log = logging.getLogger('hightouch')
 
 
@@ -242,8 +245,7 @@ class Consumer(threading.Thread):
         left = deadline.remaining()
         if left is None:
             return self.timeout
-        # One last try is made when time is over already: that one may take a moment.
-        left = max(left, LAST_STEPS)
+        left = max(left, LAST_TRY)
         return left if self.timeout is None else min(self.timeout, left)
 
     def _post(self, batch: List[Any], deadline: Deadline) -> None:

@@ -184,7 +184,6 @@ class Dispatcher:
             _warn_of_uwsgi()  # last: a log handler may track
 
     def _start_threads(self) -> None:
-        made = self._made
         for consumer in self.consumers:
             if consumer.ident is not None:
                 continue
@@ -195,8 +194,7 @@ class Dispatcher:
                 # shutting down. Events wait for a flush, the exit, or the next try.
                 self._next_start = monotonic() + START_RETRY_INTERVAL
                 return
-        if made is self._made:  # as in _prepare
-            self._running = self._prepared
+        self._running = self._prepared  # no longer in a child that was forked in here
 
     def _rest(self) -> None:
         """End the consumers, if nothing is pending. Called by the one that leads."""

@@ -585,7 +585,7 @@ class EventQueue:
         self, item: Any, block: bool = True, timeout: Optional[float] = None
     ) -> None:
         """Put a message (a dict); raises ``queue.Full`` when there is no room."""
-        import queue
+        import queue  # here: a client never needs it
 
         wait = (threading.TIMEOUT_MAX if timeout is None else timeout) if block else 0
         if not self.offer(encode(item)[0], wait):
@@ -599,7 +599,7 @@ class EventQueue:
 
         For inspection and tests; consumers use `take`. ``task_done`` acknowledges it.
         """
-        import queue
+        import queue  # here: a client never needs it
 
         deadline = Deadline(timeout)
         while True:

@@ -55,7 +55,10 @@ def expect(ok: bool, name: str, expected: str, value: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number, as ``isinstance`` has it; a bool and NaN are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return value == value
 
 
 def _check_range(name: str, value: Any, least: float, whole: bool) -> None:

@@ -24,6 +24,7 @@ _PLACES = [place for place, each in enumerate(_BLANK_ID) if each == ord('_')]
 # The collector refuses older events.
 MAX_AGE_DAYS = 7
 
+# A text, which re compiles with its first use: many programs never need it.
 _ISO = (
     r'\d{4}-?\d\d-?\d\d'
     r'(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?$'
@@ -52,9 +53,7 @@ class _Ids:
         for number, place in enumerate(_PLACES):
             text[place :: len(_BLANK_ID)] = digits[number :: len(_PLACES)]
         made = text.decode('ascii').split()
-        if (
-            ready is not self.ready
-        ):  # this is a child, forked in here by a signal handler
+        if ready is not self.ready:  # this is a child, forked in here
             return self.refill()
         one = made.pop()
         ready.extend(made)

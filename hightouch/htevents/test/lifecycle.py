@@ -439,10 +439,7 @@ class RestTest(TestCase):
 
         with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 3600):
             with mock.patch.object(threading.Thread, 'start', start_or_not):
-                client.track('user', 'event')
-                for consumer in client._dispatcher._resting or client.consumers or ():
-                    if consumer.ident is not None:
-                        consumer.join(LIMIT)
+                self.rest(client)
                 client.track('user', 'event')
                 self.assertTrue(self.collector.wait_for(2, LIMIT))
 
