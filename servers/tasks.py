@@ -12,8 +12,10 @@ celery.conf.update(
         'data_folder_in': folder,
         'data_folder_out': folder,
         'control_folder': folder,
+        'polling_interval': 0.02,  # s
     },
-    worker_prefetch_multiplier=1,
+    # Once a worker has as many tasks as it may, it looks again two seconds later.
+    worker_prefetch_multiplier=50,
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
 )
