@@ -134,7 +134,7 @@ class Consumer(threading.Thread):
                     batch = self._take(idle=None)
                     if batch is None:
                         break
-                    self.deliver(batch, self._deadline)
+                    self.deliver(batch)
                     if self.gave_back:
                         break  # we are ending, and the server does not answer
                 except Exception:
@@ -176,7 +176,7 @@ class Consumer(threading.Thread):
     def upload(self) -> bool:
         """Take the next batch and deliver it; True when all of it was delivered."""
         batch = self._take(idle=self.upload_interval)
-        return batch is not None and self.deliver(batch, self._deadline)
+        return batch is not None and self.deliver(batch)
 
     def _take(self, idle: Optional[float]) -> Optional[Batch]:
         return self._source.take(
@@ -190,9 +190,14 @@ class Consumer(threading.Thread):
 
     def request(self, batch: List[Any]) -> None:
         """Send a batch (messages), with retries; raises the last error."""
-        self._request(batch, self._deadline)
+        error, _ = self._request(batch, self._deadline)
+        if error is not None:
+            raise error
 
-    def _request(self, batch: List[Any], deadline: Deadline) -> None:
+    def _request(
+        self, batch: List[Any], deadline: Deadline
+    ) -> Tuple[Optional[Exception], bool]:
+        """Send with retries; gives the last error, and whether time alone ended them."""
         # What is on the disk can wait: it is tried again until it is delivered.
         retries = float('inf') if self._source.durable else self.retries
         attempt = 0
@@ -200,20 +205,21 @@ class Consumer(threading.Thread):
         last = False
         while True:
             try:
-                return self._post(batch, deadline)
+                self._post(batch, deadline)
+                return None, False
             except Exception as error:
                 self._source.note_error(error)
                 if getattr(error, 'token_refused', False) and not token_renewed:
                     token_renewed = True  # the next try gets a new one
                     continue
                 if last or attempt >= retries or self._is_final(error):
-                    raise
+                    return error, last
                 delay = wait_time(attempt, getattr(error, 'retry_after', None))
                 attempt += 1
                 last = not self._wait(delay, deadline) or not self.running
                 self._source.note_retry(error)
                 if any(self._expired(batch)):
-                    raise
+                    return error, False
 
     def _is_final(self, error: Exception) -> bool:
         """Whether an error says that the events will never be taken."""
@@ -267,15 +273,20 @@ class Consumer(threading.Thread):
 
     # -- a batch ---------------------------------------------------------------------
 
-    def deliver(self, batch: Batch, deadline: Deadline, keep: bool = False) -> bool:
+    def deliver(
+        self, batch: Batch, deadline: Optional[Deadline] = None, keep: bool = False
+    ) -> bool:
         """Deliver a batch, or the part of it that the server takes, and acknowledge it.
 
         What is refused is reported through ``on_error``.
 
+        :param deadline: when no more retries are waited for; None: when `hurry` says
         :param keep: give back to the queue, instead of reporting it, what could not be
             delivered because the deadline came
         :returns: True when all of it was delivered
         """
+        if deadline is None:
+            deadline = self._deadline
         todo = [batch]
         lost: List[Tuple[Exception, Batch]] = []
         complete = True
@@ -297,23 +308,22 @@ class Consumer(threading.Thread):
                             lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
                             todo.extend(parts[1:] if len(parts[1]) else ())
                         continue
-                    try:
-                        self._request(part, deadline)
-                    except Exception as error:
-                        if any(self._expired(part)):
-                            continue  # while it was retried: part it, and go on
-                        complete = False
-                        todo.pop()
-                        if _is_splittable(error, part):
-                            todo.extend(reversed(self._source.split(part) or ()))
-                        elif self._is_kept(error, keep and deadline.over):
-                            self._source.park(part)
-                            self.gave_back = self._source.durable
-                        else:
-                            lost.append((error, part))
-                    else:
+                    error, timed_out = self._request(part, deadline)
+                    if error is None:
                         todo.pop()
                         self._succeed(part)
+                        continue
+                    if any(self._expired(part)):
+                        continue  # while it was retried: part it, and go on
+                    complete = False
+                    todo.pop()
+                    if _is_splittable(error, part):
+                        todo.extend(reversed(self._source.split(part) or ()))
+                    elif self._is_kept(error, keep and timed_out):
+                        self._source.park(part)
+                        self.gave_back = True
+                    else:
+                        lost.append((error, part))
             except BaseException:  # KeyboardInterrupt in a thread of the application
                 for part in todo:
                     self._source.park(part)

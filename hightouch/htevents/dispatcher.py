@@ -6,24 +6,19 @@ import threading
 from time import monotonic
 from typing import Any, Callable, Dict, List, Optional
 
-from hightouch.htevents import fork, lifecycle
+from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, delivery_depth
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.shared_consumers import SharedConsumers
 
 # Seconds before threads are tried again after the system refused one.
 START_RETRY_INTERVAL = 1.0
 
-# Clients of a process whose threads stay when they are idle: a call that has to start one
-# takes 0.3 ms more, and longer while other threads compute. Those of more clients rest. An
-# idle thread takes 30 KB, and some systems allow a thousand of them.
-RESTLESS_CLIENTS = 10
-
-# Before 3.10 a signal handler that starts a thread while the code below it does so waits
-# for itself. There that may happen with a client's first event only.
-CAN_REST = sys.version_info >= (3, 10)
+# Clients of a process that have threads of their own; those of more share theirs.
+CLIENTS_WITH_THREADS = 10
 
 _log = logging.getLogger('hightouch')
 
@@ -34,10 +29,8 @@ class Dispatcher:
     Consumers refer to this object, never to the client: a client that is dropped
     without a shutdown is garbage, and its consumers end when the queue is empty.
 
-    Where there are many clients an idle one has no threads: its consumers *rest*, and the
-    next event starts new ones. One that goes to rest says so first, and then looks at the
-    queue; `put` puts an event into the queue first, and then looks whether somebody is
-    there to take it. So one of the two sees the other.
+    Where there are many clients the later ones have no threads of their own: see
+    `SharedConsumers`.
 
     :param queue: where the events wait
     :param make_consumer: makes a consumer; called again in a forked child, because a
@@ -71,11 +64,14 @@ class Dispatcher:
 
     def _make(self) -> None:
         self._forget_consumers()
-        self._resting: List[Consumer] = []
+        # None for a client that has threads of its own.
+        self._shared: Optional[SharedConsumers] = None
+        self._made_shared: Dict[None, SharedConsumers] = {}
         self._running = not self._send
         self._prepared = not self._send
         self._next_start = 0.0
         self._ended = False
+        self._endings = [True]  # taken by the one thread that ends everything
         self._finishing = False
         # Held by the one thread that starts the consumers. Only ever tried, never
         # waited for: a signal handler may come in between.
@@ -97,7 +93,7 @@ class Dispatcher:
 
     @property
     def consumers(self) -> List[Consumer]:
-        """The threads: started by the first event, and new ones after a rest."""
+        """The threads, started by the first event; where there are many clients never."""
         return self._make_once('threads', self._threads, self._consumer_ended)
 
     @property
@@ -113,6 +109,8 @@ class Dispatcher:
     def _after_fork(self) -> None:
         for consumer in self._present:
             consumer.running = False  # if one of them forked, it must not go on
+        if self._shared is not None:
+            self._shared.stop()
         self._make()
 
     def start(self) -> None:
@@ -126,8 +124,8 @@ class Dispatcher:
         if not self._running and not self._start():
             return self.queue.refuse()
         accepted = self.queue.offer(body, block_timeout)
-        if not self._running:
-            self._start()  # the consumers went to rest meanwhile
+        if self._shared is not None:
+            self._shared.event_queued()
         return accepted
 
     def deliver_now(self, body: bytes) -> bool:
@@ -172,16 +170,25 @@ class Dispatcher:
     def _prepare(self) -> None:
         """Do what is done once in a process, with the first event."""
         made = self._made
-        many = lifecycle.add(self) > RESTLESS_CLIENTS
-        if self._ended:
-            lifecycle.discard(self)  # another thread shut us down meanwhile
+        many = lifecycle.add(self) > CLIENTS_WITH_THREADS
         # With a spool somebody has to look for what dead processes left.
-        rests = CAN_REST and many and not self.queue.durable
-        self.queue.on_idle = self._rest if rests else None
+        shares = many and self._threads > 0 and not self.queue.durable
+        shared = self._make_shared() if shares else None
         if made is self._made:  # else this is a child, forked in here
+            if shared is not None:
+                self._shared, self._running = shared, True
+                shared.start()
             self._prepared = True
+        if self._ended:
+            self._leave()  # another thread shut us down meanwhile
         if self._threads:
             _warn_of_uwsgi()  # last: a log handler may track
+
+    def _make_shared(self) -> SharedConsumers:
+        made = self._made_shared  # of threads that come here at once all get the same
+        return made.get(None) or made.setdefault(
+            None, SharedConsumers(self.queue, self.consumers, self._consumer_ended)
+        )
 
     def _start_threads(self) -> None:
         for consumer in self.consumers:
@@ -196,27 +203,9 @@ class Dispatcher:
                 return
         self._running = self._prepared  # no longer in a child that was forked in here
 
-    def _rest(self) -> None:
-        """End the consumers, if nothing is pending. Called by the one that leads."""
-        starting = self._starting
-        if not starting.acquire(False):
-            return
-        try:
-            before, self._running = self._running, False
-            if self.queue.pending() or self.queue.closed:
-                self._running = before
-            else:
-                self._resting = self.consumers
-                del self._made['threads']
-                self._next_start = 0.0  # those that end make room for others
-                for consumer in self._resting:
-                    consumer.pause()
-        finally:
-            starting.release()
-        if not self._running and self.queue.pending():
-            self._start()  # a call that came meanwhile found us at it, and left it to us
-
     def _has_threads(self) -> bool:
+        if self._shared is not None:
+            return pool.is_running()
         # Alive alone will not do: in a signal handler, one that is just started may wait
         # for a lock of threading's that the code below us holds.
         return any(each.began and each.is_alive() for each in self._present)
@@ -276,10 +265,9 @@ class Dispatcher:
         if self._send:
             self._give_up(self.queue.abandon())
         current = threading.current_thread()
-        threads = self._present + self._resting
-        for consumer in threads:
+        for consumer in self._present:
             consumer.pause()
-        for consumer in threads:
+        for consumer in self._present:
             if consumer.began and consumer is not current:
                 consumer.wait_until_ended(deadline)
         self._end()
@@ -311,28 +299,40 @@ class Dispatcher:
         if self._ended or lifecycle.is_over():
             return
         self.queue.close()
-        if self.queue.empty() and not self._has_threads():
+        if self.queue.empty() and not self._is_delivering():
             self._end()
 
     def _consumer_ended(self) -> None:
         if self._ended:
             self._lease.close()  # taken anew by a request that outlasted the shutdown
-        # By what they set before they come here, not by is_alive(): of two that end
-        # together each would see the other one alive.
-        if any(each.ident is not None and each.running for each in self._present):
-            return
         # Who waits for us ends everything: it may be the only thread that can, because
         # it has interrupted a call of its own.
         if self.queue.closed and self.queue.empty() and not self._finishing:
-            self._end()
+            if not self._is_delivering():
+                self._end()
+
+    def _is_delivering(self) -> bool:
+        if self._shared is not None:
+            return self._shared.in_use
+        # By what they set before they end, not by is_alive(): of two that end together
+        # each would see the other one alive.
+        return any(each.ident is not None and each.running for each in self._present)
 
     def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
-            lifecycle.discard(self)
-            self.queue.release()
-            self._lease.close()
-            self._on_end()
+        try:
+            self._endings.pop()
+        except IndexError:
+            return  # another thread is at it
+        self._ended = True
+        self._leave()
+        self.queue.release()
+        self._lease.close()
+        self._on_end()
+
+    def _leave(self) -> None:
+        lifecycle.discard(self)
+        if self._shared is not None:
+            self._shared.stop()
 
     def stats(self) -> Stats:
         return self.queue.stats()

@@ -50,9 +50,6 @@ from hightouch.htevents.errors import describe
 # difference is room for the envelope.
 BATCH_BYTES = 475000
 
-# Seconds without an event after which `EventQueue.on_idle` is called, if there is one.
-IDLE_AFTER = 1.0
-
 # More events than a queue can hold: nobody is woken.
 _NEVER = 1 << 62
 _FULL = object()
@@ -119,8 +116,6 @@ class EventQueue:
         self.closed = False
         # Told, as Dispatcher.report, of events that cannot be read from a spool any more.
         self.on_loss: Optional[Callable[[Exception, List[Any], int], None]] = None
-        # Called by the leading consumer when no event came for IDLE_AFTER seconds.
-        self.on_idle: Optional[Callable[[], None]] = None
         self._reset()
         fork.register(self)
 
@@ -138,7 +133,7 @@ class EventQueue:
         self._room: List[Signal] = []
         self._wake_at = _NEVER
         self._large = BATCH_BYTES
-        self._wakeup = Signal()  # of the leading consumer
+        self._wakeup: Any = Signal()  # of the leading consumer; or see `wake`
         self._lead = [True]
         self._followers: List[Signal] = []
         # Guards everything below, and popping from _items. Held for a few steps, never
@@ -299,6 +294,24 @@ class EventQueue:
             except IndexError:
                 pass
 
+    def wake(self, wakeup: Any, size: int) -> None:
+        """Call ``wakeup.set()`` when there may be a full batch: where no consumer waits.
+
+        With each event, as long as there is.
+        """
+        self._wakeup = wakeup
+        self._wake_at = size
+        self._large = BATCH_BYTES // size
+
+    def due(self, size: int, interval: float) -> Optional[float]:
+        """The monotonic time when a batch is to be taken; None when nothing waits."""
+        if self._ripe(size, interval):
+            return 0.0
+        try:
+            return self._items[0][1] + interval
+        except IndexError:
+            return None
+
     def _ripe(self, size: int, interval: float) -> bool:
         items = self._items
         if self._parked:
@@ -319,24 +332,18 @@ class EventQueue:
     ) -> None:
         self._wakeup = wakeup
         self._large = BATCH_BYTES // size
-        idle = False
         try:
             first = self._items[0][1]
         except IndexError:
             self._wake_at = 1
             if not self._items and not self.closed and not self._parked:
-                if self.on_idle is not None and deadline.leaves(IDLE_AFTER):
-                    idle = not wakeup.wait(IDLE_AFTER)
-                else:
-                    wakeup.wait(deadline.remaining())
+                wakeup.wait(deadline.remaining())
         else:
             self._wake_at = size
             if not self._ripe(size, interval):
                 wakeup.wait(first + interval - monotonic())
         self._wake_at = _NEVER
         self._large = BATCH_BYTES
-        if idle and self.on_idle is not None:
-            self.on_idle()
 
     def take_now(self, size: int) -> Optional[Batch]:
         """Take what is there, at most ``size`` messages; None when nothing is."""

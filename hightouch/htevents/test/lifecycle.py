@@ -13,7 +13,7 @@ from typing import Any, List
 
 import mock
 
-from hightouch.htevents import Client, dispatcher, event_queue, lifecycle
+from hightouch.htevents import Client, dispatcher, lifecycle
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 _HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
@@ -322,160 +322,32 @@ class SigtermTest(TestCase):
         self.assertIn('main thread', str(errors[0]))
 
 
-@unittest.skipUnless(dispatcher.CAN_REST, 'threads rest with Python 3.10 or later')
-class RestTest(TestCase):
+class RefusedThreadTest(TestCase):
     def setUp(self) -> None:
         super().setUp()
-        for module, name in (
-            (event_queue, 'IDLE_AFTER'),
-            (dispatcher, 'RESTLESS_CLIENTS'),
-        ):
-            patch = mock.patch.object(module, name, 0)
-            patch.start()
-            self.addCleanup(patch.stop)
-
-    def rest(self, client: Client) -> None:
-        """Wait until an event is delivered, and the consumers have ended."""
-        client.track('user', 'event')
-        consumers = client.consumers or []
-        self.assertTrue(client.flush(LIMIT))
-        for consumer in consumers:
-            if consumer.ident is not None:
-                consumer.join(LIMIT)
-                self.assertFalse(consumer.is_alive())
-
-    def test_threads_rest_where_there_are_many_clients_and_stay_with_few(self) -> None:
-        few = len(lifecycle._state.active) + 2
-        with mock.patch.object(dispatcher, 'RESTLESS_CLIENTS', few):
-            clients = [self.client() for _ in range(4)]
-            for client in clients:
-                client.track('user', 'event')
-            threads = [each for client in clients for each in client.consumers or ()]
-            for client in clients:
-                self.assertTrue(client.flush(LIMIT))
-            for thread in threads[2:]:
-                thread.join(LIMIT)
-        self.assertEqual(
-            [each.is_alive() for each in threads], [True, True, False, False]
+        error = RuntimeError("can't start new thread")
+        self.refusal = mock.patch.object(
+            dispatcher.Consumer, 'start', side_effect=error
         )
 
-    def test_an_event_after_a_rest_is_delivered(self) -> None:
-        client = self.client(thread=4, upload_interval=0)
-        for count in range(1, 11):
-            self.rest(client)
-            self.assertEqual(len(self.collector.events), count)
-
-    def test_no_event_is_forgotten_by_consumers_that_go_to_rest(self) -> None:
-        # Nobody flushes, so that each event needs a consumer of its own accord.
-        delivered = threading.Semaphore(0)
-
-        def count(batch: List[Any]) -> None:
-            for _ in batch:
-                delivered.release()
-
-        client = self.client(upload_interval=0, on_success=count)
-        forgotten: List[int] = []
-
-        def work() -> None:
-            for number in range(150):
-                client.track('user', 'event')
-                if not delivered.acquire(timeout=LIMIT):
-                    forgotten.append(number)
-                    return
-
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-5)
-        try:
-            threads = [threading.Thread(target=work) for _ in range(3)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(interval)
-        self.assertEqual(forgotten, [])
-        self.assertEqual(client.stats().delivered, 450)
-
-    def test_a_thread_that_was_refused_is_tried_again_by_an_idle_one(self) -> None:
-        sending, go_on = threading.Event(), threading.Event()
-
-        def hold(batch: List[Any]) -> None:
-            sending.set()
-            go_on.wait(LIMIT)
-
-        error = RuntimeError("can't start new thread")
-        outcomes = iter([None, None, error, error])  # a call tries twice
-        start = threading.Thread.start
-
-        def start_or_not(thread: threading.Thread) -> None:
-            outcome = next(outcomes, None)
-            if outcome is not None:
-                raise outcome
-            start(thread)
-
-        client = self.client(thread=3, upload_interval=0, on_success=hold)
-        self.addCleanup(go_on.set)
-        with mock.patch.object(event_queue, 'IDLE_AFTER', LIMIT):
-            with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0):
-                with mock.patch.object(threading.Thread, 'start', start_or_not):
-                    client.track('user', 'event')
-            self.assertTrue(sending.wait(LIMIT))
-            assert client.queue.on_idle is not None
-            client.queue.on_idle()  # what an idle one does after IDLE_AFTER
-            alive = [each.is_alive() for each in client.consumers or ()]
-        self.assertEqual(alive, [True, True, True])
-
-    def test_a_thread_that_was_refused_before_a_rest_is_tried_again_after_it(
-        self,
-    ) -> None:
-        client = self.client(thread=2, upload_interval=0)
-        start = threading.Thread.start
-
-        def start_or_not(thread: threading.Thread) -> None:
-            ours = client.consumers or []
-            if thread in ours and any(each.is_alive() for each in ours):
-                raise RuntimeError("can't start new thread")
-            start(thread)
-
-        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 3600):
-            with mock.patch.object(threading.Thread, 'start', start_or_not):
-                self.rest(client)
-                client.track('user', 'event')
-                self.assertTrue(self.collector.wait_for(2, LIMIT))
-
-    def test_a_client_that_is_shut_down_at_rest_starts_no_thread_again(self) -> None:
+    def test_what_is_queued_is_delivered_by_a_flush(self) -> None:
         client = self.client()
-        self.rest(client)
-        self.assertTrue(client.shutdown(LIMIT))
-        with mock.patch.object(threading.Thread, 'start') as start:
-            self.assertFalse(client.track('user', 'event')[0])
-        start.assert_not_called()
-
-    def test_a_client_that_is_dropped_at_rest_is_garbage(self) -> None:
-        client = Client('key', self.collector.url)
-        self.rest(client)
-        gone = weakref.ref(client)
-        del client
-        gc.collect()
-        self.assertIsNone(gone())
-        self.assertFalse(lifecycle._state.active)
-
-    def test_what_is_queued_at_rest_is_delivered_when_no_thread_can_be_started(
-        self,
-    ) -> None:
-        client = self.client()
-        self.rest(client)
-        error = RuntimeError("can't start new thread")
-        with mock.patch.object(threading.Thread, 'start', side_effect=error):
+        with self.refusal:
             self.assertTrue(client.track('user', 'event')[0])
             self.assertTrue(client.flush(LIMIT))
-        self.assertEqual(len(self.collector.events), 2)
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_a_thread_is_tried_again_with_a_next_event(self) -> None:
+        client = self.client(upload_interval=0)
+        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0), self.refusal:
+            client.track('user', 'event')
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(2, LIMIT))
 
     def test_a_flush_that_delivers_by_itself_ends_in_time(self) -> None:
         self.collector.script('hang', 'hang')  # the last try is made at the end
         client = self.client(timeout=LIMIT)
-        error = RuntimeError("can't start new thread")
-        with mock.patch.object(dispatcher.Consumer, 'start', side_effect=error):
+        with self.refusal:
             client.track('user', 'event')
             begun = time.monotonic()
             self.assertFalse(client.flush(0.2))
@@ -483,16 +355,16 @@ class RestTest(TestCase):
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(client.stats().delivered, 1)
 
-    def test_a_child_that_is_forked_at_rest_sends_its_own_events(self) -> None:
-        client = self.client()
-        self.rest(client)
-        pid = os.fork()
-        if pid == 0:
-            client.track('user', 'child')
-            os._exit(0 if client.shutdown(LIMIT) else 1)
-        self.assertEqual(os.waitpid(pid, 0)[1], 0)
-        self.rest(client)
-        self.assertEqual(len(self.collector.events), 3)
+    def test_a_flush_that_has_no_time_for_a_retry_loses_nothing(self) -> None:
+        client = self.client(max_retries=3)
+        self.collector.stop()
+        with self.refusal:
+            client.track('user', 'event')
+            self.assertFalse(client.flush(0.5))
+            self.assertEqual(client.stats().pending, 1)
+            self.collector.start()
+            self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 1)
 
 
 @unittest.skipUnless(hasattr(os, 'register_at_fork'), 'needs Python 3.7 or later')

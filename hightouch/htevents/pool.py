@@ -1,0 +1,342 @@
+"""Threads that deliver for the many: one set for all clients that have none of their own.
+
+Theory of operation
+-------------------
+A process may have a client for each tenant, and most of them wait most of the time. A
+thread for each takes memory; to start one when it is needed keeps the caller waiting; and
+many that are at work at once hand the interpreter to and fro.
+
+So each such client has a `Job` here instead, which is *called* for the time when its
+batch is due, or *hurried* when that is full. *The watch*, a thread that never delivers,
+keeps the calendar of those times, and passes what is due to the *workers*. One worker is
+enough as long as nothing waits for it longer than `PATIENCE`; then the watch engages one
+more, then two, then four. So a server that does not answer holds up its own client only.
+Workers without work end, but for the last.
+
+The application's side takes no lock and waits for nothing, as in `event_queue`: append,
+and then look whether the watch has to be woken. The watch says first until when it would
+sleep, and then looks at what was appended.
+"""
+
+import heapq
+import logging
+import os
+import threading
+from collections import deque
+from itertools import count
+from time import monotonic, sleep
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
+
+from hightouch.htevents import fork
+from hightouch.htevents.concurrency import Signal
+
+# Seconds that a job waits for a worker that is busy before another one is engaged.
+PATIENCE = 0.02
+
+# Seconds without work after which a worker ends that is not the only one.
+IDLE_AFTER = 1.0
+
+# Seconds before a thread is tried again after the system refused one.
+START_RETRY_INTERVAL = 1.0
+
+_FOREVER = float('inf')
+
+_log = logging.getLogger('hightouch')
+
+
+class Job:
+    """What one client has the workers do. All may be called from anywhere.
+
+    :param serve: called on a worker: calls `begin`, delivers a batch if one `is_due`, and
+        calls `end`; or nothing of this, when others are at it who will call `end`
+    :param due: gives the monotonic time when a batch is to be taken; None when nothing
+        waits
+    """
+
+    __slots__ = ('serve', 'called', 'hurried', '_due')
+
+    def __init__(
+        self, serve: Callable[[], None], due: Callable[[], Optional[float]]
+    ) -> None:
+        self.serve = serve
+        self._due = due
+        self.called = False  # is in the calendar
+        self.hurried = False  # waits for a worker
+
+    def open(self) -> None:
+        """To be called before all others; keeps the threads from ending."""
+        _pools.jobs.add(self)
+
+    def call(self, due: float) -> None:
+        """Have the client looked at at that time."""
+        self.called = True
+        try:
+            _current().call(due, self)
+        except BaseException:  # KeyboardInterrupt: twice is better than never
+            self.called = False
+            raise
+
+    def set(self) -> None:
+        """Have the client served now. Named as in `Signal`: a queue wakes us by it."""
+        if self.hurried:
+            return
+        self.hurried = True
+        try:
+            _current().hurry(self)
+        except BaseException:
+            self.hurried = False
+            raise
+
+    def begin(self) -> None:
+        """What comes from now on needs another turn."""
+        self.hurried = False
+
+    def end(self) -> None:
+        """See that what waits has its turn."""
+        self.hurried = False
+        self.look()
+
+    def is_due(self) -> bool:
+        due = self._due()
+        return due is not None and due <= monotonic()
+
+    def look(self) -> None:
+        due = self._due()
+        if due is None:
+            return
+        if due <= monotonic():
+            self.set()
+        elif not self.called:
+            self.call(due)
+
+    def close(self) -> None:
+        """Let go of the client: it needs nothing any more."""
+        self.serve = self._due = _nothing
+        _pools.jobs.discard(self)
+        if not _pools.jobs:
+            for pool in list(_pools.made.values()):
+                pool.end()
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Worker(threading.Thread):
+    def __init__(self, run: Callable[['_Worker'], None]) -> None:
+        super().__init__(name='htevents-worker', daemon=True)
+        self.signal = Signal()
+        self.engaged = True  # is on its way to work
+        self._work = run
+
+    def run(self) -> None:
+        self._work(self)
+
+
+class Pool:
+    """The watch and the workers of a process; no thread until something is called."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        # What is called for a time: as it comes, and sorted, which only the watch does.
+        self._calls: Deque[Tuple[float, int, Job]] = deque()
+        self._calendar: List[Tuple[float, int, Job]] = []
+        self._number = count()  # jobs of the same time are not compared
+        # What waits for a worker, and since when.
+        self._ready: Deque[Tuple[float, Job]] = deque()
+        self._workers: List[_Worker] = []
+        self._idle: List[_Worker] = []
+        self._to_engage = 1
+        self._wakeup = Signal()  # of the watch
+        # The watch looks by itself at that time, and while it is awake soon.
+        self._next_look = 0.0
+        self._awake = True
+        self._started = False
+        self.running = False  # whether the watch is there, and not only on its way
+        self._next_start = 0.0
+        # Only tried, never waited for: a signal handler may come in between.
+        self._starting = threading.Lock()
+
+    # -- the application's side ------------------------------------------------------
+
+    def call(self, due: float, job: Job) -> None:
+        self._calls.append((due, next(self._number), job))
+        if not self._started:
+            self._start()
+        elif due < self._next_look:
+            self._wakeup.set()
+
+    def hurry(self, job: Job) -> None:
+        self._ready.append((monotonic(), job))
+        if not self._started:
+            self._start()
+        elif not self._awake:
+            self._wakeup.set()
+
+    def _start(self) -> None:
+        if not self._starting.acquire(False):
+            return  # another thread, or the code below us on this one, is at it
+        try:
+            if not self._started and monotonic() >= self._next_start:
+                watch = threading.Thread(target=self._watch, name='htevents-watch')
+                watch.daemon = True
+                # Before it runs: what is called meanwhile has to wake it.
+                self._started = True
+                watch.start()
+        except RuntimeError:
+            self._started = False
+            self._next_start = monotonic() + START_RETRY_INTERVAL
+        finally:
+            self._starting.release()
+        if not self._started:
+            # No thread to be had: events wait for a flush, the exit, or a next call.
+            for _, _, job in list(self._calls):
+                job.called = False
+            for _, job in list(self._ready):
+                job.hurried = False
+            self._calls.clear()
+            self._ready.clear()
+
+    # -- the watch -------------------------------------------------------------------
+
+    def end(self) -> None:
+        """End the threads, unless there is something to do."""
+        self._wakeup.set()
+
+    def _watch(self) -> None:
+        self.running = True
+        while os.getpid() == self._pid and not self._ends():
+            try:
+                self._look()
+            except Exception:
+                _go_on_after_an_error()
+
+    def _ends(self) -> bool:
+        if _pools.jobs or self._calls or self._ready:
+            return False
+        self._calendar = []  # what is left there was closed
+        self.running = self._started = False
+        if self._calls or self._ready:
+            self._start()  # came just now
+        for worker in list(self._idle):
+            worker.signal.set()
+        return True
+
+    def _look(self) -> None:
+        self._awake = True
+        self._next_look = 0.0
+        self._read_calendar()
+        self._engage()
+        if self._unattended() or not _pools.jobs:
+            self._wakeup.wait(PATIENCE)
+            return
+        self._to_engage = 1
+        self._awake = False
+        self._next_look = self._calendar[0][0] if self._calendar else _FOREVER
+        if not self._calls and not self._unattended():
+            until = self._next_look
+            self._wakeup.wait(None if until == _FOREVER else until - monotonic())
+
+    def _read_calendar(self) -> None:
+        while self._calls:
+            heapq.heappush(self._calendar, self._calls.popleft())
+        while self._calendar and self._calendar[0][0] <= monotonic():
+            job = heapq.heappop(self._calendar)[2]
+            job.called = False
+            job.look()
+
+    def _unattended(self) -> bool:
+        return len(self._ready) > sum(each.engaged for each in list(self._workers))
+
+    def _engage(self) -> None:
+        try:
+            since = self._ready[0][0]
+        except IndexError:
+            return
+        busy = len(self._workers) > len(self._idle)
+        if busy and monotonic() - since < PATIENCE:
+            return
+        for _ in range(min(self._to_engage, len(self._ready))):
+            if not self._engage_one():
+                return
+        self._to_engage *= 2
+
+    def _engage_one(self) -> bool:
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = _Worker(self._work)
+            self._workers.append(worker)
+            try:
+                worker.start()
+            except RuntimeError:  # no thread to be had
+                self._workers.remove(worker)
+                if not self._workers:
+                    self._serve_next()  # ourselves, while nobody watches
+                return False
+        else:
+            worker.engaged = True
+            worker.signal.set()
+        return True
+
+    # -- the workers -----------------------------------------------------------------
+
+    def _work(self, worker: _Worker) -> None:
+        while os.getpid() == self._pid:
+            worker.engaged = False
+            if self._serve_next():
+                continue
+            self._idle.append(worker)
+            stays = self.running and len(self._workers) == 1
+            woken = worker.signal.wait(None if stays else IDLE_AFTER)
+            try:
+                self._idle.remove(worker)
+            except ValueError:
+                continue  # engaged
+            if not self.running or not (woken or len(self._workers) == 1):
+                self._workers.remove(worker)
+                return
+
+    def _serve_next(self) -> bool:
+        try:
+            _, job = self._ready.popleft()
+        except IndexError:
+            return False
+        try:
+            job.serve()
+        except Exception:
+            _go_on_after_an_error()
+        return True
+
+
+def _go_on_after_an_error() -> None:
+    # Nothing known raises. Whatever does must not end the thread, and must not spin.
+    _log.warning('Delivery goes on after an error', exc_info=True)
+    sleep(1)
+
+
+class _Pools:
+    """The pool of this process, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._after_fork()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        # By what threads and locks are made of: gevent may replace that at any time.
+        self.made: Dict[Any, Pool] = {}
+        # Those that may have something to do. When there are none the threads end.
+        self.jobs: Set[Job] = set()
+
+
+_pools = _Pools()
+
+
+def is_running() -> bool:
+    """Whether somebody takes care of what is called."""
+    return _current().running
+
+
+def _current() -> Pool:
+    kind = threading.Lock
+    return _pools.made.get(kind) or _pools.made.setdefault(kind, Pool())
