@@ -16,7 +16,7 @@ from hightouch.htevents.errors import (
     ValidationError,
 )
 from hightouch.htevents.event_queue import EventQueue, Stats
-from hightouch.htevents.request import normalize_proxies
+from hightouch.htevents.request import bare, normalize_proxies
 from hightouch.htevents.settings import expect
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
 from hightouch.htevents.version import VERSION
@@ -485,7 +485,8 @@ class Client:
             dispatcher.retire()
 
     def __repr__(self) -> str:
-        return '<Client host=%r pending=%d>' % (self.host, self.queue.pending())
+        host = None if self.host is None else bare(self.host)
+        return '<Client host=%r pending=%d>' % (host, self.queue.pending())
 
 
 def _spooled_queue(

@@ -21,7 +21,7 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
-from hightouch.htevents.request import DEFAULT_HOST, post
+from hightouch.htevents.request import DEFAULT_HOST, bare, post
 from hightouch.htevents.retry import wait_time
 from hightouch.htevents.stamps import MAX_AGE_DAYS, are_expired
 
@@ -376,7 +376,7 @@ class Consumer(threading.Thread):
         _log.error(
             'Lost %d event(s) for %s: %s',
             len(messages) if count is None else count,
-            _bare(self.host or DEFAULT_HOST),
+            bare(self.host or DEFAULT_HOST),
             describe(error),
         )
         if self.on_error is None:
@@ -404,9 +404,3 @@ def _is_splittable(error: Exception, batch: Batch) -> bool:
         and error.status in _SPLIT_STATUSES
         and len(batch) > 1
     )
-
-
-def _bare(host: str) -> str:
-    """The host without credentials that a URL may carry."""
-    scheme, separator, rest = host.rpartition('//')
-    return scheme + separator + rest.rpartition('@')[2]

@@ -170,6 +170,8 @@ def is_retryable(error: BaseException) -> bool:
 def describe(error: BaseException) -> str:
     """Name an error in a text that is safe in a log: its kind and status, no payload."""
     status = getattr(error, 'status', None)
+    if isinstance(error, OauthError):
+        return 'no OAuth token' + (' (HTTP %d)' % status if status else '')
     if isinstance(status, int):
         return 'HTTP %d' % status
     return type(error).__name__

@@ -5,7 +5,6 @@ There is no thread here: who needs a token gets it, and when several do, one ask
 
 import calendar
 import logging
-import re
 import threading
 import time
 import uuid
@@ -17,6 +16,8 @@ from hightouch.htevents.errors import APIError, OauthError, is_retryable
 from hightouch.htevents.request import (
     USER_AGENT,
     authentication,
+    bare,
+    is_token,
     normalize_proxies,
     shortened,
 )
@@ -253,15 +254,14 @@ class OauthManager:
 
     def _read_token(self, status: int, fields: Dict[str, Any]) -> '_Token':
         text = fields.get('access_token')
-        # In a header, anything else would raise an error that quotes the token.
-        if not isinstance(text, str) or not re.match(r'[!-~]+\Z', text):
+        if not is_token(text):
             raise OauthError(
                 status,
                 'invalid_response',
                 'expected an answer with an access_token (visible ASCII), got one without',
             )
         now = self._clock()
-        return _Token(text, now, _life(fields.get('expires_in')))
+        return _Token(str(text), now, _life(fields.get('expires_in')))
 
     def _note_skew(self, value: Optional[str]) -> bool:
         try:
@@ -277,7 +277,7 @@ class OauthManager:
     def __repr__(self) -> str:
         return '<OauthManager client_id=%r auth_server=%r>' % (
             self.client_id,
-            self.auth_server,
+            bare(self.auth_server),
         )
 
 

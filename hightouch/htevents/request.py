@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from datetime import date, datetime
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -9,7 +10,7 @@ from hightouch.htevents import sessions
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
-from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.errors import OauthError, ValidationError
 from hightouch.htevents.retry import parse_retry_after
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
@@ -53,6 +54,7 @@ def post(
     timeout: Optional[float] = 15,
     proxies: Any = None,
     oauth_manager: Any = None,
+    *,
     session: Any = None,
     **kwargs: Any,
 ) -> Any:
@@ -99,9 +101,15 @@ def send(
     :param write_key: masked, should an answer repeat it
     """
     token = None if oauth_manager is None else oauth_manager.get_token()
+    if token is not None and not is_token(token):
+        raise OauthError(
+            0,
+            'invalid_token',
+            'oauth_manager: expected get_token() to give a str of visible ASCII',
+        )
     request = build(body, host, gzip)
     if _log.isEnabledFor(logging.DEBUG):
-        _log.debug('sending %d bytes to %s', len(request.data), request.url)
+        _log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
     with sessions.lease(session) as opened:
         response = opened.post(
             request.url,
@@ -132,12 +140,23 @@ def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
     return Request(remove_trailing_slash(host or DEFAULT_HOST) + PATH, headers, body)
 
 
+def bare(url: str) -> str:
+    """Give a URL without the credentials that it may carry: for logs."""
+    scheme, separator, rest = url.partition('//')
+    return scheme + separator + rest.rpartition('@')[2]
+
+
 def _compressed(body: bytes) -> bytes:
     import zlib  # there already: requests needs it
 
     # What zlib calls the largest window, in the format of gzip.
     packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     return packer.compress(body) + packer.flush()
+
+
+def is_token(value: Any) -> bool:
+    """Whether a header can carry it: for anything else an error would quote the token."""
+    return isinstance(value, str) and re.match(r'[!-~]+\Z', value) is not None
 
 
 def authentication(token: Optional[str], session: Any) -> Any:

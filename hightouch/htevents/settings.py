@@ -1,6 +1,7 @@
 """The settings: their names, their defaults, what is valid, and the environment."""
 
 import os
+from threading import TIMEOUT_MAX
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from hightouch.htevents.errors import ValidationError
@@ -139,6 +140,13 @@ def check_numbers(values: Dict[str, Any]) -> None:
         value = values[name]
         if not (optional and value is None):
             _check_range(name, value, least, whole)
+    # Sockets take no other: each request would fail.
+    timeout = values['timeout']
+    if timeout is not None and not 0 < timeout <= TIMEOUT_MAX:
+        raise ValidationError(
+            'timeout: expected seconds, more than 0 and finite, got %r; None waits '
+            'without bound' % timeout
+        )
 
 
 def check_callable(name: str, value: Optional[Callable[..., Any]]) -> None:

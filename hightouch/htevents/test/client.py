@@ -187,6 +187,8 @@ class CallTest(TestCase):
             {'max_queue_size': -1},
             {'upload_interval': 'soon'},
             {'timeout': -1},
+            {'timeout': 0},
+            {'timeout': float('inf')},
             {'max_retries': 1.5},
             {'on_error': 'me'},
             {'before_send': 1},

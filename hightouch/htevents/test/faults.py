@@ -507,13 +507,14 @@ class DataFaultTest(TestCase):
         self.assertEqual(ours, [])
 
     def test_fault_23_no_secret_is_ever_shown(self) -> None:
-        secrets = ['wk-secret-1', 'token-1', 'PRIVATE KEY']
+        secrets = ['wk-secret-1', 'token-1', 'PRIVATE KEY', 'host-secret']
         echo = Fault(418, {}, b'{"message": "key wk-secret-1 with token-1 is no good"}')
         lost = Recorder()
         with LogCatcher() as log:
             self.collector.script(echo, 200)
             client = self.client(
                 write_key='wk-secret-1',
+                host=self.collector.url.replace('//', '//user:host-secret@'),
                 debug=True,
                 log_handler=logging.NullHandler(),
                 on_error=lost,

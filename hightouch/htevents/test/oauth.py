@@ -6,7 +6,7 @@ from typing import Any
 
 from hightouch.htevents import request
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.test.support import LogCatcher, TestCase, make_key
+from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, make_key
 
 
 class OauthTest(TestCase):
@@ -150,6 +150,18 @@ class OauthTest(TestCase):
                 self.manager().get_token()
             self.assertFalse(caught.exception.retryable)
             self.assertEqual(len(self.collector.requests), before + 1)
+
+    def test_a_client_says_that_it_is_the_token_that_it_cannot_have(self) -> None:
+        self.fault(Fault(401, {}, b'{}'))
+        client = self.client(
+            oauth_client_id='id',
+            oauth_client_key=self.key,
+            oauth_key_id='kid',
+            oauth_auth_server=self.collector.url,
+        )
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(client.stats().last_error, 'no OAuth token (HTTP 401)')
 
     def test_a_token_that_fits_no_header_is_refused_and_not_shown(self) -> None:
         for token in ('SECRET\\nline', 'SECRET\\u00e9', 'SECRET two', ''):

@@ -4,6 +4,7 @@ import logging
 import unittest
 from datetime import date, datetime, timezone
 
+import mock
 import requests
 
 from hightouch.htevents import request
@@ -40,6 +41,15 @@ class PostTest(TestCase):
         self.assertEqual(received.body['batch'], [{'a': 1}, {'a': 1}])
         self.assertEqual(received.body['writeKey'], 'k"ey')
         self.assertIn(body, received.raw)
+
+    def test_a_token_that_fits_no_header_is_refused_and_not_shown(self) -> None:
+        for token in ('SECRET\nline', 'SECRET two', '', 7):
+            manager = mock.Mock(**{'get_token.return_value': token})
+            with self.assertRaises(request.APIError) as caught:
+                request.post('key', self.collector.url, oauth_manager=manager, batch=[])
+            self.assertIn('get_token()', str(caught.exception))
+            self.assertNotIn('SECRET', repr(caught.exception))
+        self.assertEqual(self.collector.requests, [])
 
     def test_gzip_is_gzip(self) -> None:
         built = request.build(b'{}', None, True)
