@@ -206,8 +206,8 @@ class Client:
     def consumers(self) -> Optional[List[Consumer]]:
         """The consumer threads; None in ``sync_mode``.
 
-        The first event starts them. In a process with many clients those of an idle one
-        end, and the next event starts others.
+        The first event starts them; in a process with many clients they are not started,
+        because shared threads deliver through them.
         """
         return None if self.sync_mode else self._dispatcher.consumers
 
