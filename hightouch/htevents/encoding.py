@@ -132,9 +132,10 @@ def _date_as_text(value: Any, fallback: bool) -> Optional[str]:
         text.encode('utf-8')
         return text
     except Exception:
-        if fallback:
-            return None
-        raise
+        if not fallback:
+            raise
+        utils.warn_of(value, '', 'raised an error; it is sent as null')
+        return None
 
 
 def _is_deep(value: Any) -> bool:

@@ -103,7 +103,7 @@ class _Cleaner:
             return self.clean(item.tolist(), path, depth)
         text = _text(str(item))
         if not (isinstance(item, numbers.Number) or _is_textual(item)):
-            _warn(item, path, 'is not JSON; its str() is sent')
+            warn_of(item, path, 'is not JSON; its str() is sent')
         return text
 
     def _container(
@@ -242,11 +242,11 @@ def _join(path: str, name: str) -> str:
     return '%s.%s' % (path, name[:100]) if path else name[:100]
 
 
-def _warn(item: Any, path: str, what: str) -> None:
+def warn_of(item: Any, path: str, what: str) -> None:
     _log.warning(
         '%s: a value of type %s %s', path or 'value', type(item).__name__, what
     )
 
 
 def _lost(item: Any, path: str, what: str) -> None:
-    _warn(item, path, what)
+    warn_of(item, path, what)

@@ -256,6 +256,12 @@ class ValueTest(unittest.TestCase):
             self.assertEqual(self.wire([1, {Key(): 2, 'a': 3}]), [1, {'a': 3}])
             self.wire(Items(a={1}))
 
+    def test_a_date_that_cannot_be_written_is_null_with_a_warning(self) -> None:
+        with LogCatcher() as log:
+            self.assertEqual(self.wire([Moment(2026, 1, 1), 1]), [None, 1])
+            (line,) = log.lines(logging.WARNING)
+        self.assertIn('Moment', line)
+
     def test_nothing_is_lost_while_another_thread_imports_a_module(self) -> None:
         unready = {name: ModuleType(name) for name in ('uuid', 'decimal')}
         with mock.patch.dict(sys.modules, unready), LogCatcher():
