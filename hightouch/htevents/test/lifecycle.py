@@ -13,7 +13,7 @@ from typing import Any, List
 
 import mock
 
-from hightouch.htevents import Client, dispatcher, lifecycle
+from hightouch.htevents import Client, dispatcher, lifecycle, pool, stamps
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 _HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
@@ -397,6 +397,84 @@ class ForkInsideTest(TestCase):
             sorted(each['event'] for each in self.collector.events),
             ['both', 'both', 'child'],
         )
+
+    def test_a_child_that_is_forked_while_ids_are_made_makes_others(self) -> None:
+        read, write = os.pipe()
+        urandom = os.urandom
+        pids: List[int] = []
+
+        def read_and_fork(count: int) -> bytes:
+            numbers = urandom(count)  # what both would make ids of
+            if not pids:
+                pids.append(os.fork())
+            return numbers
+
+        stamps._ids.ready.clear()
+        try:
+            with mock.patch.object(os, 'urandom', read_and_fork):
+                ids = [stamps.new_message_id() for _ in range(1000)]
+        finally:
+            if pids[0] == 0:
+                os.write(write, ' '.join(ids).encode('ascii'))
+                os._exit(0)
+        os.close(write)
+        with open(read) as file:
+            others = file.read().split()
+        self.assertEqual(os.waitpid(pids[0], 0)[1], 0)
+        self.assertEqual(len(set(ids) | set(others)), 2000)
+
+
+class FirstEventTest(TestCase):
+    def test_a_flush_does_not_wait_for_a_thread_that_is_being_born(self) -> None:
+        # In a signal handler: the thread may need a lock that the code below it holds.
+        born = threading.Event()
+        self.addCleanup(born.set)
+        run = dispatcher.Consumer.run
+
+        def run_when_born(consumer: Any) -> None:
+            born.wait(LIMIT)
+            run(consumer)
+
+        with mock.patch.object(dispatcher.Consumer, 'run', run_when_born):
+            client = self.client()
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertFalse(born.is_set())
+            born.set()
+
+    def test_an_interrupt_while_threads_are_started_is_made_up_for(self) -> None:
+        start = dispatcher.Consumer.start
+        outcomes = iter([None, KeyboardInterrupt])
+
+        def start_or_raise(consumer: Any) -> None:
+            outcome = next(outcomes, None)
+            if outcome is not None:
+                raise outcome
+            start(consumer)
+
+        client = self.client(thread=3)
+        with mock.patch.object(dispatcher.Consumer, 'start', start_or_raise):
+            with self.assertRaises(KeyboardInterrupt):
+                client.track('user', 'event')
+            self.assertTrue(client.track('user', 'event')[0])
+        self.assertEqual(
+            [each.is_alive() for each in client.consumers or ()], [True] * 3
+        )
+
+    def test_a_client_that_is_shut_down_during_it_stays_nowhere(self) -> None:
+        for count in (dispatcher.CLIENTS_WITH_THREADS, -1):
+            client = self.client()
+            add = lifecycle.add
+
+            def shut_down_and_add(added: Any) -> int:
+                client.shutdown(LIMIT)
+                return add(added)
+
+            with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', count):
+                with mock.patch.object(lifecycle, 'add', shut_down_and_add):
+                    self.assertFalse(client.track('user', 'event')[0])
+            self.assertNotIn(client._dispatcher, lifecycle._state.active)
+            self.assertFalse(pool._pools.jobs)
 
 
 class UwsgiTest(TestCase):
