@@ -392,9 +392,29 @@ class Consumer(threading.Thread):
             callback(*args)
         except Exception:
             _log.warning('%s raised; delivery goes on', name, exc_info=True)
-        except (SystemExit, GeneratorExit):
+        except KeyboardInterrupt:
+            raise  # in a thread of the application
+        except BaseException:
             # sys.exit() in a callback would end this thread, and no other.
             _log.warning('%s tried to exit; delivery goes on', name)
+
+
+def drain(
+    consumer: Consumer,
+    queue: EventQueue,
+    deadline: Deadline,
+    limit: Optional[int] = None,
+) -> None:
+    """Deliver what waits on this thread; what time does not allow stays queued."""
+    count = 0
+    while not deadline.over and (limit is None or count < limit):
+        batch = queue.take_now(consumer.upload_size)
+        if batch is None:
+            return
+        count += len(batch)
+        consumer.deliver(batch, deadline, keep=True)
+        if consumer.gave_back:
+            return
 
 
 def _is_splittable(error: Exception, batch: Batch) -> bool:

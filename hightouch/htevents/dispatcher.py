@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Optional
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, delivery_depth
-from hightouch.htevents.consumer import Consumer
+from hightouch.htevents.consumer import Consumer, drain
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.shared_consumers import SharedConsumers
@@ -153,7 +153,7 @@ class Dispatcher:
             self._prepare()
         if self._running or self._threads == 0 or monotonic() < self._next_start:
             return True
-        if self.queue.closed and self.queue.empty():
+        if self.queue.closed and not self.queue.has_waiting():
             return True  # there is nothing for them, and there will be nothing
         starting = self._starting  # a child, forked in here, has another one
         if not starting.acquire(False):
@@ -176,8 +176,8 @@ class Dispatcher:
         shared = self._make_shared() if shares else None
         if made is self._made:  # else this is a child, forked in here
             if shared is not None:
-                self._shared, self._running = shared, True
                 shared.start()
+                self._shared, self._running = shared, True
             self._prepared = True
         if self._ended:
             self._leave()  # another thread shut us down meanwhile
@@ -211,16 +211,7 @@ class Dispatcher:
         return any(each.began and each.is_alive() for each in self._present)
 
     def _drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
-        """Deliver what waits on this thread; what time does not allow stays queued."""
-        count = 0
-        while not deadline.over and (limit is None or count < limit):
-            batch = self.queue.take_now(self._inline.upload_size)
-            if batch is None:
-                return
-            count += len(batch)
-            self._inline.deliver(batch, deadline, keep=True)
-            if self._inline.gave_back:
-                return
+        drain(self._inline, self.queue, deadline, limit)
 
     # -- flush and shutdown ----------------------------------------------------------
 
@@ -299,7 +290,7 @@ class Dispatcher:
         if self._ended or lifecycle.is_over():
             return
         self.queue.close()
-        if self.queue.empty() and not self._is_delivering():
+        if not (self.queue.has_waiting() or self._is_delivering()):
             self._end()
 
     def _consumer_ended(self) -> None:
@@ -307,7 +298,7 @@ class Dispatcher:
             self._lease.close()  # taken anew by a request that outlasted the shutdown
         # Who waits for us ends everything: it may be the only thread that can, because
         # it has interrupted a call of its own.
-        if self.queue.closed and self.queue.empty() and not self._finishing:
+        if self.queue.closed and not (self.queue.has_waiting() or self._finishing):
             if not self._is_delivering():
                 self._end()
 

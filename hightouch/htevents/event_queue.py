@@ -133,6 +133,8 @@ class EventQueue:
         self._room: List[Signal] = []
         self._wake_at = _NEVER
         self._large = BATCH_BYTES
+        # Called again and again by a thread that waits; gives seconds until the next time.
+        self.help: Optional[Callable[[Deadline], float]] = None
         self._wakeup: Any = Signal()  # of the leading consumer; or see `wake`
         self._lead = [True]
         self._followers: List[Signal] = []
@@ -531,7 +533,9 @@ class EventQueue:
 
     def _help(self, deadline: Deadline) -> Optional[float]:
         """Do what only the waiting thread may be able to do; gives seconds to wait."""
-        return deadline.remaining()
+        pause = None if self.help is None else self.help(deadline)
+        left = deadline.remaining()
+        return left if pause is None else pause if left is None else min(pause, left)
 
     def _owns_unclaimed(self, ident: int) -> bool:
         with self._lock:
@@ -584,6 +588,10 @@ class EventQueue:
 
     def empty(self) -> bool:
         return self.qsize() == 0
+
+    def has_waiting(self) -> bool:
+        """Whether there is a message, or a batch that was given back, to be taken."""
+        return bool(self._parked) or not self.empty()
 
     def full(self) -> bool:
         return 0 < self.maxsize <= len(self._items)

@@ -36,7 +36,8 @@ PATIENCE = 0.02
 # Seconds without work after which a worker ends that is not the only one.
 IDLE_AFTER = 1.0
 
-# Seconds before a thread is tried again after the system refused one.
+# Seconds before a watch is tried again after the system refused one; and of refusals after
+# which the watch does what the workers should.
 START_RETRY_INTERVAL = 1.0
 
 _FOREVER = float('inf')
@@ -61,7 +62,7 @@ class Job:
         self.serve = serve
         self._due = due
         self.called = False  # is in the calendar
-        self.hurried = False  # waits for a worker
+        self.hurried = 0.0  # since when it waits for a worker; 0: it does not
 
     def open(self) -> None:
         """To be called before all others; keeps the threads from ending."""
@@ -69,8 +70,8 @@ class Job:
 
     def call(self, due: float) -> None:
         """Have the client looked at at that time."""
-        self.called = True
         try:
+            self.called = True
             _current().call(due, self)
         except BaseException:  # KeyboardInterrupt: twice is better than never
             self.called = False
@@ -80,20 +81,20 @@ class Job:
         """Have the client served now. Named as in `Signal`: a queue wakes us by it."""
         if self.hurried:
             return
-        self.hurried = True
         try:
+            self.hurried = monotonic()
             _current().hurry(self)
         except BaseException:
-            self.hurried = False
+            self.hurried = 0.0
             raise
 
     def begin(self) -> None:
         """What comes from now on needs another turn."""
-        self.hurried = False
+        self.hurried = 0.0
 
     def end(self) -> None:
         """See that what waits has its turn."""
-        self.hurried = False
+        self.hurried = 0.0
         self.look()
 
     def is_due(self) -> bool:
@@ -137,7 +138,8 @@ class Pool:
     """The watch and the workers of a process; no thread until something is called."""
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self.pid = os.getpid()
+        self._kind = threading.Lock
         # What is called for a time: as it comes, and sorted, which only the watch does.
         self._calls: Deque[Tuple[float, int, Job]] = deque()
         self._calendar: List[Tuple[float, int, Job]] = []
@@ -154,8 +156,10 @@ class Pool:
         self._started = False
         self.running = False  # whether the watch is there, and not only on its way
         self._next_start = 0.0
-        # Only tried, never waited for: a signal handler may come in between.
-        self._starting = threading.Lock()
+        # Taken by the one thread that is the watch. Several may be started at once, and one
+        # that was started may seem not to be: an interrupt can come at any step of it.
+        self._seat = [True]
+        self._refused_since: Optional[float] = None  # of the workers
 
     # -- the application's side ------------------------------------------------------
 
@@ -174,28 +178,35 @@ class Pool:
             self._wakeup.set()
 
     def _start(self) -> None:
-        if not self._starting.acquire(False):
-            return  # another thread, or the code below us on this one, is at it
+        if self.running:
+            self._wakeup.set()  # its start seemed to fail
+            return
+        if monotonic() < self._next_start:
+            self._forget()
+            return
+        watch = threading.Thread(target=self._watch, name='htevents-watch')
+        watch.daemon = True
+        # Before it runs: what is called meanwhile has to wake it.
+        self._started = True
         try:
-            if not self._started and monotonic() >= self._next_start:
-                watch = threading.Thread(target=self._watch, name='htevents-watch')
-                watch.daemon = True
-                # Before it runs: what is called meanwhile has to wake it.
-                self._started = True
-                watch.start()
-        except RuntimeError:
+            watch.start()
+        except BaseException as error:
             self._started = False
             self._next_start = monotonic() + START_RETRY_INTERVAL
-        finally:
-            self._starting.release()
-        if not self._started:
-            # No thread to be had: events wait for a flush, the exit, or a next call.
-            for _, _, job in list(self._calls):
+            self._forget()
+            if not isinstance(error, RuntimeError):
+                raise
+
+    def _forget(self) -> None:
+        # No thread to be had: events wait for a flush, the exit, or a next call.
+        for waiting in (self._calls, self._ready):  # type: Any
+            while True:
+                try:
+                    job = waiting.popleft()[-1]
+                except IndexError:
+                    break
                 job.called = False
-            for _, job in list(self._ready):
-                job.hurried = False
-            self._calls.clear()
-            self._ready.clear()
+                job.hurried = 0.0
 
     # -- the watch -------------------------------------------------------------------
 
@@ -204,8 +215,13 @@ class Pool:
         self._wakeup.set()
 
     def _watch(self) -> None:
-        self.running = True
-        while os.getpid() == self._pid and not self._ends():
+        try:
+            self._seat.pop()
+        except IndexError:
+            return
+        self._started = self.running = True
+        _scope.pool = self
+        while os.getpid() == self.pid and not self._ends():
             try:
                 self._look()
             except Exception:
@@ -216,6 +232,7 @@ class Pool:
             return False
         self._calendar = []  # what is left there was closed
         self.running = self._started = False
+        self._seat.append(True)
         if self._calls or self._ready:
             self._start()  # came just now
         for worker in list(self._idle):
@@ -238,8 +255,15 @@ class Pool:
             self._wakeup.wait(None if until == _FOREVER else until - monotonic())
 
     def _read_calendar(self) -> None:
-        while self._calls:
-            heapq.heappush(self._calendar, self._calls.popleft())
+        while True:
+            try:
+                heapq.heappush(self._calendar, self._calls.popleft())
+            except IndexError:
+                break
+        jobs = _pools.jobs
+        if len(self._calendar) > 2 * len(jobs) + 100:  # most are of closed ones
+            self._calendar = [each for each in self._calendar if each[2] in jobs]
+            heapq.heapify(self._calendar)
         while self._calendar and self._calendar[0][0] <= monotonic():
             job = heapq.heappop(self._calendar)[2]
             job.called = False
@@ -265,24 +289,40 @@ class Pool:
         try:
             worker = self._idle.pop()
         except IndexError:
-            worker = _Worker(self._work)
-            self._workers.append(worker)
-            try:
-                worker.start()
-            except RuntimeError:  # no thread to be had
-                self._workers.remove(worker)
-                if not self._workers:
-                    self._serve_next()  # ourselves, while nobody watches
-                return False
-        else:
-            worker.engaged = True
-            worker.signal.set()
+            return self._add_worker()
+        worker.engaged = True
+        worker.signal.set()
+        return True
+
+    def _add_worker(self) -> bool:
+        if threading.Lock is not self._kind:
+            # Patched by gevent after we came to life. What is started here now would not
+            # run: it would wait for this thread, which does not know of it.
+            self._serve_next()
+            return False
+        worker = _Worker(self._work)
+        self._workers.append(worker)
+        try:
+            worker.start()
+        except BaseException as error:
+            self._workers.remove(worker)
+            if not isinstance(error, RuntimeError):
+                raise
+            # No thread to be had. Once may be bad luck, and a server that hangs would
+            # take us from the calendar; but not to deliver at all is worse.
+            now = monotonic()
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since >= START_RETRY_INTERVAL:
+                self._serve_next()
+            return False
+        self._refused_since = None
         return True
 
     # -- the workers -----------------------------------------------------------------
 
     def _work(self, worker: _Worker) -> None:
-        while os.getpid() == self._pid:
+        _scope.pool = self
+        while os.getpid() == self.pid:
             worker.engaged = False
             if self._serve_next():
                 continue
@@ -292,7 +332,9 @@ class Pool:
             try:
                 self._idle.remove(worker)
             except ValueError:
-                continue  # engaged
+                if not woken:
+                    worker.signal.wait()  # engaged just now
+                continue
             if not self.running or not (woken or len(self._workers) == 1):
                 self._workers.remove(worker)
                 return
@@ -304,7 +346,7 @@ class Pool:
             return False
         try:
             job.serve()
-        except Exception:
+        except BaseException:  # of a callback: consumers let pass what ends a process
             _go_on_after_an_error()
         return True
 
@@ -337,6 +379,20 @@ def is_running() -> bool:
     return _current().running
 
 
+class _Scope(threading.local):
+    """The pool that the current thread belongs to."""
+
+    pool: Optional[Pool] = None
+
+
+_scope = _Scope()
+
+
 def _current() -> Pool:
+    # One of its threads keeps to its pool, whatever gevent does meanwhile: threads that
+    # it starts for the other pool would be of the wrong kind.
+    own = _scope.pool
+    if own is not None and own.pid == os.getpid():
+        return own
     kind = threading.Lock
     return _pools.made.get(kind) or _pools.made.setdefault(kind, Pool())

@@ -8,9 +8,13 @@ the queue again after giving it back.
 from time import monotonic
 from typing import Callable, List, Optional
 
-from hightouch.htevents.consumer import Consumer
+from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents.consumer import Consumer, drain
 from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.pool import Job
+
+# Seconds that a flush waits for a worker before it delivers by itself.
+PATIENCE = 0.1
 
 
 class SharedConsumers:
@@ -36,6 +40,7 @@ class SharedConsumers:
         """Have the events of the queue delivered, from now on."""
         self._job.open()
         self._queue.wake(self._job, self._size)
+        self._queue.help = self._help
 
     def event_queued(self) -> None:
         """See that an event that was queued is delivered in time."""
@@ -54,22 +59,35 @@ class SharedConsumers:
         return self._queue.due(self._size, self._interval)
 
     def _serve(self) -> None:
+        self._use(self._deliver_due)
+
+    def _use(self, deliver: Callable[[Consumer], None]) -> None:
         try:
             consumer = self._free.pop()
         except IndexError:
             return
         self._job.begin()
         try:
-            if self._job.is_due():
-                self._deliver(consumer)
+            deliver(consumer)
         finally:
             self._free.append(consumer)
             self._job.end()
             self._on_free()
 
-    def _deliver(self, consumer: Consumer) -> None:
-        batch = self._queue.take_now(self._size)
+    def _deliver_due(self, consumer: Consumer) -> None:
+        batch = self._queue.take_now(self._size) if self._job.is_due() else None
         if batch is not None:
             if self._free and self._job.is_due():
                 self._job.set()  # another worker may go on beside us
             consumer.deliver(batch)
+
+    def _help(self, deadline: Deadline) -> float:
+        """Deliver on the thread that waits for a flush, if no worker comes.
+
+        The system may refuse threads while those that there are wait for a server; or we
+        have interrupted code, as a signal handler, that keeps a thread from starting.
+        """
+        since = self._job.hurried
+        if since and not self.in_use and monotonic() - since >= PATIENCE:
+            self._use(lambda consumer: drain(consumer, self._queue, deadline))
+        return PATIENCE

@@ -1,6 +1,7 @@
 """The faults of release 0.0.4, by number: each test shows that one is gone."""
 
 import ast
+import asyncio
 import gc
 import glob
 import logging
@@ -156,10 +157,13 @@ class ThreadFaultTest(TestCase):
         def leave(*_: Any) -> None:
             sys.exit(1)
 
+        def cancel(*_: Any) -> None:
+            raise asyncio.CancelledError
+
         def fail(*_: Any) -> None:
             raise ValueError('on_error')
 
-        for on_error in (fail, leave, lambda: None, flush):
+        for on_error in (fail, leave, cancel, lambda: None, flush):
             self.collector.script(404)
             client = self.client(on_error=on_error)
             client.track('user', 'lost')
@@ -168,7 +172,7 @@ class ThreadFaultTest(TestCase):
             self.assertTrue(client.flush(LIMIT))
             self.assertTrue((client.consumers or [])[0].is_alive())
         self.assertEqual(flushed, [True])
-        self.assertEqual(len(self.collector.events), 4)
+        self.assertEqual(len(self.collector.events), 5)
 
     def test_fault_08_a_flush_in_a_callback_delivers_what_is_queued_behind(
         self,

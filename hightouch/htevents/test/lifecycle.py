@@ -424,6 +424,25 @@ class ForkInsideTest(TestCase):
         self.assertEqual(len(set(ids) | set(others)), 2000)
 
 
+class DroppedTest(TestCase):
+    def test_a_dropped_client_keeps_what_a_flush_had_no_time_for(self) -> None:
+        for count in (dispatcher.CLIENTS_WITH_THREADS, -1):
+            with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', count):
+                client = Client('key', self.collector.url)
+                error = RuntimeError("can't start new thread")
+                self.collector.stop()
+                with mock.patch.object(threading.Thread, 'start', side_effect=error):
+                    client.track('user', 'event')
+                    self.assertFalse(client.flush(0.1))
+                    mine = client._dispatcher
+                    del client
+                    gc.collect()
+                self.collector.start()
+                self.assertIn(mine, lifecycle._state.active)
+                self.assertTrue(mine.shutdown(LIMIT))  # as the exit does
+        self.assertEqual(len(self.collector.events), 2)
+
+
 class FirstEventTest(TestCase):
     def test_a_flush_does_not_wait_for_a_thread_that_is_being_born(self) -> None:
         # In a signal handler: the thread may need a lock that the code below it holds.

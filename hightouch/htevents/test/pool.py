@@ -1,5 +1,6 @@
 """Many clients in a process: those that share threads deliver like those with their own."""
 
+import asyncio
 import gc
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 import unittest
 import weakref
+from itertools import repeat
 from typing import Any, Callable, List
 
 import mock
@@ -238,6 +240,27 @@ class EndTest(TestCase):
         del client
         self.wait_until(lambda: not gc.collect() and gone() is None)
 
+    def test_what_shut_down_clients_had_in_the_calendar_does_not_pile_up(self) -> None:
+        other = self.client()
+        other.track('user', 'event')
+        for _ in range(300):
+            client = self.client(upload_interval=3600)
+            client.track('user', 'event')
+            self.assertTrue(client.shutdown(LIMIT))
+        (own,) = pool._pools.made.values()
+        self.assertLess(len(own._calendar) + len(own._calls), 150)
+
+    def test_a_callback_that_is_cancelled_ends_no_worker(self) -> None:
+        def cancel(batch: List[Any]) -> None:
+            raise asyncio.CancelledError
+
+        client = self.client(upload_interval=0, on_success=cancel)
+        for count in range(1, 4):
+            client.track('user', 'event')
+            self.assertTrue(self.collector.wait_for(count, LIMIT))
+        (own,) = pool._pools.made.values()
+        self.assertEqual([each.is_alive() for each in own._workers], [True])
+
     def test_a_dropped_client_delivers_what_it_has_and_is_garbage(self) -> None:
         client = Client('key', self.collector.url, upload_interval=3600)
         client.track('user', 'event')
@@ -269,12 +292,15 @@ class EndTest(TestCase):
 
 
 class RefusedThreadTest(TestCase):
-    def refusal(self, name: str) -> Any:
+    def refusal(self, name: str, *errors: BaseException) -> Any:
+        """Refuse threads of that name: as often as there are errors, without end if none."""
         start = threading.Thread.start
+        outcomes = iter(errors) if errors else repeat(ERROR)
 
         def start_others(thread: threading.Thread) -> None:
-            if thread.name.startswith(name):
-                raise ERROR
+            error = next(outcomes, None) if thread.name.startswith(name) else None
+            if error is not None:
+                raise error
             start(thread)
 
         return mock.patch.object(threading.Thread, 'start', start_others)
@@ -294,7 +320,94 @@ class RefusedThreadTest(TestCase):
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(2, LIMIT))
 
+    def test_an_interrupt_while_the_watch_is_started_is_made_up_for(self) -> None:
+        self.patch(pool, 'START_RETRY_INTERVAL', 0)
+        client = self.client(upload_interval=0)
+        with self.refusal('htevents-watch', KeyboardInterrupt()):
+            with self.assertRaises(KeyboardInterrupt):
+                client.track('user', 'event')
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(2, LIMIT))
+
+    def test_a_watch_that_seems_not_to_have_started_is_the_only_one(self) -> None:
+        self.patch(pool, 'START_RETRY_INTERVAL', 0)
+        client = self.client(upload_interval=0)
+        start = threading.Thread.start
+
+        def start_and_raise(thread: threading.Thread) -> None:
+            start(thread)
+            if thread.name == 'htevents-watch':
+                raise ERROR
+
+        with mock.patch.object(threading.Thread, 'start', start_and_raise):
+            for _ in range(3):
+                client.track('user', 'event')
+                time.sleep(0.05)
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(4, LIMIT))
+        self.assertEqual(self.threads().count('htevents-watch'), 1)
+        self.assertTrue(client.shutdown(LIMIT))
+        self.wait_until(lambda: not self.threads())
+
+    def test_an_interrupt_while_a_client_joins_the_others_is_made_up_for(self) -> None:
+        client = self.client(upload_interval=0)
+        start = dispatcher.SharedConsumers.start
+        with mock.patch.object(
+            dispatcher.SharedConsumers, 'start', side_effect=KeyboardInterrupt
+        ):
+            with self.assertRaises(KeyboardInterrupt):
+                client.track('user', 'event')
+        self.assertIs(dispatcher.SharedConsumers.start, start)
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(1, LIMIT))
+
+    def test_clients_of_many_threads_recover_from_refusals(self) -> None:
+        self.patch(pool, 'START_RETRY_INTERVAL', 0)
+        clients = [self.client(upload_interval=0.01, upload_size=3) for _ in range(8)]
+        interval = sys.getswitchinterval()
+        self.addCleanup(sys.setswitchinterval, interval)
+        sys.setswitchinterval(1e-6)
+        with self.refusal('htevents'):
+            threads = [
+                threading.Thread(
+                    target=lambda each=each: [  # type: ignore[misc]
+                        each.track('user', 'event') for _ in range(300)
+                    ]
+                )
+                for each in clients
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(LIMIT)
+        for client in clients:
+            client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(8 * 301, LIMIT))
+
+    def test_a_single_refusal_of_a_worker_delays_nothing(self) -> None:
+        self.collector.script('hang')
+        self.patch(pool, 'START_RETRY_INTERVAL', LIMIT)
+        with self.refusal('htevents-worker', ERROR, MemoryError()):
+            one = self.client(upload_interval=0, timeout=LIMIT)
+            one.track('user', 'stuck')
+            self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
+            two = self.client(upload_interval=0)
+            two.track('user', 'event')
+            self.assertTrue(self.collector.wait_for(1, LIMIT))
+
+    def test_a_flush_delivers_by_itself_if_all_workers_are_stuck(self) -> None:
+        self.collector.script('hang')
+        one = self.client(upload_interval=0, timeout=LIMIT)
+        one.track('user', 'stuck')
+        self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
+        with self.refusal('htevents-worker'):
+            two = self.client(upload_interval=0)
+            two.track('user', 'event')
+            self.assertTrue(two.flush(LIMIT))
+        self.assertEqual(one.stats().pending, 1)
+
     def test_without_any_worker_the_watch_delivers(self) -> None:
+        self.patch(pool, 'START_RETRY_INTERVAL', 0)
         with self.refusal('htevents-worker'):
             clients = [self.client(upload_interval=0) for _ in range(3)]
             for client in clients:
