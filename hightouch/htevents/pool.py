@@ -190,12 +190,14 @@ class Pool:
         self._started = True
         try:
             watch.start()
-        except BaseException as error:
+        except RuntimeError:
             self._started = False
             self._next_start = monotonic() + START_RETRY_INTERVAL
             self._forget()
-            if not isinstance(error, RuntimeError):
-                raise
+        except BaseException:  # KeyboardInterrupt: it runs, or it does not
+            self._started = False
+            self._forget()
+            raise
 
     def _forget(self) -> None:
         # No thread to be had: events wait for a flush, the exit, or a next call.

@@ -321,7 +321,6 @@ class RefusedThreadTest(TestCase):
         self.assertTrue(self.collector.wait_for(2, LIMIT))
 
     def test_an_interrupt_while_the_watch_is_started_is_made_up_for(self) -> None:
-        self.patch(pool, 'START_RETRY_INTERVAL', 0)
         client = self.client(upload_interval=0)
         with self.refusal('htevents-watch', KeyboardInterrupt()):
             with self.assertRaises(KeyboardInterrupt):
