@@ -7,8 +7,8 @@ thread for each takes memory; to start one when it is needed keeps the caller wa
 many that are at work at once hand the interpreter to and fro.
 
 So each such client has a `Job` here instead, which is *called* for the time when its
-batch is due, or *hurried* when that is full. *The watch*, a thread that never delivers,
-keeps the calendar of those times, and passes what is due to the *workers*. One worker is
+batch is due, or *hurried* when that is full. *The watch*, a thread that leaves delivering
+to others, keeps the calendar of those times, and passes what is due to the *workers*. One is
 enough as long as nothing waits for it longer than `PATIENCE`; then the watch engages one
 more, then two, then four. So a server that does not answer holds up its own client only.
 Workers without work end, but for the last.

@@ -14,7 +14,7 @@ from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.pool import Job
 
 # Seconds that a flush waits for a worker before it delivers by itself.
-PATIENCE = 0.1
+HELP_AFTER = 0.1
 
 
 class SharedConsumers:
@@ -88,6 +88,6 @@ class SharedConsumers:
         have interrupted code, as a signal handler, that keeps a thread from starting.
         """
         since = self._job.hurried
-        if since and not self.in_use and monotonic() - since >= PATIENCE:
+        if since and not self.in_use and monotonic() - since >= HELP_AFTER:
             self._use(lambda consumer: drain(consumer, self._queue, deadline))
-        return PATIENCE
+        return HELP_AFTER

@@ -65,16 +65,16 @@ class SharingTest(TestCase):
         )
         self.assertEqual(len(self.collector.events), 4)
 
-    def test_one_thread_delivers_for_all_as_long_as_that_is_fast_enough(self) -> None:
+    def test_a_few_threads_deliver_for_all_as_long_as_that_is_fast_enough(self) -> None:
         self.patch(pool, 'PATIENCE', 2)
         clients = [self.client(upload_interval=0.01) for _ in range(50)]
         for client in clients:
             client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(50, LIMIT))
-        self.assertEqual(self.threads(), ['htevents-watch', 'htevents-worker'])
+        self.assertLess(len(self.threads()), 10)
 
     def test_messages_wait_for_others_as_long_as_the_interval(self) -> None:
-        client = self.client(upload_interval=0.3)
+        client = self.client(upload_interval=2)
         for _ in range(5):
             client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(5, LIMIT))
@@ -259,7 +259,7 @@ class EndTest(TestCase):
             client.track('user', 'event')
             self.assertTrue(self.collector.wait_for(count, LIMIT))
         (own,) = pool._pools.made.values()
-        self.assertEqual([each.is_alive() for each in own._workers], [True])
+        self.assertTrue(all(each.is_alive() for each in own._workers))
 
     def test_a_dropped_client_delivers_what_it_has_and_is_garbage(self) -> None:
         client = Client('key', self.collector.url, upload_interval=3600)
@@ -344,7 +344,7 @@ class RefusedThreadTest(TestCase):
                 time.sleep(0.05)
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(4, LIMIT))
-        self.assertEqual(self.threads().count('htevents-watch'), 1)
+        self.wait_until(lambda: self.threads().count('htevents-watch') == 1)
         self.assertTrue(client.shutdown(LIMIT))
         self.wait_until(lambda: not self.threads())
 
