@@ -676,9 +676,12 @@ class SharedDirectoryTest(SpoolTestCase):
             [sys.executable, '-c']
             + [
                 _HEAD + 'client.track("user", "event")\n'
+                'there, here = os.pipe()\n'
                 'if os.fork() == 0:\n'
+                '    os.write(here, b".")\n'  # it has let go of what is its parent's
                 '    os.read(%d, 1)\n'
                 '    os._exit(0)\n'
+                'os.read(there, 1)\n'
                 'os.kill(os.getpid(), signal.SIGKILL)\n' % read,
                 NOWHERE,
                 self.spool_dir,
