@@ -332,6 +332,21 @@ class Consumer(threading.Thread):
                 self._fail(lost)
         return complete
 
+    def drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
+        """Deliver what waits in an `EventQueue`; what time does not allow stays there.
+
+        :param limit: messages after which to stop; None: when nothing waits
+        """
+        count = 0
+        while not deadline.over and (limit is None or count < limit):
+            batch = self.queue.take_now(self.upload_size)
+            if batch is None:
+                return
+            count += len(batch)
+            self.deliver(batch, deadline, keep=True)
+            if self.gave_back:
+                return
+
     def _is_kept(self, error: Exception, on_time: bool) -> bool:
         if self._source.durable:
             return not self._is_final(error)
@@ -397,24 +412,6 @@ class Consumer(threading.Thread):
         except BaseException:
             # sys.exit() in a callback would end this thread, and no other.
             _log.warning('%s tried to exit; delivery goes on', name)
-
-
-def drain(
-    consumer: Consumer,
-    queue: EventQueue,
-    deadline: Deadline,
-    limit: Optional[int] = None,
-) -> None:
-    """Deliver what waits on this thread; what time does not allow stays queued."""
-    count = 0
-    while not deadline.over and (limit is None or count < limit):
-        batch = queue.take_now(consumer.upload_size)
-        if batch is None:
-            return
-        count += len(batch)
-        consumer.deliver(batch, deadline, keep=True)
-        if consumer.gave_back:
-            return
 
 
 def _is_splittable(error: Exception, batch: Batch) -> bool:

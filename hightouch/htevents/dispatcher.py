@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Optional
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, delivery_depth
-from hightouch.htevents.consumer import Consumer, drain
+from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.shared_consumers import SharedConsumers
@@ -142,7 +142,7 @@ class Dispatcher:
         if not self.queue.empty():
             # One generation only: a callback that tracks for each failure would
             # otherwise keep the application in here for ever.
-            self._drain(Deadline(None), self.queue.qsize())
+            self._inline.drain(Deadline(None), self.queue.qsize())
         return delivered
 
     def _start(self) -> bool:
@@ -210,9 +210,6 @@ class Dispatcher:
         # for a lock of threading's that the code below us holds.
         return any(each.began and each.is_alive() for each in self._present)
 
-    def _drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
-        drain(self._inline, self.queue, deadline, limit)
-
     # -- flush and shutdown ----------------------------------------------------------
 
     def flush(self, timeout: Optional[float]) -> bool:
@@ -233,7 +230,7 @@ class Dispatcher:
             # all be waiting in such callbacks: for each other.
             return False
         if nested or not self._has_threads():
-            self._drain(deadline)
+            self._inline.drain(deadline)
         return self.queue.wait_until_resolved(deadline, nested)
 
     def close(self, deadline: Deadline) -> None:

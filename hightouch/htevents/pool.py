@@ -94,7 +94,7 @@ class Job:
 
     def end(self) -> None:
         """See that what waits has its turn."""
-        self.hurried = 0.0
+        self.begin()
         self.look()
 
     def is_due(self) -> bool:

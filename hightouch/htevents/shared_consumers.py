@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Callable, List, Optional
 
 from hightouch.htevents.concurrency import Deadline
-from hightouch.htevents.consumer import Consumer, drain
+from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.pool import Job
 
@@ -89,5 +89,5 @@ class SharedConsumers:
         """
         since = self._job.hurried
         if since and not self.in_use and monotonic() - since >= HELP_AFTER:
-            self._use(lambda consumer: drain(consumer, self._queue, deadline))
+            self._use(lambda consumer: consumer.drain(deadline))
         return HELP_AFTER

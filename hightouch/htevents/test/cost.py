@@ -77,7 +77,7 @@ class CostTest(TestCase):
         client = self.client(upload_interval=60, upload_size=10000)
         self.sent()  # what is made once
         self.track(client)
-        drain = client._dispatcher._drain
+        drain = client._dispatcher._inline.drain
         client._dispatcher._inline.upload_size = 100
         made = calls(lambda: drain(Deadline(60))) / EVENTS
         self.assertEqual(client.stats().delivered, EVENTS)
