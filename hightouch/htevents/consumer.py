@@ -169,9 +169,15 @@ class Consumer(threading.Thread):
         self._wakeup.set()
 
     def next(self) -> List[Any]:
-        """Take the next batch, waiting for it at most ``upload_interval`` seconds."""
+        """Take the next batch, waiting for it at most ``upload_interval`` seconds.
+
+        The caller delivers it, say with `request`, and calls ``queue.task_done()`` for
+        each message.
+
+        :returns: messages; an empty list when none came
+        """
         batch = self._take(idle=self.upload_interval)
-        return [] if batch is None else batch
+        return [] if batch is None else self._source.hand_out(batch)
 
     def upload(self) -> bool:
         """Take the next batch and deliver it; True when all of it was delivered."""

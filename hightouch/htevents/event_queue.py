@@ -22,7 +22,6 @@ taken plus what still waits, so the counts add up by construction. A flush is a 
 in the order of acceptance: it is over when no batch before it is in flight.
 """
 
-import json
 import threading
 from collections import deque
 from itertools import count, repeat
@@ -152,7 +151,7 @@ class EventQueue:
         self._last_error: Optional[str] = None
         self._in_flight: Dict[Batch, int] = {}
         self._parked: List[Batch] = []
-        self._handed_out: List[Batch] = []
+        self._handed_out: List[Optional[Batch]] = []  # see hand_out
         self._flushes: List[_Flush] = []
         self._released = False
         self._flush_to = 0
@@ -620,8 +619,7 @@ class EventQueue:
         while True:
             batch = self.take_now(1)
             if batch is not None:
-                self._handed_out.append(batch)
-                return json.loads(batch.bodies[0].decode('utf-8'))
+                return self.hand_out(batch)[0]
             if not block or deadline.over:
                 raise queue.Empty
             sleep(0.01)
@@ -629,12 +627,22 @@ class EventQueue:
     def get_nowait(self) -> Any:
         return self.get(block=False)
 
+    def hand_out(self, batch: Batch) -> List[Any]:
+        """Give a batch's messages to somebody who calls `task_done` for each."""
+        self._handed_out.extend([None] * (len(batch) - 1) + [batch])
+        return batch.messages()
+
     def task_done(self) -> None:
-        """Acknowledge the oldest message that `get` handed out."""
+        """Say that the oldest message handed out is done; raises ValueError if none is.
+
+        A batch is acknowledged with its last message.
+        """
         try:
-            self.acknowledge(self._handed_out.pop(0), delivered=True)
+            batch = self._handed_out.pop(0)
         except IndexError:
             raise ValueError('task_done() called too many times')
+        if batch is not None:
+            self.acknowledge(batch, delivered=True)
 
     def join(self) -> None:
         """Wait, without bound, until all that was put is acknowledged."""

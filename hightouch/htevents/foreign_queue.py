@@ -31,7 +31,8 @@ class ForeignQueue:
         self._source = source
         self._limit = limit
         self._on_drop = on_drop
-        self._held_back: Optional[bytes] = None
+        # Taken from the queue, for a batch that is still to come.
+        self._held_back: List[bytes] = []
 
     def take(
         self,
@@ -41,7 +42,7 @@ class ForeignQueue:
         interval: float,
         idle: Optional[float] = None,
     ) -> Optional[Batch]:
-        if idle is None and self._held_back is None and not self._wait(running):
+        if idle is None and not self._held_back and not self._wait(running):
             return None
         deadline = Deadline(interval if idle is None else idle)
         bodies: List[bytes] = []
@@ -51,7 +52,7 @@ class ForeignQueue:
             if body is None:
                 break
             if length + len(body) + 1 >= BATCH_BYTES and bodies:
-                self._held_back = body
+                self._held_back.insert(0, body)
                 break
             length += len(body) + 1
             bodies.append(body)
@@ -67,9 +68,8 @@ class ForeignQueue:
         return running()
 
     def _next(self, deadline: Deadline) -> Optional[bytes]:
-        if self._held_back is not None:
-            body, self._held_back = self._held_back, None
-            return body
+        if self._held_back:
+            return self._held_back.pop(0)
         while True:
             try:
                 item = self._source.get(block=True, timeout=deadline.remaining())
@@ -107,14 +107,17 @@ class ForeignQueue:
         return batch.divided(chosen)
 
     def park(self, batch: Batch) -> None:
-        for message in batch:
-            self._source.put(message)
-            self._source.task_done()
+        self._held_back[
+            :0
+        ] = batch.bodies  # put() may wait for room that we are to make
 
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
         for _ in range(len(batch)):
             self._source.task_done()
         return True
+
+    def hand_out(self, batch: Batch) -> List[Any]:
+        return batch.messages()
 
     def note_retry(self, error: BaseException) -> None:
         """Somebody else's queue keeps no books."""

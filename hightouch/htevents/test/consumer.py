@@ -1,3 +1,4 @@
+import json
 import queue
 import threading
 import unittest
@@ -6,10 +7,12 @@ from typing import Any, Callable, List
 import mock
 import requests
 
+from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
 from hightouch.htevents.request import APIError
 from hightouch.htevents.retry import wait_time
+from hightouch.htevents.sessions import Lease
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import (
     BUSY,
@@ -41,6 +44,21 @@ class NextTest(unittest.TestCase):
         source = queue.Queue()  # type: Any
         source.put(1)
         self.assertEqual(self.consumer(source).next(), [1])
+
+    def test_next_gives_a_plain_list_whose_messages_the_caller_acknowledges(
+        self,
+    ) -> None:
+        client = Client(TEST_WRITE_KEY, send=False)
+        self.addCleanup(client.shutdown)
+        sent = [client.track('user', 'event')[1] for _ in range(3)]
+        batch = self.consumer(client.queue).next()
+        self.assertIs(type(batch), list)
+        self.assertEqual(json.loads(json.dumps(batch)), sent)
+        for pending in (3, 3, 0):
+            client.queue.task_done()
+            self.assertEqual(client.stats().pending, pending)
+        self.assertEqual(client.stats().delivered, 3)
+        self.assertRaises(ValueError, client.queue.task_done)
 
     def test_next_stops_at_upload_size(self) -> None:
         source = queue.Queue()  # type: Any
@@ -106,6 +124,29 @@ class UploadTest(TestCase):
         self.assertTrue(self.consumer(source, upload_interval=0.05).upload())
         source.join()
         self.assertEqual(self.collector.events, [TRACK])
+
+    def test_an_interrupted_upload_keeps_its_events_for_the_next_one(self) -> None:
+        class Interrupted(Lease):
+            interrupts = 1
+
+            def get(self) -> Any:
+                if self.interrupts:
+                    self.interrupts -= 1
+                    raise KeyboardInterrupt
+                return super().get()
+
+        source = queue.Queue(2)  # type: Any
+        messages = [dict(TRACK, messageId=str(number)) for number in range(4)]
+        source.put(messages[0])
+        source.put(messages[1])
+        consumer = self.consumer(source, upload_interval=0.05, lease=Interrupted())
+        with self.assertRaises(KeyboardInterrupt):
+            consumer.upload()
+        source.put(messages[2])  # it is full again
+        source.put(messages[3])
+        self.assertTrue(consumer.upload())
+        self.assertEqual(self.collector.events, messages)
+        source.join()
 
     def test_upload_without_events_is_false(self) -> None:
         self.assertFalse(self.consumer(queue.Queue(), upload_interval=0.01).upload())
