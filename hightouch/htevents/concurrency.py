@@ -4,6 +4,9 @@ import threading
 from time import monotonic
 from typing import Optional
 
+# Seconds that a step may take which is tried although time is over already.
+LAST_TRY = 0.1
+
 
 class Signal:
     """A wake-up call for one waiting thread; calls made before it waits are kept, once.
@@ -59,12 +62,44 @@ class Deadline:
 
 
 class _Scope(threading.local):
-    """How deep this thread is inside deliveries, and what waits for their end."""
+    """How deep this thread is inside deliveries, and when what it does has to end."""
 
     depth = 0
+    deadline = Deadline(None)
 
 
 _scope = _Scope()
+
+
+class within:
+    """Bound what the current thread waits for in a stretch of code: see `bounded`.
+
+    For what lies between us and the wait, and takes no deadline: the user's own OAuth
+    manager, say.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        self._outer, _scope.deadline = _scope.deadline, self._deadline
+
+    def __exit__(self, *exc_info: object) -> None:
+        _scope.deadline = self._outer
+
+
+def current_deadline() -> Deadline:
+    """The deadline that the current thread works `within`."""
+    return _scope.deadline
+
+
+def bounded(timeout: Optional[float]) -> Optional[float]:
+    """Give what is left for a step that may take ``timeout`` seconds (None: no bound)."""
+    left = _scope.deadline.remaining()
+    if left is None:
+        return timeout
+    left = max(left, LAST_TRY)
+    return left if timeout is None else min(timeout, left)
 
 
 class delivering:

@@ -10,7 +10,13 @@ import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, Signal, delivering, delivery_depth
+from hightouch.htevents.concurrency import (
+    Deadline,
+    Signal,
+    delivering,
+    delivery_depth,
+    within,
+)
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import (
@@ -43,9 +49,6 @@ OnSuccess = Callable[[List[Dict[str, Any]]], Any]
 
 # Seconds that a thread may take from its last act to its end.
 LAST_STEPS = 0.1
-
-# Seconds that a request may take which is made when time is over already.
-LAST_TRY = 0.1
 
 _log = logging.getLogger('hightouch')
 
@@ -211,7 +214,8 @@ class Consumer(threading.Thread):
         last = False
         while True:
             try:
-                self._post(batch, deadline)
+                with within(deadline):
+                    self._post(batch)
                 return None, False
             except Exception as error:
                 self._source.note_error(error)
@@ -253,14 +257,7 @@ class Consumer(threading.Thread):
             self._wakeup.wait(left)
         return True
 
-    def _timeout(self, deadline: Deadline) -> Optional[float]:
-        left = deadline.remaining()
-        if left is None:
-            return self.timeout
-        left = max(left, LAST_TRY)
-        return left if self.timeout is None else min(self.timeout, left)
-
-    def _post(self, batch: List[Any], deadline: Deadline) -> None:
+    def _post(self, batch: List[Any]) -> None:
         if not isinstance(batch, Batch):
             batch = Batch([encode(message)[0] for message in batch], 0)
         kwargs: Dict[str, Any] = {}
@@ -270,7 +267,7 @@ class Consumer(threading.Thread):
             self.write_key,
             self.host,
             gzip=self.gzip,
-            timeout=self._timeout(deadline),
+            timeout=self.timeout,
             proxies=self.proxies,
             oauth_manager=self.oauth_manager,
             batch=batch,

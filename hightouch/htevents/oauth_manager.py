@@ -12,6 +12,7 @@ from email.utils import parsedate_tz
 from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork, sessions
+from hightouch.htevents.concurrency import bounded, current_deadline
 from hightouch.htevents.errors import APIError, OauthError, is_retryable
 from hightouch.htevents.request import (
     USER_AGENT,
@@ -107,10 +108,12 @@ class OauthManager:
     def get_token(self) -> str:
         """Give a token that is valid now.
 
-        Blocks while one is asked for, at most for ``max_retries`` waits of a minute.
+        Blocks while one is asked for, at most for ``max_retries`` waits of a minute; for
+        a flush or an exit no longer than that may take.
 
         :raises APIError: when the server refuses, or does not give one
         :raises requests.RequestException: when there is no answer
+        :raises TimeoutError: when another thread's question is not answered in time
         """
         token = self._token
         now = self._clock()
@@ -118,11 +121,16 @@ class OauthManager:
             return token.text
         if token is not None and now < token.expires_at:
             return self._renewed(token)
-        with self._lock:
+        left = bounded(None)
+        if not self._lock.acquire(timeout=-1 if left is None else left):
+            raise TimeoutError('No OAuth token in time: one is being asked for.')
+        try:
             token = self._token
             if token is None or self._clock() >= token.expires_at:
                 token = self._token = self._ask(self.max_retries)
             return token.text
+        finally:
+            self._lock.release()
 
     def _renewed(self, token: '_Token') -> str:
         # The old one is good for a while: one thread renews, the others do not wait,
@@ -165,11 +173,13 @@ class OauthManager:
                 if attempt >= retries:
                     raise error
             except Exception as failure:
-                if attempt >= retries or not is_retryable(failure):
-                    raise
                 delay = wait_time(attempt, getattr(failure, 'retry_after', None))
+                delay = min(delay, MAX_WAIT)
+                on_time = current_deadline().leaves(delay)
+                if attempt >= retries or not (on_time and is_retryable(failure)):
+                    raise
             attempt += 1
-            self._sleep(min(delay, MAX_WAIT))
+            self._sleep(delay)
 
     def _ask_once(self) -> '_Token':
         form = {
@@ -184,7 +194,7 @@ class OauthManager:
                 data=form,  # requests encodes it as a form
                 headers={'User-Agent': USER_AGENT},
                 auth=authentication(None, session),
-                timeout=self.timeout,
+                timeout=bounded(self.timeout),
                 proxies=self._proxies,
                 allow_redirects=False,
             )

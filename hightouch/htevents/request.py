@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from hightouch.htevents import sessions
 from hightouch.htevents.batch import Batch
+from hightouch.htevents.concurrency import bounded
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError, ValidationError
@@ -116,7 +117,7 @@ def send(
             data=request.data,
             headers=request.headers,
             auth=authentication(token, opened),
-            timeout=timeout,
+            timeout=bounded(timeout),
             proxies=normalize_proxies(proxies),
             # A redirect would carry the write key to where nobody meant it to go.
             allow_redirects=False,

@@ -1,11 +1,16 @@
 import json
 import logging
+import threading
 import time
 import unittest
 from typing import Any
 
+import mock
+
 from hightouch.htevents import request
 from hightouch.htevents.collector import Fault
+from hightouch.htevents.concurrency import Deadline, within
+from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, make_key
 
 
@@ -189,6 +194,54 @@ class OauthTest(TestCase):
         self.assertTrue(client.flush(30))
         self.assertEqual(len(self.collector.requests), 1)
         self.assertEqual(client.stats().failed, 10)
+
+    def test_a_flush_without_threads_waits_no_longer_for_a_token_than_it_may(
+        self,
+    ) -> None:
+        client = self.client(
+            oauth_client_id='id',
+            oauth_client_key=self.key,
+            oauth_key_id='kid',
+            oauth_auth_server=self.collector.url,
+            shutdown_timeout=0,
+        )
+        answer = threading.Event()
+        self.addCleanup(answer.set)
+        self.fault(lambda _: answer.wait(LIMIT) and 503)
+        self.fault(Fault(429, {'Retry-After': str(LIMIT // 2)}))
+        error = RuntimeError("can't start new thread")
+        with mock.patch.object(Consumer, 'start', side_effect=error):
+            client.track('user', 'event')
+            started = time.monotonic()
+            self.assertFalse(client.flush(0.2))
+            self.assertLess(time.monotonic() - started, LIMIT / 4)
+            answer.set()
+            self.assertEqual(client.stats().pending, 1)  # and nothing is lost
+            self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(client.stats().delivered, 1)
+
+    def test_a_thread_waits_no_longer_for_the_token_of_another_than_it_may(
+        self,
+    ) -> None:
+        asked, answer = threading.Event(), threading.Event()
+
+        def slow(_: Any) -> Any:
+            asked.set()
+            answer.wait(LIMIT)
+            return 200
+
+        self.fault(slow)
+        manager = self.manager()
+        other = threading.Thread(target=manager.get_token)
+        other.start()
+        try:
+            self.assertTrue(asked.wait(LIMIT))
+            with self.assertRaises(TimeoutError), within(Deadline(0.01)):
+                manager.get_token()
+        finally:
+            answer.set()
+            other.join(LIMIT)
+        self.assertEqual(manager.get_token(), 'token-1')
 
     def test_settings_given_in_part_are_one_warning(self) -> None:
         with LogCatcher() as log:
