@@ -154,12 +154,14 @@ screen = _facade(Client.screen)
 
 def flush(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
     """Flush the default client: see `Client.flush`. True if there is none yet."""
-    return default_client is None or default_client.flush(timeout)
+    client = default_client  # read once: another thread may set it
+    return client is None or client.flush(timeout)
 
 
 def shutdown(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
     """Shut the default client down: see `Client.shutdown`. True if there is none yet."""
-    return default_client is None or default_client.shutdown(timeout)
+    client = default_client
+    return client is None or client.shutdown(timeout)
 
 
 def join(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:

@@ -140,8 +140,7 @@ class Client:
         )
         self._before_send = before_send
         self._block_timeout = block_timeout
-        self._warned = False
-        self._closed = False
+        self._to_warn = [True]  # taken by the one thread that warns of refused events
 
         self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
@@ -390,7 +389,8 @@ class Client:
             accepted = self._dispatcher.put(body, self._block_timeout)
             full = not accepted
         if accepted:
-            self._warned = False
+            if not self._to_warn and self.queue.has_room_again():
+                self._to_warn = [True]
         elif full or self.queue.closed:
             self._warn()
         return accepted, message
@@ -415,10 +415,11 @@ class Client:
         return None
 
     def _warn(self) -> None:
-        """Say once why events are refused, until one is taken again."""
-        if self._warned:
+        """Say once why events are refused, until there is room again."""
+        try:
+            self._to_warn.pop()
+        except IndexError:
             return
-        self._warned = True
         if self.queue.closed:
             _log.warning('The client was shut down: its calls return False from now on')
         else:
@@ -551,7 +552,11 @@ def _copied(name: str, value: Optional[Dict_]) -> Dict_:
         return {}
     if not isinstance(value, dict):
         expect(False, name, 'a dict', value)
-    return dict(value)
+    try:
+        return dict(value)
+    except Exception:  # a subclass's own code, or another thread is changing it
+        copied = utils.clean(value)
+        return copied if isinstance(copied, dict) else {}
 
 
 def _view(

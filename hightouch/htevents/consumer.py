@@ -213,6 +213,8 @@ class Consumer(threading.Thread):
         token_renewed = False
         last = False
         while True:
+            if attempt or token_renewed:
+                self._source.note_retry()
             try:
                 with within(deadline):
                     self._post(batch)
@@ -227,7 +229,6 @@ class Consumer(threading.Thread):
                 delay = wait_time(attempt, getattr(error, 'retry_after', None))
                 attempt += 1
                 last = not self._wait(delay, deadline) or not self.running
-                self._source.note_retry(error)
                 if any(self._expired(batch)):
                     return error, False
 

@@ -202,6 +202,10 @@ class EventQueue:
         self._refused = next(self._refusals)
         return False
 
+    def has_room_again(self) -> bool:
+        """Whether it is full no more, and not about to be full again."""
+        return self.maxsize <= 0 or 2 * len(self._items) <= self.maxsize
+
     def _wait_for_room(self, timeout: float) -> bool:
         deadline, signal = Deadline(timeout), Signal()
         while not self.closed:
@@ -301,11 +305,27 @@ class EventQueue:
         With each event, as long as there is.
         """
         self._wakeup = wakeup
-        self._wake_at = size
-        self._large = BATCH_BYTES // size
+        self._wake_when_full(size)
+
+    def _wake_when_full(self, size: int) -> None:
+        """Have `offer` wake the leader when there may be a full batch.
+
+        That is when one comes that is large, or so many that could fill it if none is. What
+        is large depends on those that wait already: they are counted again when they are
+        twice as many, or so, and not with each event of a batch of thousands.
+        """
+        waiting = taken = 0
+        if len(self._items) < size:  # else there is a full one
+            lengths = [len(item[0]) + 1 for item in list(self._items)]
+            waiting, taken = len(lengths), sum(lengths)
+        large = max(BATCH_BYTES // size, 2 * taken // max(waiting, 1))
+        self._large = large
+        # Rounded up: so many fill it at the earliest.
+        self._wake_at = min(size, waiting - (taken - BATCH_BYTES) // (large + 1))
 
     def due(self, size: int, interval: float) -> Optional[float]:
         """The monotonic time when a batch is to be taken; None when nothing waits."""
+        self._wake_when_full(size)  # first, then look: as in _linger
         if self._ripe(size, interval):
             return 0.0
         try:
@@ -332,7 +352,6 @@ class EventQueue:
         self, wakeup: Signal, size: int, interval: float, deadline: Deadline
     ) -> None:
         self._wakeup = wakeup
-        self._large = BATCH_BYTES // size
         try:
             first = self._items[0][1]
         except IndexError:
@@ -340,7 +359,7 @@ class EventQueue:
             if not self._items and not self.closed and not self._parked:
                 wakeup.wait(deadline.remaining())
         else:
-            self._wake_at = size
+            self._wake_when_full(size)
             if not self._ripe(size, interval):
                 wakeup.wait(first + interval - monotonic())
         self._wake_at = _NEVER
@@ -473,10 +492,9 @@ class EventQueue:
                 replaced.append(copy)
             return replaced
 
-    def note_retry(self, error: BaseException) -> None:
+    def note_retry(self) -> None:
         with self._lock:
             self._retried += 1
-        self.note_error(error)
 
     def note_error(self, error: BaseException) -> None:
         self._last_error = describe(error)

@@ -42,9 +42,17 @@ class ForeignQueue:
         interval: float,
         idle: Optional[float] = None,
     ) -> Optional[Batch]:
-        if idle is None and not self._held_back and not self._wait(running):
-            return None
-        deadline = Deadline(interval if idle is None else idle)
+        if idle is not None:
+            return self._batch(size, Deadline(idle))
+        while running():
+            self._wait(running)
+            batch = self._batch(size, Deadline(interval)) if running() else None
+            if batch is not None:
+                return batch
+            # What came was dropped, or another consumer was faster.
+        return None
+
+    def _batch(self, size: int, deadline: Deadline) -> Optional[Batch]:
         bodies: List[bytes] = []
         length = 0
         while len(bodies) < size:
@@ -58,14 +66,20 @@ class ForeignQueue:
             bodies.append(body)
         return Batch(bodies, monotonic()) if bodies else None
 
-    def _wait(self, running: Callable[[], bool]) -> bool:
+    def _wait(self, running: Callable[[], bool]) -> None:
+        """Wait for a first message, or until it is no longer running."""
         not_empty = getattr(self._source, 'not_empty', None)
-        if not_empty is None:
-            return running()
-        with not_empty:
-            while running() and not self._source._qsize():
-                not_empty.wait()
-        return running()
+        while running() and not self._held_back:
+            if not_empty is None:
+                body = self._next(Deadline(POLL_INTERVAL))
+                if body is not None:
+                    self._held_back.append(body)
+                continue
+            with not_empty:
+                if self._source._qsize():
+                    return
+                if running():  # looked at under the lock: see wake
+                    not_empty.wait()
 
     def _next(self, deadline: Deadline) -> Optional[bytes]:
         if self._held_back:
@@ -119,7 +133,7 @@ class ForeignQueue:
     def hand_out(self, batch: Batch) -> List[Any]:
         return batch.messages()
 
-    def note_retry(self, error: BaseException) -> None:
+    def note_retry(self) -> None:
         """Somebody else's queue keeps no books."""
 
     def note_error(self, error: BaseException) -> None:

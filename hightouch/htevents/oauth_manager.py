@@ -137,19 +137,20 @@ class OauthManager:
         # and a server that is down costs nothing yet.
         if not self._lock.acquire(False):
             return token.text
+        problem = ''
         try:
             if self._token is token:
-                try:
-                    self._token = self._ask(0)
-                except Exception as error:
-                    _log.warning(
-                        'A token could not be renewed (%s); the old one is used on',
-                        type(error).__name__,
-                    )
-                    token.renew_at = self._clock() + RENEW_PAUSE
-            return (self._token or token).text
+                self._token = self._ask(0)
+        except Exception as error:
+            problem = type(error).__name__
+            token.renew_at = self._clock() + RENEW_PAUSE
         finally:
             self._lock.release()
+        if problem:  # said without the lock: a log handler may deliver
+            _log.warning(
+                'A token could not be renewed (%s); the old one is used on', problem
+            )
+        return (self._token or token).text
 
     def clear_token(self) -> None:
         """Forget the token; the next `get_token` asks for a new one."""

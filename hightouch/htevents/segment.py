@@ -252,6 +252,7 @@ class Segment:
         self._folder_time = 0
         self._failing_since = 0.0
         self._patience = PATIENCE
+        self._last_used: Optional[int] = None
         # Held around every call of SQLite, so that a fork can wait for it. Re-entrant:
         # see the theory above.
         self.lock = threading.RLock()
@@ -597,6 +598,15 @@ class Segment:
             pages = self._value('PRAGMA page_count')
             free = self._value('PRAGMA freelist_count')
         return int(pages - free) * PAGE_BYTES
+
+    def last_used_bytes(self) -> int:
+        """Give `used_bytes`; as they were last, while somebody else is at it."""
+        with self.patiently() as held:
+            if held:
+                self._last_used = self.used_bytes()
+        if self._last_used is None:
+            return os.path.getsize(self.database)
+        return self._last_used
 
     def file_bytes(self) -> int:
         """Bytes that the database takes on the disk."""

@@ -27,14 +27,16 @@ _log = logging.getLogger('hightouch')
 
 class _Shared:
     def __init__(self) -> None:
+        self._forgotten: List[Any] = []
+        self.session: Any = None
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
         # A child forgets its parent's sockets and does not close them: a TLS goodbye
         # from here would end the parent's connection.
-        self._forgotten = getattr(self, 'session', None)
-        self.session: Any = None
+        self._forgotten.append(self.session)
+        self.session = None
         self.users = 0
         # Guards the fields above; held while a session is made or closed, never during
         # a request. Re-entrant: a finalizer may close its client's lease in there.
@@ -171,6 +173,7 @@ class Lease:
     def __init__(self, session: Any = None) -> None:
         self._own = session
         self._leased: Any = None
+        self._forgotten: List[Any] = []  # as above
         # Guards _leased; held while a session is made, never during a request.
         self._lock = threading.RLock()
         fork.register(self)
@@ -178,7 +181,7 @@ class Lease:
     def _after_fork(self) -> None:
         self._leased = None
         self._lock = threading.RLock()
-        self._forgotten = _forget_sockets(self._own)
+        self._forgotten.append(_forget_sockets(self._own))
 
     def get(self) -> Any:
         if self._own is not None:

@@ -95,7 +95,7 @@ class SpooledQueue(EventQueue):
         super()._reset()
         self._spool.damaged = 0
         # Where own events are written; made with the first one. Replaced, as _others is
-        # changed, under process.opening.
+        # changed, under process.opening; but for the end, in release.
         self._own: Optional[Segment] = None
         # What is read besides: own ones that were replaced, and adopted ones.
         self._others: List[Segment] = []
@@ -112,6 +112,9 @@ class SpooledQueue(EventQueue):
         # By segment: events read, and when to read again after an error.
         self._read: Dict[Segment, int] = {}
         self._retry_at: Dict[str, float] = {}
+        # What cannot be read any more, until it is reported: in flight with a batch of
+        # no messages, how many events it was, and where they lay.
+        self._losses: List[Tuple[Batch, int, str]] = []
 
     # -- the application's side ------------------------------------------------------
 
@@ -249,8 +252,7 @@ class SpooledQueue(EventQueue):
         taken = 0
         for segment in list(self._others):
             try:
-                with segment.patiently() as held:
-                    taken += segment.used_bytes() if held else 0
+                taken += segment.last_used_bytes()
             except segment.errors:
                 pass  # closed meanwhile, or damaged
         return taken
@@ -324,6 +326,7 @@ class SpooledQueue(EventQueue):
                 look = self._next_scan == 0 and not self.closed
         finally:
             self._filling.release()
+        self._report_losses()
         self._spool.log()
         if len(self._items) >= self._wake_at:
             self._wakeup.set()  # of a leader who found us at it, and sleeps
@@ -411,23 +414,36 @@ class SpooledQueue(EventQueue):
             self._nested = was_nested
 
     def _give_up_behind(self, segment: Segment, count: int) -> None:
-        """Report what was accepted, and cannot be read any more."""
+        """Book what was accepted, and cannot be read any more."""
         with self._lock:
             for _ in range(count):
                 segment.behind.popleft()
             unwritten = min(count, segment.doubtful)
             segment.doubtful -= unwritten
             count -= unwritten
-            self._taken += count
             if not count:
                 return self._release_flushes()
-        try:
-            if self.on_loss is not None:
-                self.on_loss(DamageError(count, segment.database), [], count)
-        finally:
-            with self._lock:
-                self._failed += count
-                self._release_flushes()
+            loss = Batch((), monotonic())
+            loss.claimed = True
+            self._in_flight[loss] = self._taken
+            self._taken += count
+        self._losses.append((loss, count, segment.database))
+
+    def _report_losses(self) -> None:
+        """Tell ``on_error``, which may flush: no lock may be held."""
+        while self._losses:
+            try:
+                loss, count, path = self._losses.pop(0)
+            except IndexError:
+                return  # another thread was faster
+            try:
+                if self.on_loss is not None:
+                    self.on_loss(DamageError(count, path), [], count)
+            finally:
+                with self._lock:
+                    if self._in_flight.pop(loss, None) is not None:  # as after a fork
+                        self._failed += count
+                        self._release_flushes()
 
     def _finish(self, segment: Segment) -> None:
         """Let go of a segment that is read to its end, when all of it is resolved."""
@@ -437,7 +453,10 @@ class SpooledQueue(EventQueue):
             # Nobody is writing to it.
             if not held or self._is_in_use(segment):
                 return
-            self._others.remove(segment)
+            try:
+                self._others.remove(segment)
+            except ValueError:
+                return  # we were released meanwhile
             self._retry_at.pop(segment.path, None)
             read = self._read.pop(segment, 0)
             if segment.adopted and not segment.damage:
@@ -493,7 +512,7 @@ class SpooledQueue(EventQueue):
         self._wake_room(len(places))
 
     def _replace_worn(self, segment: Segment) -> None:
-        with segment.patiently() as held:
+        with both(segment.lock, 0) as held:
             if held and segment.file_bytes() > WORN_BYTES and segment.is_empty():
                 self._replace_own(segment)
 
@@ -553,6 +572,9 @@ class SpooledQueue(EventQueue):
             return own is not None and own.is_full()
         except own.errors if own else ():
             return False
+
+    def has_room_again(self) -> bool:
+        return not (self._trouble or self._behind())
 
     def why_refused(self) -> str:
         if self._trouble:

@@ -29,6 +29,7 @@ _ISO = (
     r'\d{4}-?\d\d-?\d\d'
     r'(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?$'
 )
+_WRITTEN = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d'
 
 
 class _Ids:
@@ -103,9 +104,25 @@ def to_iso(value: Any) -> str:
             '2026-01-02T03:04:05+00:00, got %s' % type(value).__name__
         )
     try:
-        return utils.guess_timezone(moment).isoformat(timespec='milliseconds')
-    except Exception:  # a tzinfo of the application's own may raise anything
-        return moment.replace(tzinfo=timezone.utc).isoformat(timespec='milliseconds')
+        return _written(utils.guess_timezone(moment))
+    except Exception:
+        pass  # a tzinfo or a class of the application's own may raise anything
+    try:
+        day = (moment.year, moment.month, moment.day)
+        clock = (moment.hour, moment.minute, moment.second, moment.microsecond)
+        return _written(datetime(*day, *clock, tzinfo=timezone.utc))
+    except Exception:
+        raise ValidationError(
+            'timestamp: expected a datetime that can be written, got %s, which is none'
+            % type(value).__name__
+        )
+
+
+def _written(moment: datetime) -> str:
+    text = moment.isoformat(timespec='milliseconds')
+    if not re.match(_WRITTEN, text):  # pandas.NaT is a datetime, and writes 'NaT'
+        raise ValueError(text)
+    return text
 
 
 def _parsed(text: str) -> datetime:

@@ -110,7 +110,9 @@ class _Cleaner:
         self, item: Any, path: str, depth: int, copy: Callable[[Any, str, int], Any]
     ) -> Any:
         if depth >= MAX_DEPTH:
-            return _lost(item, path, 'is nested over 100 levels; it is sent as null')
+            return _lost(
+                item, path, 'is nested over %d levels; it is sent as null' % MAX_DEPTH
+            )
         if id(item) in self._open:
             return _lost(item, path, 'contains itself; it is sent as null')
         self._open.add(id(item))
@@ -157,11 +159,12 @@ def _fields(item: Any) -> Optional[Dict[str, Any]]:
     kind = type(item)
     if isinstance(item, type):
         return None
-    for marker in ('__dataclass_fields__', '__attrs_attrs__'):
-        declared = getattr(kind, marker, None)
-        if declared is not None:
-            names = [getattr(each, 'name', each) for each in declared]
-            return {name: getattr(item, name) for name in names if hasattr(item, name)}
+    declared = getattr(kind, '__attrs_attrs__', None)
+    if hasattr(kind, '__dataclass_fields__') and 'dataclasses' in sys.modules:
+        declared = sys.modules['dataclasses'].fields(item)  # without its ClassVars
+    if declared is not None:
+        names = [each.name for each in declared]
+        return {name: getattr(item, name) for name in names if hasattr(item, name)}
     if hasattr(kind, 'model_fields') or hasattr(kind, '__fields__'):  # pydantic 2, 1
         dump = getattr(item, 'model_dump', None) or getattr(item, 'dict', None)
         if callable(dump):

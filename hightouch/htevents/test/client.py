@@ -113,6 +113,27 @@ class CallTest(TestCase):
         self.assertEqual(self.message('alias', 2**70, 1)['previousId'], 2**70)
         self.assertIn(str(2**70), self.client(send=False).group(1, 2**70)[1].__repr__())
 
+    def test_a_dict_that_cannot_be_copied_loses_itself_and_not_the_event(self) -> None:
+        class Broken(dict):  # type: ignore[type-arg]
+            def keys(self) -> Any:
+                raise OSError('no')
+
+            def __iter__(self) -> Any:
+                raise OSError('no')
+
+        class Late(dict):  # type: ignore[type-arg]
+            def items(self) -> Any:
+                return [('a', 1)]
+
+            def __iter__(self) -> Any:
+                raise RuntimeError('changed size during iteration')
+
+        for value, wanted in ((Broken(a=1), None), (Late(a=1), {'a': 1})):
+            message = self.message('track', 1, 'e', value)
+            self.assertIn(message['properties'], (wanted, {'a': 1}, {}))
+            if wanted:
+                self.assertEqual(message['properties'], wanted)
+
     def test_message_ids_are_fresh_uuid4s(self) -> None:
         ids = {self.message('track', 1, 'e')['messageId'] for _ in range(1000)}
         self.assertEqual(len(ids), 1000)
@@ -276,6 +297,23 @@ class DeliveryTest(TestCase):
         self.assertEqual(client.stats().refused, 300)
         self.assertTrue(client.queue.full())
         self.assertEqual(len([x for x in log.lines() if 'full' in x]), 1, log.lines())
+
+    def test_a_full_queue_warns_again_only_when_there_was_room_in_between(self) -> None:
+        client = self.client(max_queue_size=10, send=False)
+
+        def fill() -> None:
+            while client.track('user', 'event')[0]:
+                pass
+
+        with LogCatcher() as log:
+            fill()
+            for taken, warnings in ((1, 1), (2, 1), (10, 2)):
+                for _ in range(taken):
+                    client.queue.get_nowait()
+                    client.queue.task_done()
+                fill()
+                lines = [each for each in log.lines() if 'full' in each]
+                self.assertEqual(len(lines), warnings)
 
     def test_block_timeout_waits_for_room(self) -> None:
         client = self.client(max_queue_size=1, upload_size=1, block_timeout=LIMIT)

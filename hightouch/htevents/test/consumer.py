@@ -125,6 +125,30 @@ class UploadTest(TestCase):
         source.join()
         self.assertEqual(self.collector.events, [TRACK])
 
+    def test_a_consumer_lives_on_when_there_was_nothing_to_take(self) -> None:
+        class Bare:
+            """A queue of somebody's own: no condition to wait on."""
+
+            def __init__(self) -> None:
+                source = queue.Queue()  # type: Any
+                self.put, self.get = source.put, source.get
+                self.task_done, self.join = source.task_done, source.join
+
+        for source in (queue.Queue(), Bare()):  # type: Any
+            lost = Recorder()
+            consumer = self.consumer(source, upload_interval=0.01, on_error=lost)
+            consumer.start()
+            source.put({'m': 'x' * MAX_MSG_SIZE})
+            self.assertTrue(lost.wait_for(1))
+            consumer.join(0.1)  # it would end now
+            self.collector.events.clear()
+            source.put(TRACK)
+            self.assertTrue(self.collector.wait_for(1, LIMIT))
+            source.join()
+            consumer.pause()
+            consumer.join(LIMIT)
+            self.assertFalse(consumer.is_alive())
+
     def test_an_interrupted_upload_keeps_its_events_for_the_next_one(self) -> None:
         class Interrupted(Lease):
             interrupts = 1
@@ -139,7 +163,9 @@ class UploadTest(TestCase):
         messages = [dict(TRACK, messageId=str(number)) for number in range(4)]
         source.put(messages[0])
         source.put(messages[1])
-        consumer = self.consumer(source, upload_interval=0.05, lease=Interrupted())
+        lease = Interrupted()
+        self.addCleanup(lease.close)
+        consumer = self.consumer(source, upload_interval=0.05, lease=lease)
         with self.assertRaises(KeyboardInterrupt):
             consumer.upload()
         source.put(messages[2])  # it is full again

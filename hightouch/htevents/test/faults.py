@@ -305,6 +305,7 @@ class DeliveryFaultTest(TestCase):
             if each.path == '/v1/batch'
         ]
         self.assertEqual(tokens, ['Bearer token-1', 'Bearer token-2'])
+        self.assertEqual(client.stats().retried, 1)
 
     def test_fault_13_any_error_body_is_an_api_error(self) -> None:
         for body in (b'{}', b'[]', b'"x"', b'null', b'<html>', b'', b'\xff\xfe'):

@@ -1,6 +1,8 @@
+import gc
 import os
 import threading
 import unittest
+import weakref
 from typing import Any
 
 import mock
@@ -33,6 +35,15 @@ class SessionTest(TestCase):
         with mock.patch.object(shared, 'close') as close:
             two.close()
             close.assert_called_once_with()
+
+    def test_a_childs_child_does_not_close_the_sockets_of_its_grandparent(self) -> None:
+        shared = sessions._Shared()
+        first = weakref.ref(shared.acquire())
+        for _ in range(2):
+            shared._after_fork()
+            gc.collect()
+            self.assertIsNotNone(first())
+            shared.acquire()
 
     def test_a_session_of_the_users_own_keeps_its_auth(self) -> None:
         self.collector.strict = False

@@ -870,6 +870,71 @@ class BacklogTest(SpoolTestCase):
         waiter.join(LIMIT)
         self.assertEqual(flushed, [True])
 
+    def test_a_loss_is_told_with_no_lock_held_and_waits_for_its_callback(self) -> None:
+        queue = spooled_queue.SpooledQueue(
+            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        )
+        self.addCleanup(queue.release)
+        told: List[Any] = []
+
+        def on_loss(error: Exception, batch: List[Any], count: int) -> None:
+            stats = queue.stats()
+            told.append((count, queue._filling.locked(), stats.failed, stats.pending))
+
+        queue.on_loss = on_loss
+        for number in range(2003):  # the last three are on the disk only
+            queue.offer(b'{"n":%d}' % number)
+        assert queue._own is not None
+        queue._own._execute('DELETE FROM events WHERE id > 2000')
+        for _ in range(2):
+            batch = queue.take_now(2000)
+            if batch is not None:
+                queue.acknowledge(batch, delivered=True)
+        self.assertEqual(told, [(3, False, 0, 3)])
+        stats = queue.stats()
+        self.assertEqual((stats.delivered, stats.failed, stats.pending), (2000, 3, 0))
+
+    def test_a_worn_file_is_replaced_without_waiting_for_a_fork(self) -> None:
+        queue = spooled_queue.SpooledQueue(
+            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        )
+        self.addCleanup(queue.release)
+        queue.offer(b'{}')
+        batch = queue.take_now(1)
+        assert batch is not None
+        thread = threading.Thread(target=queue.acknowledge, args=(batch, True))
+        with mock.patch.object(spooled_queue, 'WORN_BYTES', 0):
+            with spool_lock.process.opening:  # as a fork does, which then takes all locks
+                thread.start()
+                thread.join(LIMIT)
+                self.assertFalse(thread.is_alive())
+        self.assertEqual(queue.stats().delivered, 1)
+
+    def test_room_that_is_taken_counts_while_it_cannot_be_asked_for(self) -> None:
+        self.leave(3000)
+        queue = spooled_queue.SpooledQueue(
+            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        )
+        self.addCleanup(queue.release)
+        self.assertIsNotNone(queue.take_now(1))
+        taken = queue._taken_bytes()
+        self.assertGreater(taken, 100000)
+        held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with queue._others[0].lock:
+                held.set()
+                release.wait(LIMIT)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        self.assertTrue(held.wait(LIMIT))
+        try:
+            self.assertEqual(queue._taken_bytes(), taken)
+        finally:
+            release.set()
+            thread.join(LIMIT)
+
     def test_new_events_do_not_wait_for_a_backlog(self) -> None:
         self.leave(3000)
         client = self.client(upload_size=50)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import PurePosixPath
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import mock
 
@@ -18,6 +18,11 @@ from hightouch.htevents import encoding, stamps, utils
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.test.support import LogCatcher
+
+try:
+    import dataclasses
+except ImportError:  # 3.6
+    dataclasses = None  # type: ignore[assignment]
 
 Point = namedtuple('Point', 'x y')
 
@@ -71,16 +76,6 @@ class Pydantic2:
 
     def model_dump(self) -> Any:
         return {'a': uuid.UUID(int=1)}
-
-
-class Dataclass:
-    """What dataclasses, which 3.6 lacks, makes of a class."""
-
-    __dataclass_fields__ = {'a': None, 'me': None}
-
-    def __init__(self) -> None:
-        self.a = 1
-        self.me = self
 
 
 class Array:
@@ -150,7 +145,6 @@ class ValueTest(unittest.TestCase):
             ((1, (2,)), [1, [2]]),
             (deque([1, 2]), [1, 2]),
             (Point(1, uuid.UUID(int=0)), [1, str(uuid.UUID(int=0))]),
-            (Dataclass(), {'a': 1, 'me': None}),
             (Attrs(), {'a': 1}),
             (Pydantic1(), {'a': 1}),
             (Pydantic2(), {'a': '00000000-0000-0000-0000-000000000001'}),
@@ -179,6 +173,15 @@ class ValueTest(unittest.TestCase):
             if wanted is None and isinstance(value, dict):
                 wanted = {'1': 1, 'null': 2, '1.5': 3, 'false': 4}
             self.assertEqual(self.wire(value), wanted, type(value))
+
+    @unittest.skipUnless(dataclasses, 'this Python has no dataclasses')
+    def test_a_dataclass_is_its_fields_and_not_what_the_class_holds(self) -> None:
+        made = dataclasses.make_dataclass(
+            'Made', [('a', int), ('me', Any, None), ('API', ClassVar[str], 'secret')]
+        )
+        item = made(1)
+        item.me = item
+        self.assertEqual(self.wire(item), {'a': 1, 'me': None})
 
     def test_libraries_that_are_installed_have_their_form_too(self) -> None:
         try:
@@ -325,6 +328,23 @@ class TimeTest(unittest.TestCase):
         self.assertRegex(text, r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$')
         self.assertRegex(stamps.to_iso(before), r'\.\d{3}\+00:00$')
         self.assertGreaterEqual(text, stamps.to_iso(before))
+
+    def test_a_time_of_a_class_that_does_not_write_itself_is_written(self) -> None:
+        self.assertEqual(
+            stamps.to_iso(Moment(2026, 1, 2, 3, 4, 5, 6000)),
+            '2026-01-02T03:04:05.006+00:00',
+        )
+
+    def test_a_datetime_that_is_no_time_is_a_validation_error(self) -> None:
+        class NotATime(datetime):  # as pandas has one
+            year = property(lambda self: float('nan'))  # type: ignore[assignment]
+
+            def isoformat(self, *args: Any, **kwargs: Any) -> str:
+                return 'NaT'
+
+        with self.assertRaises(ValidationError) as caught:
+            stamps.to_iso(NotATime(2026, 1, 2))
+        self.assertIn('NotATime', str(caught.exception))
 
     def test_what_is_no_time_is_a_validation_error(self) -> None:
         for value in (5, None, 'now', '', '2026', '12:00', '2026-99-01', date.today()):
