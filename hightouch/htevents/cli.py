@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from time import monotonic, time
+from time import time
 from typing import Any, Dict, List, Optional, TextIO
 
 from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Collector
-from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
 from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
 
@@ -376,19 +376,23 @@ def _send_spool(
 ) -> int:
     from hightouch.htevents import spool
 
-    ours = [each for each in found if each.stream == stream and each.events]
-    left = [each for each in ours if each.state == 'left']
-    total = sum(each.events for each in left)
+    def count_of(state: str, ours: bool = True) -> int:
+        return sum(
+            each.events or 0
+            for each in found
+            if (each.stream == stream) is ours and state in (each.state, '')
+        )
+
+    left = [each for each in found if each.stream == stream and each.state == 'left']
+    total = count_of('left')
     for text, count in (
-        ('of living processes, which send them', sum(e.events for e in ours) - total),
-        (
-            'of another write key: give it with --write-key',
-            sum(e.events or 0 for e in found if e.stream != stream),
-        ),
+        ('of living processes, which send them', count_of('running')),
+        ('of another write key: give it with --write-key', count_of('', ours=False)),
     ):
         if count:
             print('Not sent: %d event(s) %s.' % (count, text))
-    if not total:
+    # What cannot be counted is damaged: its owner finds out what can be read of it.
+    if all(each.events == 0 for each in left):
         print('Nothing to send.')
         return 0
     logging.getLogger('hightouch').setLevel(logging.CRITICAL)  # we say it ourselves
@@ -413,29 +417,34 @@ def _send_spool(
     _progress(stats.delivered + stats.failed, total, stats.last_error)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    print('Delivered %d of %d event(s).' % (stats.delivered, total))
+    found_more = max(total, stats.accepted)  # in what could not be counted
+    print('Delivered %d of %d event(s).' % (stats.delivered, found_more))
     for reason, count in lost.items():
         print('Refused %d: %s' % (count, reason), file=sys.stderr)
     if stats.damaged_files:
         text = 'Set aside %d damaged file(s); what could be read of them was sent.'
         print(text % stats.damaged_files, file=sys.stderr)
     # Not by the counts: another process may have sent a part.
-    rest = sum(
-        each.events or 0
-        for each in spool.waiting(args.dir)
-        if each.stream == stream and each.state == 'left'
-    )
+    found = spool.waiting(args.dir)
+    rest = count_of('left')
     if rest:
         reason = stats.last_error or 'time ran out'
         print('%d event(s) stay: %s' % (rest, reason), file=sys.stderr)
-    complete = not (rest or stats.failed or stats.damaged_files)
+    unread = [
+        each.path
+        for each in found
+        if each.stream == stream and each.state == 'left' and each.events is None
+    ]
+    for path in unread:
+        print('Cannot be read now: %s' % path, file=sys.stderr)
+    complete = not (rest or unread or stats.failed or stats.damaged_files)
     return 0 if complete else NOT_DELIVERED
 
 
 def _progress(done: int, total: int, error: Optional[str]) -> None:
     """Draw a bar over the last one; on a terminal only."""
     if sys.stderr.isatty():
-        filled = min(_BAR_WIDTH, _BAR_WIDTH * done // total)
+        filled = min(_BAR_WIDTH, _BAR_WIDTH * done // max(total, 1))
         bar = '#' * filled + '.' * (_BAR_WIDTH - filled)
         text = '[%s] %d/%d %s' % (bar, done, total, error or '')
         sys.stderr.write('\r%-78s' % text[:78])

@@ -16,6 +16,7 @@ from hightouch.htevents.errors import (
     ValidationError,
 )
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.logs import log
 from hightouch.htevents.request import bare, normalize_proxies
 from hightouch.htevents.settings import expect
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
@@ -37,7 +38,6 @@ Result = Tuple[bool, Dict[str, Any]]
 BeforeSend = Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]
 
 _LIBRARY = {'name': 'events-sdk-python', 'version': VERSION}
-_log = logging.getLogger('hightouch')
 
 
 class Client:
@@ -49,7 +49,7 @@ class Client:
     :param write_key: key of the event source; None: ``HTEVENTS_WRITE_KEY``
     :param host: base URL; None: ``HTEVENTS_HOST``, else Hightouch's
     :param debug: log what happens at level DEBUG
-    :param max_queue_size: events that may wait; 0: no bound
+    :param max_queue_size: events that may wait; 0 or -1: no bound
     :param send: False queues the events and sends nothing (for tests)
     :param on_error: called with an error and the list of messages that were lost
     :param gzip: compress the requests
@@ -80,7 +80,7 @@ class Client:
     """
 
     DefaultConfig = settings.DefaultConfig
-    log = _log
+    log = logs.logger
 
     def __init__(
         self,
@@ -117,6 +117,7 @@ class Client:
         write_key = settings.check_write_key(write_key)
         host = settings.check_host(host)
         settings.check_numbers(locals())
+        settings.check_log_handler(log_handler)
         settings.check_callable('on_error', on_error)
         settings.check_callable('on_success', on_success)
         settings.check_callable('before_send', before_send)
@@ -145,6 +146,13 @@ class Client:
         self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
+            expected = 'a URL, of the server that gives the tokens'
+            expect(
+                isinstance(oauth_auth_server, str),
+                'oauth_auth_server',
+                expected,
+                oauth_auth_server,
+            )
             from hightouch.htevents.oauth_manager import OauthManager
 
             self.oauth_manager = OauthManager(
@@ -158,7 +166,7 @@ class Client:
                 session=session,
             )
         elif any(oauth):
-            _log.warning(
+            log.warning(
                 'OAuth is off: oauth_client_id, oauth_client_key and oauth_key_id are '
                 'needed together, and only a part of them was given'
             )
@@ -198,6 +206,7 @@ class Client:
             on_end=logs.attach(debug, log_handler),
         )
         self.queue.on_loss = self._dispatcher.report
+        self.queue.on_put = self._dispatcher.put
         if self.queue.has_backlog():
             self._dispatcher.start()
 
@@ -369,7 +378,7 @@ class Client:
         message['integrations'] = _copied('integrations', integrations)
         message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
         message['messageId'] = (
-            new_message_id() if message_id is None else _as_text(message_id)
+            new_message_id() if message_id in (None, '') else _as_text(message_id)
         )
         if self._before_send is not None:
             scrubbed = self._scrub(message)
@@ -381,7 +390,7 @@ class Client:
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
         if self.debug:
-            _log.debug('queueing: %s', message)
+            log.debug('queueing: %s', message)
         if self.sync_mode:
             accepted = self._dispatcher.deliver_now(body)
             full = False
@@ -421,9 +430,9 @@ class Client:
         except IndexError:
             return
         if self.queue.closed:
-            _log.warning('The client was shut down: its calls return False from now on')
+            log.warning('The client was shut down: its calls return False from now on')
         else:
-            _log.warning(
+            log.warning(
                 '%s: calls return False until there is room', self.queue.why_refused()
             )
 
@@ -485,6 +494,12 @@ class Client:
         if dispatcher is not None:
             dispatcher.retire()
 
+    def __copy__(self) -> 'Client':
+        return self  # two with one queue: the first that is dropped would close it
+
+    def __deepcopy__(self, memo: Any) -> 'Client':
+        return self
+
     def __repr__(self) -> str:
         host = None if self.host is None else bare(self.host)
         return '<Client host=%r pending=%d>' % (host, self.queue.pending())
@@ -511,6 +526,8 @@ def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
 
 
 def _is_id(value: Any) -> bool:
+    if isinstance(value, float) and value != value:
+        return False  # NaN identifies nobody
     return isinstance(value, ID_TYPES) and not isinstance(value, bool)
 
 

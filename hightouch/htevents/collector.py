@@ -119,7 +119,10 @@ def _check_timestamp(value: Any) -> List[str]:
         return ['timestamp must be a date that exists']
     if match.group(8):
         offset = timedelta(hours=int(match.group(9)), minutes=int(match.group(10)))
-        moment = moment - offset if match.group(8) == '+' else moment + offset
+        try:
+            moment = moment - offset if match.group(8) == '+' else moment + offset
+        except OverflowError:
+            return ['timestamp must be a date that exists']
     if datetime.now(timezone.utc).replace(tzinfo=None) - moment > MAX_AGE:
         return ['timestamp must not be older than 7 days']
     return []

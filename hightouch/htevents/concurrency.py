@@ -1,8 +1,14 @@
 """Waiting: a wake-up call that any code may make, and one budget for several waits."""
 
 import threading
-from time import monotonic
+import time
+from functools import partial
 from typing import Optional
+
+# The clock of all waits, in seconds. Not the function itself: libraries that stop the
+# clock for a test (freezegun) replace that wherever they find it, and a deadline would
+# never be over.
+monotonic = partial(time.monotonic)
 
 # Seconds that a step may take which is tried although time is over already.
 LAST_TRY = 0.1
@@ -46,7 +52,9 @@ class Deadline:
     __slots__ = ('_end',)
 
     def __init__(self, timeout: Optional[float]) -> None:
-        self._end = None if timeout is None else monotonic() + timeout
+        if timeout is not None:  # an int may be larger than any float
+            timeout = monotonic() + min(timeout, threading.TIMEOUT_MAX)
+        self._end = timeout
 
     def remaining(self) -> Optional[float]:
         """Seconds left, never below 0; None when there is no end."""
@@ -65,7 +73,7 @@ class _Scope(threading.local):
     """How deep this thread is inside deliveries, and when what it does has to end."""
 
     depth = 0
-    deadline = Deadline(None)
+    budget: Optional['within'] = None
 
 
 _scope = _Scope()
@@ -74,28 +82,32 @@ _scope = _Scope()
 class within:
     """Bound what the current thread waits for in a stretch of code: see `bounded`.
 
-    For what lies between us and the wait, and takes no deadline: the user's own OAuth
-    manager, say.
+    For what lies between us and the wait, and takes no deadline: a method that a subclass
+    may have replaced, or the application's own OAuth manager.
+
+    :ivar cut_short: set by who gave up because of the deadline, and for no other reason
     """
 
     def __init__(self, deadline: Deadline) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
+        self.cut_short = False
 
-    def __enter__(self) -> None:
-        self._outer, _scope.deadline = _scope.deadline, self._deadline
+    def __enter__(self) -> 'within':
+        self._outer, _scope.budget = _scope.budget, self
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _scope.deadline = self._outer
+        _scope.budget = self._outer
 
 
-def current_deadline() -> Deadline:
-    """The deadline that the current thread works `within`."""
-    return _scope.deadline
+def budget() -> within:
+    """What the current thread works `within`."""
+    return _scope.budget or within(Deadline(None))
 
 
 def bounded(timeout: Optional[float]) -> Optional[float]:
     """Give what is left for a step that may take ``timeout`` seconds (None: no bound)."""
-    left = _scope.deadline.remaining()
+    left = budget().deadline.remaining()
     if left is None:
         return timeout
     left = max(left, LAST_TRY)

@@ -4,7 +4,6 @@ A consumer is a thread, but nothing in here needs it to be started: an applicati
 thread delivers through one as well (``sync_mode``, and a flush where no thread can run).
 """
 
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
@@ -13,6 +12,7 @@ from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import (
     Deadline,
     Signal,
+    budget,
     delivering,
     delivery_depth,
     within,
@@ -27,6 +27,7 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
+from hightouch.htevents.logs import log
 from hightouch.htevents.request import DEFAULT_HOST, bare, post
 from hightouch.htevents.retry import wait_time
 from hightouch.htevents.stamps import MAX_AGE_DAYS, are_expired
@@ -49,8 +50,6 @@ OnSuccess = Callable[[List[Dict[str, Any]]], Any]
 
 # Seconds that a thread may take from its last act to its end.
 LAST_STEPS = 0.1
-
-_log = logging.getLogger('hightouch')
 
 
 class Consumer(threading.Thread):
@@ -143,7 +142,7 @@ class Consumer(threading.Thread):
                 except Exception:
                     # Nothing known raises here. Whatever does must not end the thread,
                     # and a second try must not spin.
-                    _log.warning('The consumer goes on after an error', exc_info=True)
+                    log.warning('The consumer goes on after an error', exc_info=True)
                     self._wakeup.wait(1)
         finally:
             self.running = False
@@ -199,14 +198,7 @@ class Consumer(threading.Thread):
 
     def request(self, batch: List[Any]) -> None:
         """Send a batch (messages), with retries; raises the last error."""
-        error, _ = self._request(batch, self._deadline)
-        if error is not None:
-            raise error
-
-    def _request(
-        self, batch: List[Any], deadline: Deadline
-    ) -> Tuple[Optional[Exception], bool]:
-        """Send with retries; gives the last error, and whether time alone ended them."""
+        scope = budget()
         # What is on the disk can wait: it is tried again until it is delivered.
         retries = float('inf') if self._source.durable else self.retries
         attempt = 0
@@ -216,21 +208,20 @@ class Consumer(threading.Thread):
             if attempt or token_renewed:
                 self._source.note_retry()
             try:
-                with within(deadline):
-                    self._post(batch)
-                return None, False
+                return self._post(batch)
             except Exception as error:
                 self._source.note_error(error)
                 if getattr(error, 'token_refused', False) and not token_renewed:
                     token_renewed = True  # the next try gets a new one
                     continue
                 if last or attempt >= retries or self._is_final(error):
-                    return error, last
+                    scope.cut_short = last
+                    raise
                 delay = wait_time(attempt, getattr(error, 'retry_after', None))
                 attempt += 1
-                last = not self._wait(delay, deadline) or not self.running
+                last = not self._wait(delay, scope.deadline) or not self.running
                 if any(self._expired(batch)):
-                    return error, False
+                    raise
 
     def _is_final(self, error: Exception) -> bool:
         """Whether an error says that the events will never be taken."""
@@ -312,7 +303,7 @@ class Consumer(threading.Thread):
                             lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
                             todo.extend(parts[1:] if len(parts[1]) else ())
                         continue
-                    error, timed_out = self._request(part, deadline)
+                    error, cut_short = self._attempt(part, deadline)
                     if error is None:
                         todo.pop()
                         self._succeed(part)
@@ -323,7 +314,7 @@ class Consumer(threading.Thread):
                     todo.pop()
                     if _is_splittable(error, part):
                         todo.extend(reversed(self._source.split(part) or ()))
-                    elif self._is_kept(error, keep and timed_out):
+                    elif self._is_kept(error, keep and cut_short):
                         self._source.park(part)
                         self.gave_back = True
                     else:
@@ -335,6 +326,17 @@ class Consumer(threading.Thread):
             finally:
                 self._fail(lost)
         return complete
+
+    def _attempt(
+        self, batch: Batch, deadline: Deadline
+    ) -> Tuple[Optional[Exception], bool]:
+        """Give the error of a request, and whether time alone ended its retries."""
+        with within(deadline) as scope:
+            try:
+                self.request(batch)
+                return None, False
+            except Exception as error:
+                return error, scope.cut_short
 
     def drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
         """Deliver what waits in an `EventQueue`; what time does not allow stays there.
@@ -392,7 +394,7 @@ class Consumer(threading.Thread):
 
         :param count: how many; None: as many as there are messages
         """
-        _log.error(
+        log.error(
             'Lost %d event(s) for %s: %s',
             len(messages) if count is None else count,
             bare(self.host or DEFAULT_HOST),
@@ -410,12 +412,12 @@ class Consumer(threading.Thread):
         try:
             callback(*args)
         except Exception:
-            _log.warning('%s raised; delivery goes on', name, exc_info=True)
+            log.warning('%s raised; delivery goes on', name, exc_info=True)
         except KeyboardInterrupt:
             raise  # in a thread of the application
         except BaseException:
             # sys.exit() in a callback would end this thread, and no other.
-            _log.warning('%s tried to exit; delivery goes on', name)
+            log.warning('%s tried to exit; delivery goes on', name)
 
 
 def _is_splittable(error: Exception, batch: Batch) -> bool:

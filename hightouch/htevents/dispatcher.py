@@ -1,17 +1,16 @@
 """Runs the consumers of one client: starts them, flushes, shuts down, survives a fork."""
 
-import logging
 import sys
 import threading
-from time import monotonic
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, delivery_depth
+from hightouch.htevents.concurrency import Deadline, delivery_depth, monotonic
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.logs import log
 from hightouch.htevents.shared_consumers import SharedConsumers
 
 # Seconds before threads are tried again after the system refused one.
@@ -19,8 +18,6 @@ START_RETRY_INTERVAL = 1.0
 
 # Clients of a process that have threads of their own; those of more share theirs.
 CLIENTS_WITH_THREADS = 10
-
-_log = logging.getLogger('hightouch')
 
 
 class Dispatcher:
@@ -330,7 +327,7 @@ def _warn_of_uwsgi() -> None:
     uwsgi = sys.modules.get('uwsgi')  # exists inside of uWSGI only
     options = getattr(uwsgi, 'opt', {})
     if uwsgi is not None and not {'enable-threads', 'threads'} & set(options):
-        _log.warning(
+        log.warning(
             'uWSGI runs without threads, so that events are sent while a request runs, '
             'and when the worker ends. Set: enable-threads = true'
         )

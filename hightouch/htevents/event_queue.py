@@ -25,7 +25,7 @@ in the order of acceptance: it is over when no batch before it is in flight.
 import threading
 from collections import deque
 from itertools import count, repeat
-from time import monotonic, sleep
+from time import sleep
 from typing import (
     Any,
     Callable,
@@ -41,7 +41,7 @@ from typing import (
 
 from hightouch.htevents import fork
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, Signal
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import describe
 
@@ -115,6 +115,8 @@ class EventQueue:
         self.closed = False
         # Told, as Dispatcher.report, of events that cannot be read from a spool any more.
         self.on_loss: Optional[Callable[[Exception, List[Any], int], None]] = None
+        # Given a client's, what is put here by hand starts its consumers as a call does.
+        self.on_put: Optional[Callable[[bytes, float], bool]] = None
         self._reset()
         fork.register(self)
 
@@ -620,7 +622,7 @@ class EventQueue:
         import queue  # here: a client never needs it
 
         wait = (threading.TIMEOUT_MAX if timeout is None else timeout) if block else 0
-        if not self.offer(encode(item)[0], wait):
+        if not (self.on_put or self.offer)(encode(item)[0], wait):
             raise queue.Full
 
     def put_nowait(self, item: Any) -> None:

@@ -1,11 +1,10 @@
 """A plain ``queue.Queue`` of dicts, seen by a consumer as if it were an `EventQueue`."""
 
 import queue
-from time import monotonic
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, Signal
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import MessageTooLargeError
 from hightouch.htevents.event_queue import BATCH_BYTES

@@ -5,13 +5,51 @@ configures logging, or a client is made with ``debug=True`` or a ``log_handler``
 """
 
 import logging
+import sys
 import threading
-from typing import Callable, Dict, Optional
+import traceback
+from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork
 
-log = logging.getLogger('hightouch')
-log.addHandler(logging.NullHandler())
+logger = logging.getLogger('hightouch')
+logger.addHandler(logging.NullHandler())
+
+# So that a record names the line that logs, and not ours.
+_CALLER: Dict[str, Any] = {'stacklevel': 3} if sys.version_info >= (3, 8) else {}
+
+
+class _Log:
+    """What the package logs with: the logger, but for errors of the application's own.
+
+    A handler or a filter may raise, and we log on threads that must go on, and in calls
+    that must not raise. Such an error is shown on stderr, as logging shows its own.
+    """
+
+    def __init__(self) -> None:
+        self.is_enabled_for = logger.isEnabledFor
+
+    def debug(self, text: str, *args: Any) -> None:
+        self._say(logging.DEBUG, text, args, False)
+
+    def warning(self, text: str, *args: Any, exc_info: bool = False) -> None:
+        self._say(logging.WARNING, text, args, exc_info)
+
+    def error(self, text: str, *args: Any) -> None:
+        self._say(logging.ERROR, text, args, False)
+
+    def _say(self, level: int, text: str, args: Any, exc_info: bool) -> None:
+        try:
+            logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
+        except Exception:
+            if logging.raiseExceptions and sys.stderr is not None:
+                try:
+                    traceback.print_exc()
+                except (OSError, ValueError):
+                    pass  # stderr is closed: there is nobody to tell
+
+
+log = _Log()
 
 
 class _Handlers:
@@ -20,7 +58,7 @@ class _Handlers:
     def __init__(self) -> None:
         self._counts: Dict[logging.Handler, int] = {}
         self._debug = 0
-        self._level = log.level
+        self._level = logger.level
         self._stream: Optional[logging.Handler] = None
         self._after_fork()
         fork.register(self)
@@ -40,12 +78,12 @@ class _Handlers:
                 handler = self._stream
             if handler is not None:
                 self._counts[handler] = self._counts.get(handler, 0) + 1
-                log.addHandler(handler)
+                logger.addHandler(handler)
             if debug:
                 if self._debug == 0:
-                    self._level = log.level
+                    self._level = logger.level
                 self._debug += 1
-                log.setLevel(logging.DEBUG)
+                logger.setLevel(logging.DEBUG)
 
         def release() -> None:
             with self._lock:
@@ -53,13 +91,13 @@ class _Handlers:
                     self._counts[handler] -= 1
                     if not self._counts[handler]:
                         del self._counts[handler]
-                        log.removeHandler(handler)
+                        logger.removeHandler(handler)
                         if handler is self._stream:
                             self._stream = None
                 if debug:
                     self._debug -= 1
                     if self._debug == 0:
-                        log.setLevel(self._level)
+                        logger.setLevel(self._level)
 
         return release
 

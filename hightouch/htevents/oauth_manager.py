@@ -4,7 +4,6 @@ There is no thread here: who needs a token gets it, and when several do, one ask
 """
 
 import calendar
-import logging
 import threading
 import time
 import uuid
@@ -12,8 +11,9 @@ from email.utils import parsedate_tz
 from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork, sessions
-from hightouch.htevents.concurrency import bounded, current_deadline
+from hightouch.htevents.concurrency import bounded, budget
 from hightouch.htevents.errors import APIError, OauthError, is_retryable
+from hightouch.htevents.logs import log
 from hightouch.htevents.request import (
     USER_AGENT,
     authentication,
@@ -46,8 +46,6 @@ _MILLISECONDS_FROM = 1e11
 _SECONDS_FROM = 1e8
 
 _SKEW_MESSAGES = ('token is expired', 'token used before issued')
-
-_log = logging.getLogger('hightouch')
 
 
 class OauthManager:
@@ -147,7 +145,7 @@ class OauthManager:
         finally:
             self._lock.release()
         if problem:  # said without the lock: a log handler may deliver
-            _log.warning(
+            log.warning(
                 'A token could not be renewed (%s); the old one is used on', problem
             )
         return (self._token or token).text
@@ -176,7 +174,7 @@ class OauthManager:
             except Exception as failure:
                 delay = wait_time(attempt, getattr(failure, 'retry_after', None))
                 delay = min(delay, MAX_WAIT)
-                on_time = current_deadline().leaves(delay)
+                on_time = budget().deadline.leaves(delay)
                 if attempt >= retries or not (on_time and is_retryable(failure)):
                     raise
             attempt += 1

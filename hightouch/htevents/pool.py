@@ -19,16 +19,16 @@ sleep, and then looks at what was appended.
 """
 
 import heapq
-import logging
 import os
 import threading
 from collections import deque
 from itertools import count
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from hightouch.htevents import fork
-from hightouch.htevents.concurrency import Signal
+from hightouch.htevents.concurrency import Signal, monotonic
+from hightouch.htevents.logs import log
 
 # Seconds that a job waits for a worker that is busy before another one is engaged.
 PATIENCE = 0.02
@@ -41,8 +41,6 @@ IDLE_AFTER = 1.0
 START_RETRY_INTERVAL = 1.0
 
 _FOREVER = float('inf')
-
-_log = logging.getLogger('hightouch')
 
 
 class Job:
@@ -355,7 +353,7 @@ class Pool:
 
 def _go_on_after_an_error() -> None:
     # Nothing known raises. Whatever does must not end the thread, and must not spin.
-    _log.warning('Delivery goes on after an error', exc_info=True)
+    log.warning('Delivery goes on after an error', exc_info=True)
     sleep(1)
 
 

@@ -12,6 +12,7 @@ from hightouch.htevents.concurrency import bounded
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError, ValidationError
+from hightouch.htevents.logs import log
 from hightouch.htevents.retry import parse_retry_after
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
@@ -27,8 +28,6 @@ GZIP_LEVEL = 1
 
 # Characters of an error body that go into an error's text.
 MAX_ERROR_TEXT = 500
-
-_log = logging.getLogger('hightouch')
 
 
 class DatetimeSerializer(json.JSONEncoder):
@@ -109,8 +108,8 @@ def send(
             'oauth_manager: expected get_token() to give a str of visible ASCII',
         )
     request = build(body, host, gzip)
-    if _log.isEnabledFor(logging.DEBUG):
-        _log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
+    if log.is_enabled_for(logging.DEBUG):
+        log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
     with sessions.lease(session) as opened:
         response = opened.post(
             request.url,
@@ -122,7 +121,7 @@ def send(
             # A redirect would carry the write key to where nobody meant it to go.
             allow_redirects=False,
         )
-    _log.debug('answer: HTTP %d', response.status_code)
+    log.debug('answer: HTTP %d', response.status_code)
     error = read(response, [secret for secret in (write_key, token) if secret])
     if error is None:
         return response

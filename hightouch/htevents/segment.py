@@ -26,7 +26,7 @@ import threading
 import uuid
 from collections import deque
 from contextlib import contextmanager
-from time import monotonic, time
+from time import time
 from typing import (
     Any,
     Deque,
@@ -40,6 +40,7 @@ from typing import (
 )
 from zlib import crc32
 
+from hightouch.htevents.concurrency import monotonic
 from hightouch.htevents.spool_lock import PATIENCE, both, process, same_file, try_lock
 from hightouch.htevents.version import VERSION
 
@@ -407,9 +408,18 @@ class Segment:
         with self.lock:
             if self._connection is None:
                 raise SegmentError('the spool is closed')
-            # No cursor leaves the lock: one that is asked, or dropped, while another
-            # thread closes the connection uses memory that SQLite has freed.
-            return list(self._connection.execute(statement, arguments).fetchall())
+            try:
+                # No cursor leaves the lock: one that is asked, or dropped, while another
+                # thread closes the connection uses memory that SQLite has freed.
+                return list(self._connection.execute(statement, arguments).fetchall())
+            except (MemoryError, UnicodeDecodeError) as error:
+                raise self._as_damage(error)
+
+    def _as_damage(self, error: Exception) -> Exception:
+        # Python's words for a row that says it is huge, and for a message of SQLite's that
+        # quotes a name from the file. Should there really be no memory, then what can be
+        # read is sent all the same, and the file is kept.
+        return self._sqlite.DatabaseError('malformed (%s)' % type(error).__name__)
 
     def _value(self, statement: str, arguments: Iterable[Any] = ()) -> Any:
         """Give the one value that a query finds."""
@@ -427,8 +437,11 @@ class Segment:
             if self._connection is None:
                 raise SegmentError('the spool is closed')
             values = (int(time() * 1000), direct, crc32(body), body)
-            # In one expression: see _execute.
-            return int(self._connection.execute(_APPEND, values).lastrowid)
+            try:
+                # In one expression: see _execute.
+                return int(self._connection.execute(_APPEND, values).lastrowid)
+            except (MemoryError, UnicodeDecodeError) as error:
+                raise self._as_damage(error)
 
     def read(self, limit: int) -> List[Row]:
         """Read the next events, each only once; [] when there are no more.
@@ -573,9 +586,11 @@ class Segment:
 
     def is_broken(self, error: BaseException) -> bool:
         """Whether an error says that the file itself is damaged, now and later."""
-        # Its subclasses tell of what may pass: a lock, a full disk, missing rights.
-        if type(error) is self._sqlite.DatabaseError:
+        # Its other subclasses tell of what may pass: a lock, a full disk, missing rights.
+        if type(error) in (self._sqlite.DatabaseError, self._sqlite.DataError):
             return True
+        if 'no such' in str(error):
+            return True  # the name of a table or of a column is damaged
         # This one may be a disk that is full (there is no room for SQLite's index of
         # the log), or one that is broken: that, if it does not pass.
         if 'disk I/O' not in str(error):

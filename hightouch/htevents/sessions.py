@@ -5,12 +5,12 @@ leak from one tenant to another through a shared one is switched off: it keeps n
 cookies, and knows no credentials.
 """
 
-import logging
 import os
 import threading
 from typing import Any, List, Optional, Tuple
 
 from hightouch.htevents import fork
+from hightouch.htevents.logs import log
 
 # Sockets to one host that may be open at a time; more senders wait for one of them.
 POOL_SIZE = 100
@@ -21,8 +21,6 @@ _VARIABLES = tuple(
     for scheme in ('http', 'https', 'all', 'no')
     for name in (scheme + '_proxy', scheme.upper() + '_PROXY')
 ) + ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'REQUEST_METHOD')
-
-_log = logging.getLogger('hightouch')
 
 
 class _Shared:
@@ -219,7 +217,7 @@ def _forget_sockets(session: Any) -> List[Any]:
             # As if it came out of a pickle, for which adapters leave sockets out.
             adapter.__setstate__(adapter.__getstate__())
     except Exception:  # not of the kind that requests makes
-        _log.warning('A forked child shares the sockets of its session', exc_info=True)
+        log.warning('A forked child shares the sockets of its session', exc_info=True)
     return forgotten
 
 

@@ -1,5 +1,6 @@
 """The settings: their names, their defaults, what is valid, and the environment."""
 
+import logging
 import os
 from threading import TIMEOUT_MAX
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -75,7 +76,7 @@ def _check_range(name: str, value: Any, least: float, whole: bool) -> None:
 
 # name -> (smallest value, whether it is whole, whether None is one)
 _NUMBERS: Dict[str, Tuple[float, bool, bool]] = {
-    'max_queue_size': (0, True, False),
+    'max_queue_size': (-1, True, False),
     'max_retries': (0, True, False),
     'timeout': (0, False, True),
     'thread': (1, True, False),
@@ -103,8 +104,7 @@ def check_write_key(value: Optional[str]) -> str:
 
 
 def check_host(value: Optional[str]) -> Optional[str]:
-    if value is None:
-        value = os.environ.get(ENV_HOST) or None
+    value = value or os.environ.get(ENV_HOST) or None
     if value is not None:
         expect(
             isinstance(value, str), 'host', 'a URL such as https://…, or None', value
@@ -147,6 +147,13 @@ def check_numbers(values: Dict[str, Any]) -> None:
             'timeout: expected seconds, more than 0 and finite, got %r; None waits '
             'without bound' % timeout
         )
+
+
+def check_log_handler(value: Optional[logging.Handler]) -> None:
+    # Any other would make each line fail, those of other clients too.
+    expected = 'a logging.Handler (one that is made, not its class) or None'
+    ok = value is None or isinstance(value, logging.Handler)
+    expect(ok, 'log_handler', expected, value)
 
 
 def check_callable(name: str, value: Optional[Callable[..., Any]]) -> None:

@@ -5,10 +5,9 @@ than it has consumers. Whoever finds none free may leave, because who uses one l
 the queue again after giving it back.
 """
 
-from time import monotonic
 from typing import Callable, List, Optional
 
-from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.pool import Job

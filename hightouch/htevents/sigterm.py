@@ -7,7 +7,6 @@ previous handler runs.
 """
 
 import _thread
-import logging
 import os
 import signal
 import threading
@@ -16,8 +15,7 @@ from weakref import WeakKeyDictionary
 
 from hightouch.htevents import fork
 from hightouch.htevents.concurrency import Deadline
-
-_log = logging.getLogger('hightouch')
+from hightouch.htevents.logs import log
 
 
 class _Drain:
@@ -74,10 +72,13 @@ class _Drain:
             for dispatcher, deadline in deadlines:
                 dispatcher.flush(deadline.remaining())
         except Exception:
-            _log.warning('The flush on SIGTERM failed', exc_info=True)
+            log.warning('The flush on SIGTERM failed', exc_info=True)
         finally:
-            self.drained = True
-            os.kill(pid, signal.SIGTERM)
+            if _is_asyncios(self.previous[-1]):
+                self.draining = False  # its loop has called the application already
+            else:
+                self.drained = True
+                os.kill(pid, signal.SIGTERM)
 
     def _go_on(self, number: int, frame: Any) -> None:
         # A previous handler may call the one that it found: us. That call is for the
@@ -92,6 +93,11 @@ class _Drain:
                 os.kill(os.getpid(), number)
         finally:
             self.running -= 1
+
+
+def _is_asyncios(handler: Any) -> bool:
+    """Whether an asyncio loop handles the signal: beside Python's handlers, at once."""
+    return str(getattr(handler, '__module__', '')).startswith('asyncio.')
 
 
 _drain = _Drain()

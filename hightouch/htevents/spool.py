@@ -11,7 +11,6 @@ that the key is not on the disk, and events never meet another key's.
 """
 
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
@@ -21,14 +20,13 @@ from typing import Any, Deque, List, NamedTuple, Optional, Set, Tuple
 from hightouch.htevents import segment as segments
 from hightouch.htevents import spool_lock
 from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.logs import log
 from hightouch.htevents.segment import DAMAGED, DATABASE, LOCK, NEW, Segment
 from hightouch.htevents.spool_lock import process
 
 # The head of SQLite's log, which is another one after each checkpoint.
 _LOG_HEAD_BYTES = 32
 _SNAPSHOT_TRIES = 10
-
-_log = logging.getLogger('hightouch')
 
 
 def stream_name(write_key: str) -> str:
@@ -211,7 +209,7 @@ class Spool:
                 text, args = self._said.popleft()
             except IndexError:
                 return  # another thread was faster
-            _log.error(text, *args)
+            log.error(text, *args)
 
     def set_aside(self, damaged: Segment, read: int) -> None:
         """Put away a damaged segment, and say where it is.
@@ -302,8 +300,8 @@ def waiting(directory: str) -> List[Waiting]:
             continue
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            if name.endswith(DATABASE + DAMAGED):
-                size = os.path.getsize(path)
+            size = _size(path)
+            if name.endswith(DATABASE + DAMAGED) and size is not None:
                 found.append(Waiting(stream, path, 'damaged', None, size, None, ''))
             elif name.endswith(DATABASE):
                 each = _look(stream, path)
@@ -323,16 +321,24 @@ def _look(stream: str, path: str) -> Optional[Waiting]:
         # the signs of damage.
         with tempfile.TemporaryDirectory() as folder:
             counts, owner = _count(_snapshot(path, folder))
-    except (sqlite3.Error, OSError):
-        if not os.path.exists(path):
+    except (sqlite3.Error, OSError, MemoryError, UnicodeDecodeError):
+        size = _size(path)
+        if size is None:
             return None  # delivered and removed while we looked
-        return Waiting(stream, path, state, None, os.path.getsize(path), None, '')
+        return Waiting(stream, path, state, None, size, None, '')
     finally:
         if fd is not None:
             os.close(fd)
     events, size, at = counts
     oldest = None if at is None else at / 1000.0
     return Waiting(stream, path, state, int(events), int(size), oldest, owner)
+
+
+def _size(path: str) -> Optional[int]:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return None  # it was removed meanwhile
 
 
 def _count(path: str) -> Tuple[Any, str]:

@@ -15,15 +15,15 @@ at its start, and when it looks around every now and then. Those events enter th
 after the client's own, and are counted as accepted when they do.
 """
 
-import logging
 import threading
-from time import monotonic, time
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from time import time
+from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, Signal
-from hightouch.htevents.errors import DamageError, describe
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic
+from hightouch.htevents.errors import DamageError
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.logs import log
 from hightouch.htevents.segment import (
     CLOSE_TIMEOUT,
     STUCK,
@@ -74,8 +74,6 @@ WORN_BYTES = 16 << 20
 
 _WRITTEN, _NO_ROOM, _FAILED = 'written', 'no room', 'failed'
 
-_log = logging.getLogger('hightouch')
-
 
 class SpooledQueue(EventQueue):
     """An `EventQueue` whose events survive the process.
@@ -112,6 +110,8 @@ class SpooledQueue(EventQueue):
         # By segment: events read, and when to read again after an error.
         self._read: Dict[Segment, int] = {}
         self._retry_at: Dict[str, float] = {}
+        # Paths of segments of which was said that nothing can be noted in them.
+        self._not_noted: Set[str] = set()
         # What cannot be read any more, until it is reported: in flight with a batch of
         # no messages, how many events it was, and where they lay.
         self._losses: List[Tuple[Batch, int, str]] = []
@@ -219,12 +219,23 @@ class SpooledQueue(EventQueue):
             except segment.errors:
                 pass  # it is the disk, then
             self._in_trouble('the disk is full')
+            self._make_room(segment)
             return _FAILED
         self._in_trouble(text)
         if 'locked' in text:
             return _FAILED  # a stranger holds the file; it will pass
         self._replace_own(segment)
         return None
+
+    def _make_room(self, segment: Segment) -> None:
+        """Have the own segment removed, where only its end gives the full disk room.
+
+        What is resolved cannot be deleted in there: SQLite needs room for that.
+        """
+        if segment is self._own and self.qsize() == 0:
+            self._next_open = monotonic() + REOPEN_INTERVAL
+            self._replace_own(segment)
+            self._wakeup.set()  # of the leader: see _finish
 
     def _replace_own(self, segment: Segment) -> None:
         with process.opening:
@@ -501,14 +512,18 @@ class SpooledQueue(EventQueue):
                     self._share_room()
                 if segment is self._own and self.qsize() == 0:
                     self._replace_worn(segment)
+                self._not_noted.discard(segment.path)
             except segment.errors as error:
-                if not segment.closed:
-                    # They are noted with the next ones; at worst they come twice.
-                    _log.warning(
-                        'Cannot write to %s: %s', segment.path, describe(error)
-                    )
-                    if segment.is_broken(error):
-                        self._replace_own(segment)
+                if segment.closed:
+                    continue
+                # They are noted with the next ones; at worst they come twice.
+                if segment.path not in self._not_noted:
+                    self._not_noted.add(segment.path)
+                    log.warning('Cannot write to %s: %s', segment.path, error)
+                if segment.is_broken(error):
+                    self._replace_own(segment)
+                elif 'is full' in str(error):
+                    self._make_room(segment)
         self._wake_room(len(places))
 
     def _replace_worn(self, segment: Segment) -> None:
@@ -517,13 +532,27 @@ class SpooledQueue(EventQueue):
                 self._replace_own(segment)
 
     def abandon(self) -> List[Batch]:
-        """Leave what is pending to the next client; nothing of it is lost."""
+        """Leave what is pending to the next client.
+
+        :returns: what it will not find, because the files were deleted; as of a queue in
+            memory
+        """
+        own = [] if self._own is None else [self._own]
+        gone = {each for each in self._others + own if not each.on_ground()}
         with self._lock:
             for batch in [each for each in self._in_flight if not each.claimed]:
-                del self._in_flight[batch]
-                self._abandoned.extend(batch.places)
-            self._parked.clear()
-        return []
+                if not any(place[0] in gone for place in batch.places):
+                    del self._in_flight[batch]
+                    self._abandoned.extend(batch.places)
+            items = list(self._items)
+            self._items.clear()
+            self._items.extend(item for item in items if item[2][0] in gone)
+            lost = super().abandon()
+            self._items.extend(item for item in items if item[2][0] not in gone)
+        for segment in gone:
+            self._give_up_behind(segment, len(segment.behind))
+        self._report_losses()
+        return lost
 
     def release(self) -> None:
         """Close the segments; what they hold stays there."""

@@ -131,7 +131,9 @@ def _parsed(text: str) -> datetime:
         from dateutil.parser import parse
 
         try:
-            return parse(text.strip())
+            moment = parse(text.strip())
+            moment.utcoffset()  # raises, as +99:99 says nothing
+            return moment
         except (ValueError, OverflowError):
             pass
     raise ValidationError(

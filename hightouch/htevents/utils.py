@@ -1,6 +1,5 @@
 """Values and dates: what JSON can carry, and which time zone was meant."""
 
-import logging
 import math
 import numbers
 import sys
@@ -9,6 +8,8 @@ from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta, timezone
 from enum import Enum
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+from hightouch.htevents.logs import log
 
 # Levels of dicts and lists in a message; what is deeper becomes null. Whoever reads JSON
 # recursively must be able to read ours.
@@ -19,8 +20,6 @@ LOCAL_TOLERANCE = 5
 
 # Digits that every interpreter turns into text and back (CPython's limit is 4,300).
 _MAX_INT_BITS = 14000
-
-_log = logging.getLogger('hightouch')
 
 
 def is_naive(dt: datetime) -> bool:
@@ -100,7 +99,10 @@ class _Cleaner:
             )
         if hasattr(item, 'dtype') and callable(getattr(item, 'tolist', None)):
             # numpy and what is like it; a plain value, or lists that are no deeper
-            return self.clean(item.tolist(), path, depth)
+            plain = item.tolist()
+            if type(plain) is type(item):
+                return _number(plain)  # a longdouble, which Python has no type for
+            return self.clean(plain, path, depth)
         text = _text(str(item))
         if not (isinstance(item, numbers.Number) or _is_textual(item)):
             warn_of(item, path, 'is not JSON; its str() is sent')
@@ -246,9 +248,7 @@ def _join(path: str, name: str) -> str:
 
 
 def warn_of(item: Any, path: str, what: str) -> None:
-    _log.warning(
-        '%s: a value of type %s %s', path or 'value', type(item).__name__, what
-    )
+    log.warning('%s: a value of type %s %s', path or 'value', type(item).__name__, what)
 
 
 def _lost(item: Any, path: str, what: str) -> None:

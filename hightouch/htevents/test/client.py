@@ -1,4 +1,6 @@
+import copy
 import json
+import logging
 import threading
 import unittest
 from datetime import date, datetime, timedelta, timezone
@@ -136,7 +138,8 @@ class CallTest(TestCase):
 
     def test_message_ids_are_fresh_uuid4s(self) -> None:
         ids = {self.message('track', 1, 'e')['messageId'] for _ in range(1000)}
-        self.assertEqual(len(ids), 1000)
+        ids.add(self.message('track', 1, 'e', message_id='')['messageId'])
+        self.assertEqual(len(ids), 1001)
         for each in ids:
             self.assertRegex(
                 each,
@@ -177,6 +180,13 @@ class CallTest(TestCase):
             ('identify', ('u', 't'), {}, 'traits'),
             ('group', ('u',), {}, 'group_id'),
             ('group', ('u', True), {}, 'group_id'),
+            ('group', ('u', float('nan')), {}, 'group_id'),
+            (
+                'track',
+                (1, 'e'),
+                {'timestamp': '2026-01-02T03:04:05+99:99'},
+                'timestamp',
+            ),
             ('group', ('u', 'g', 1), {}, 'traits'),
             ('alias', (None, 'u'), {}, 'previous_id'),
             ('alias', ('p',), {}, 'user_id'),
@@ -205,7 +215,9 @@ class CallTest(TestCase):
             {'host': 'example.com'},
             {'upload_size': 0},
             {'thread': 0},
-            {'max_queue_size': -1},
+            {'max_queue_size': -2},
+            {'log_handler': logging.StreamHandler},
+            {'log_handler': 5},
             {'upload_interval': 'soon'},
             {'timeout': -1},
             {'timeout': 0},
@@ -218,6 +230,13 @@ class CallTest(TestCase):
             with self.assertRaises(AssertionError, msg=str(wrong)) as caught:
                 Client(**dict({'write_key': 'k'}, **wrong))
             self.assertIn('expected', str(caught.exception))
+
+    def test_settings_that_were_valid_in_0_0_4_are_so_still(self) -> None:
+        client = Client('k', host='', max_queue_size=-1, send=False)
+        for _ in range(10):
+            self.assertTrue(client.track('u', 'e')[0])
+        self.assertIsNone(client.host)
+        self.assertTrue(client.shutdown(10**400) in (True, False))
 
     def test_a_timeout_that_is_no_number_is_an_assertion_error(self) -> None:
         with self.assertRaises(AssertionError):
@@ -314,6 +333,17 @@ class DeliveryTest(TestCase):
                 fill()
                 lines = [each for each in log.lines() if 'full' in each]
                 self.assertEqual(len(lines), warnings)
+
+    def test_what_is_put_into_the_queue_by_hand_is_sent_too(self) -> None:
+        message = Client(TEST_WRITE_KEY, send=False).track('user', 'event')[1]
+        client = self.client(upload_interval=0.05)
+        client.queue.put(message)
+        self.assertTrue(self.collector.wait_for(1, LIMIT))
+
+    def test_a_copy_of_a_client_is_the_client(self) -> None:
+        client = self.client()
+        for copied in (copy.copy(client), copy.deepcopy({'client': client})['client']):
+            self.assertIs(copied, client)
 
     def test_block_timeout_waits_for_room(self) -> None:
         client = self.client(max_queue_size=1, upload_size=1, block_timeout=LIMIT)

@@ -40,6 +40,7 @@ class CheckTest(unittest.TestCase):
             ({'messageId': None}, 'messageId'),
             ({'timestamp': 'now'}, 'timestamp'),
             ({'timestamp': '2026-13-01T00:00:00Z'}, 'timestamp'),
+            ({'timestamp': '9999-12-31T23:00:00-12:00'}, 'timestamp'),
             ({'timestamp': old}, '7 days'),
             ({'userId': None}, 'userId'),
             ({'userId': 7}, 'userId'),

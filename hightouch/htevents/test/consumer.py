@@ -149,6 +149,28 @@ class UploadTest(TestCase):
             consumer.join(LIMIT)
             self.assertFalse(consumer.is_alive())
 
+    def test_a_request_of_a_subclass_is_the_one_that_sends(self) -> None:
+        class Kept(Consumer):
+            fails = True
+
+            def request(self, batch: List[Any]) -> None:
+                if self.fails:
+                    raise APIError(400, 'code', 'message')
+                sent.append(list(batch))
+
+        sent: List[Any] = []
+        lost = Recorder()
+        source = queue.Queue()  # type: Any
+        consumer = Kept(source, TEST_WRITE_KEY, on_error=lost, upload_interval=0.05)
+        source.put(TRACK)
+        self.assertFalse(consumer.upload())
+        self.assertEqual(lost.calls[0][1], [TRACK])
+        consumer.fails = False
+        source.put(TRACK)
+        self.assertTrue(consumer.upload())
+        self.assertEqual(sent, [[TRACK]])
+        self.assertEqual(self.collector.requests, [])
+
     def test_an_interrupted_upload_keeps_its_events_for_the_next_one(self) -> None:
         class Interrupted(Lease):
             interrupts = 1

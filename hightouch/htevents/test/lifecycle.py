@@ -273,6 +273,28 @@ class SigtermTest(TestCase):
         self.assertEqual(result.returncode, -signal.SIGTERM, result.stderr)
         self.assertEqual(result.stdout.split().count('handled'), 1)
 
+    def test_the_handler_of_an_asyncio_loop_runs_once(self) -> None:
+        result = run_program(
+            'import asyncio, os, signal, sys\n'
+            'from hightouch.htevents import Client\n'
+            'client = Client("key", sys.argv[1])\n'
+            'async def main():\n'
+            '    calls, flushed = [], asyncio.Event()\n'
+            '    loop = asyncio.get_event_loop()\n'
+            '    loop.add_signal_handler(signal.SIGTERM, calls.append, 1)\n'
+            '    client.drain_on_sigterm()\n'
+            '    client.track("user", "event")\n'
+            '    os.kill(os.getpid(), signal.SIGTERM)\n'
+            '    while client.stats().pending:\n'
+            '        await asyncio.sleep(0.01)\n'
+            '    await asyncio.sleep(0.2)\n'
+            '    print(calls)\n'
+            'asyncio.get_event_loop_policy().new_event_loop().run_until_complete(main())\n',
+            self.collector.url,
+        )
+        self.assertEqual((result.stdout, result.stderr), ('[1]\n', ''))
+        self.assertEqual(len(self.collector.events), 1)
+
     def test_an_ignored_sigterm_stays_ignored(self) -> None:
         result = self.run_until_sigterm(
             'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'

@@ -935,6 +935,21 @@ class BacklogTest(SpoolTestCase):
             release.set()
             thread.join(LIMIT)
 
+    def test_what_a_deleted_directory_takes_along_is_reported_at_the_end(self) -> None:
+        self.collector.stop()
+        on_error = Recorder()
+        client = self.client(on_error=on_error)
+        for _ in range(2500):  # the last ones are on the disk only
+            self.assertTrue(client.track('user', 'event')[0])
+        shutil.rmtree(self.spool_dir)
+        self.assertFalse(client.shutdown(0.1))
+        stats = client.stats()
+        self.assertEqual((stats.failed, stats.pending), (2500, 0))
+        told = 0
+        for error, batch in on_error.calls:
+            told += error.count if isinstance(error, DamageError) else len(batch)
+        self.assertEqual(told, 2500)
+
     def test_new_events_do_not_wait_for_a_backlog(self) -> None:
         self.leave(3000)
         client = self.client(upload_size=50)
@@ -1083,9 +1098,27 @@ class BadGroundTest(SpoolTestCase):
         self.assert_nothing_left()
         self.assertEqual(len(set(self.arrived())), int(accepted))
 
-    def mount_small_disk(self) -> None:
-        """Have the directory on a file system of 1 MB; skips where that takes rights."""
-        mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', self.spool_dir]
+    def test_a_full_disk_has_room_again_when_all_is_delivered(self) -> None:
+        self.mount_small_disk(8)
+        self.collector.stop()
+        client = self.client()
+        accepted = 0
+        while client.track('user', 'event', {'text': 'x' * 300})[0]:
+            accepted += 1
+        self.assertGreater(accepted, 1000)
+        self.collector.start()
+        with LogCatcher() as log:
+            self.assertTrue(client.flush(LIMIT))
+            self.assertTrue(eventually(lambda: client.track('user', 'new')[0]))
+        self.assertTrue(client.flush(LIMIT))
+        self.assertIs(client.stats().durable, True)
+        self.assertEqual(len(self.collector.events), accepted + 1)
+        self.assertLess(len(log.lines(logging.WARNING)), 5)
+
+    def mount_small_disk(self, megabytes: int = 1) -> None:
+        """Have the directory on a small file system; skips where that takes rights."""
+        size = 'size=%dm' % megabytes
+        mount = ['mount', '-t', 'tmpfs', '-o', size, 'none', self.spool_dir]
         try:
             done = subprocess.run(mount, stderr=subprocess.DEVNULL)
         except OSError:
@@ -1179,6 +1212,39 @@ class BadGroundTest(SpoolTestCase):
         self.assertTrue(client.flush(LIMIT))
         self.assertIs(client.stats().durable, True)
         self.assertIn('new', self.arrived())
+
+    def test_of_a_file_with_a_damaged_name_the_events_are_sent(self) -> None:
+        def rename(file: Any) -> None:
+            at = file.read().index(b'CREATE TABLE owner')
+            file.seek(at + len('CREATE TABLE ow'))
+            file.write(b'\x9e')
+
+        self.assertEqual(len(self.damage(rename)), 2001)
+
+    def test_an_event_that_takes_more_memory_than_there_is_costs_no_other(self) -> None:
+        left = Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30).create(0)
+        self.addCleanup(left.close)
+        ids = [left.append(b'%d' % number, False) for number in range(1000)]
+        bad = ids[500]
+
+        class Damaged:  # what SQLite finds in a row that says it is huge
+            execute = left._connection.execute
+            close = left._connection.close
+
+        def execute(statement: str, arguments: Any = ()) -> Any:
+            if 'group_concat' in statement and 0 < bad - arguments[0] <= arguments[1]:
+                raise MemoryError
+            return Damaged.execute(statement, arguments)
+
+        left._connection = mock.Mock(execute=execute, close=Damaged.close)
+        read: List[Any] = []
+        while True:
+            rows = left.read(250)
+            if not rows:
+                break
+            read.extend(int(row.body) for row in rows)
+        self.assertEqual(read, [n for n in range(1000) if n != 500])
+        self.assertIn('MemoryError', left.damage)
 
     def test_of_a_truncated_file_the_readable_part_is_sent(self) -> None:
         arrived = self.damage(lambda file: file.truncate(400000))

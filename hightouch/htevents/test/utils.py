@@ -194,6 +194,7 @@ class ValueTest(unittest.TestCase):
             self.assertIs(self.wire(numpy.bool_(True)), True)
             self.assertEqual(self.wire(numpy.array([[1, 2], [3, 4]])), [[1, 2], [3, 4]])
             self.assertIsNone(self.wire(numpy.float32('nan')))
+            self.assertEqual(self.wire(numpy.longdouble(1.5)), 1.5)
         try:
             import attr
         except ImportError:
