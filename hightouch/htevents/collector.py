@@ -181,6 +181,7 @@ class Collector:
         self._sockets: Set[socket.socket] = set()
         self._server: Optional[_Server] = None
         self._thread: Optional[threading.Thread] = None
+        self._kept_port: Optional[socket.socket] = None  # bound, and does not listen
 
     @property
     def url(self) -> str:
@@ -196,6 +197,7 @@ class Collector:
         self._server = _Server(('127.0.0.1', self.port), _Handler)
         self._server.collector = self
         self.port = self._server.server_address[1]
+        self._give_port_back()
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={'poll_interval': 0.02},
@@ -206,13 +208,14 @@ class Collector:
         return self
 
     def stop(self) -> None:
-        """Close all connections and free the port; `start` opens it again."""
+        """Close all connections; the port refuses until `start` opens it again."""
         server, self._server = self._server, None
         if server is None:
             return
         self._stopping.set()
         server.shutdown()
         server.server_close()
+        self._keep_port()
         assert self._thread is not None
         self._thread.join(10)
         with self._arrival:
@@ -225,17 +228,36 @@ class Collector:
         with self._arrival:
             self._arrival.wait_for(lambda: not self._sockets, 10)
 
+    def _keep_port(self) -> None:
+        # Else another process may get it before we start again.
+        kept = socket.socket()
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            kept.bind(('127.0.0.1', self.port))
+        except OSError:
+            kept.close()  # it was faster
+        else:
+            self._kept_port = kept
+
+    def _give_port_back(self) -> None:
+        kept, self._kept_port = self._kept_port, None
+        if kept is not None:
+            kept.close()
+
+    def __del__(self) -> None:
+        self._give_port_back()
+
     def __enter__(self) -> 'Collector':
         return self.start()
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def wait_for(self, count: int, timeout: float = 10) -> bool:
+    def wait_for(self, count: int, timeout: float = 60) -> bool:
         """Wait until ``count`` events have come."""
         return self._wait(lambda: len(self.events) >= count, timeout)
 
-    def wait_for_requests(self, count: int, timeout: float = 10) -> bool:
+    def wait_for_requests(self, count: int, timeout: float = 60) -> bool:
         """Wait until ``count`` requests have come, those with a fault included."""
         return self._wait(lambda: len(self.requests) >= count, timeout)
 
@@ -386,21 +408,22 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(step, int):
             step = Fault(status=step)
         answer = step if isinstance(step, Fault) else Fault()
-        if 200 <= answer.status < 300:
-            own = self._normal(received)
-            if own.status != 200 or not answer.body:
-                answer = own._replace(
-                    status=answer.status if own.status == 200 else own.status,
-                    headers=dict(own.headers, **answer.headers),
-                    delay=answer.delay,
-                )
+        with collector._arrival:  # a request and its events are seen together
+            if 200 <= answer.status < 300:
+                own = self._normal(received)
+                if own.status != 200 or not answer.body:
+                    answer = own._replace(
+                        status=answer.status if own.status == 200 else own.status,
+                        headers=dict(own.headers, **answer.headers),
+                        delay=answer.delay,
+                    )
+            status = step if step == 'reset-after' else answer.status
+            collector._note(received._replace(status=status))
         delay = answer.delay + collector.latency
         if delay:
             time.sleep(delay)
         if step == 'reset-after':
-            collector._note(received._replace(status=step))
             return self._reset()
-        collector._note(received._replace(status=answer.status))
         self._write(answer)
 
     def _normal(self, received: Received) -> Fault:

@@ -48,7 +48,7 @@ _SPLIT_STATUSES = (400, 413)
 OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
 OnSuccess = Callable[[List[Dict[str, Any]]], Any]
 
-# Seconds that a thread may take from its last act to its end.
+# Seconds that a thread may take from its last act to its end, and for a last callback.
 LAST_STEPS = 0.1
 
 

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, delivery_depth, monotonic
-from hightouch.htevents.consumer import Consumer
+from hightouch.htevents.consumer import LAST_STEPS, Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.logs import log
@@ -249,6 +249,10 @@ class Dispatcher:
         complete = self._flush(deadline)
         if self._send:
             self._give_up(self.queue.abandon())
+            # What a consumer is telling a callback just now: else the exit cuts it short.
+            self.queue.wait_until_resolved(
+                Deadline(LAST_STEPS), delivery_depth() > 0, waiting=False
+            )
         current = threading.current_thread()
         for consumer in self._present:
             consumer.pause()

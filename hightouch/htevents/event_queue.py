@@ -524,9 +524,13 @@ class EventQueue:
 
     # -- flush and stats -------------------------------------------------------------
 
-    def wait_until_resolved(self, deadline: Deadline, nested: bool) -> bool:
+    def wait_until_resolved(
+        self, deadline: Deadline, nested: bool, waiting: bool = True
+    ) -> bool:
         """Wait until all that was accepted before this call is resolved.
 
+        :param waiting: whether that means what waits here as well, and not only what was
+            taken
         :param nested: the caller is inside a delivery (a callback, a signal handler):
             what is being told to callbacks counts as resolved, and what this very
             thread delivers is not waited for, because it goes on only after we return
@@ -536,7 +540,8 @@ class EventQueue:
         with self._lock:
             if self._nested:
                 return False
-            flush = _Flush(self._taken + self.qsize(), ident, nested)
+            accepted = self._taken + (self.qsize() if waiting else 0)
+            flush = _Flush(accepted, ident, nested)
             self._flushes.append(flush)
             self._flush_to = max(self._flush_to, flush.target)
             self._release_flushes()

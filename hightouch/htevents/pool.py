@@ -337,7 +337,9 @@ class Pool:
                 continue
             if not self.running or not (woken or len(self._workers) == 1):
                 self._workers.remove(worker)
-                return
+                if self._workers or not self.running:
+                    return
+                self._workers.append(worker)  # two left together: one stays
 
     def _serve_next(self) -> bool:
         try:

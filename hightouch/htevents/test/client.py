@@ -380,7 +380,7 @@ class DeliveryTest(TestCase):
 
     def test_stats_add_up_at_any_time(self) -> None:
         self.collector.script(BUSY, 200, 404, 'reset', 200)
-        client = self.client(thread=2, upload_size=7)
+        client = self.client(thread=2, upload_size=7, upload_interval=LIMIT)
         accepted = 0
         for _ in range(500):
             accepted += client.track('user', 'event')[0]

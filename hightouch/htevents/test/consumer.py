@@ -286,7 +286,7 @@ class RetryTest(TestCase):
         self.collector.script(BUSY, BUSY, BUSY, BUSY)
         lost = Recorder()
         with LogCatcher() as log:
-            client = self.client(max_retries=2, on_error=lost)
+            client = self.client(max_retries=2, on_error=lost, upload_interval=LIMIT)
             for _ in range(5):
                 client.track('user', 'event', {'secret': 'payload'})
             self.assertTrue(client.flush(LIMIT))
@@ -328,7 +328,7 @@ class SplitTest(TestCase):
     def test_a_400_for_one_event_loses_only_that_one(self) -> None:
         self.refuse(lambda event: event['event'] == '37', 400)
         lost = Recorder()
-        client = self.client(on_error=lost)
+        client = self.client(on_error=lost, upload_interval=LIMIT)
         for number in range(100):
             client.track('user', str(number))
         self.assertTrue(client.flush(LIMIT))
@@ -342,7 +342,7 @@ class SplitTest(TestCase):
     def test_a_batch_that_is_bad_as_a_whole_takes_at_most_2n_requests(self) -> None:
         self.refuse(lambda event: True, 400)
         lost = Recorder()
-        client = self.client(on_error=lost)
+        client = self.client(on_error=lost, upload_interval=LIMIT)
         for number in range(32):
             client.track('user', str(number))
         self.assertTrue(client.flush(LIMIT))
@@ -378,7 +378,7 @@ class ShutdownTest(TestCase):
         self.collector.script(*['hang'] * 10)
         lost = Recorder()
         with LogCatcher() as log:
-            client = self.client(on_error=lost)
+            client = self.client(on_error=lost, upload_interval=LIMIT)
             for _ in range(150):
                 client.track('user', 'event')
             self.collector.wait_for_requests(1)

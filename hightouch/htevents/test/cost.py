@@ -12,7 +12,10 @@ import unittest
 from datetime import datetime, timezone
 from typing import Any, Callable
 
+import mock
+
 from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.test.support import TestCase
 
 EVENTS = 200
@@ -20,8 +23,8 @@ EVENTS = 200
 # Calls of functions, Python's and C's, for an event; the most that a Python we support
 # makes. Of a delivery nearly all are those of requests (another release of it may need
 # another bound), shared by 100 events.
-TRACK_CALLS = 39
-TRACK_SPOOLED_CALLS = 62
+TRACK_CALLS = 38
+TRACK_SPOOLED_CALLS = 61
 DELIVERY_CALLS = 20
 
 PROPERTIES = {
@@ -65,10 +68,10 @@ class CostTest(TestCase):
 
     def test_a_call_with_a_spool_makes_no_more_calls_than_it_did(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            client = self.client(
-                spool_dir=folder, upload_interval=60, upload_size=10000
-            )
-            self.track(client)
+            # Whether a call wakes a consumer depends on what that is doing just now.
+            with mock.patch.object(Consumer, 'run'):
+                client = self.client(spool_dir=folder)
+                self.track(client)
             made = calls(lambda: self.track(client)) / EVENTS
             client.shutdown()
         self.assertLessEqual(made, TRACK_SPOOLED_CALLS)

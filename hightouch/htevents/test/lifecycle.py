@@ -374,11 +374,12 @@ class RefusedThreadTest(TestCase):
             begun = time.monotonic()
             self.assertFalse(client.flush(0.2))
             self.assertLess(time.monotonic() - begun, LIMIT / 2)
+        self.collector._faults.clear()
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(client.stats().delivered, 1)
 
     def test_a_flush_that_has_no_time_for_a_retry_loses_nothing(self) -> None:
-        client = self.client(max_retries=3)
+        client = self.client()
         self.collector.stop()
         with self.refusal:
             client.track('user', 'event')
@@ -589,9 +590,9 @@ class GarbageTest(TestCase):
             self.assertFalse(lifecycle._state.active)
 
     def test_an_unused_client_has_no_thread(self) -> None:
-        before = threading.active_count()
+        before = set(threading.enumerate())
         clients = [self.client(thread=4) for _ in range(10)]
-        self.assertEqual(threading.active_count(), before)
+        self.assertLessEqual(set(threading.enumerate()), before)
         del clients
 
 

@@ -192,6 +192,7 @@ class OauthTest(TestCase):
             oauth_client_key=self.key,
             oauth_key_id='kid',
             oauth_auth_server=self.collector.url,
+            upload_interval=LIMIT,
         )
         for _ in range(10):
             client.track('user', 'event')

