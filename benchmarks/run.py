@@ -352,7 +352,7 @@ def scratch_folder() -> Iterator[str]:
 
 def parse(args: Optional[List[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--quick', action='store_true', help='about two minutes')
+    parser.add_argument('--quick', action='store_true', help='about three minutes')
     parser.add_argument('--envs', metavar='DIR', help='keep the environments there')
     parser.add_argument('--only', metavar='PART', choices=PARTS, action='append')
     parser.add_argument('--json', metavar='FILE', help='all rounds, and the medians')

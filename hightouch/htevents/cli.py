@@ -12,7 +12,7 @@ from collections import Counter
 from time import time
 from typing import Any, Dict, List, Optional, TextIO
 
-from hightouch.htevents.client import Client
+from hightouch.htevents.client import DEFAULT_TIMEOUT, Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument('type', choices=TYPES)
     one.add_argument('--write-key', help='default: $%s' % ENV_WRITE_KEY)
     one.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
-    one.add_argument('--timeout', type=float, default=20, help='seconds to deliver in')
+    one.add_argument(
+        '--timeout',
+        type=_seconds,
+        default=DEFAULT_TIMEOUT,
+        help='seconds to deliver in',
+    )
     for name in _COMMON + tuple(_OPTIONS):
         calls = ', '.join(_OPTIONS.get(name, ('all',)))
         one.add_argument(
@@ -92,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument('--write-key', help='of --send; default: $%s' % ENV_WRITE_KEY)
     one.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
     one.add_argument(
-        '--timeout', type=float, help='seconds to deliver in; default: none'
+        '--timeout', type=_seconds, help='seconds to deliver in; default: none'
     )
     return parser
 
@@ -106,6 +111,13 @@ def _port(text: str) -> int:
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError('expected 0 to 65535, got %d' % port)
     return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:  # also catches NaN
+        raise argparse.ArgumentTypeError('expected 0 or more seconds, got %s' % text)
+    return seconds
 
 
 def _json_object(text: str) -> Dict[str, Any]:

@@ -20,7 +20,7 @@ from hightouch.htevents.logs import log
 from hightouch.htevents.request import bare, normalize_proxies
 from hightouch.htevents.settings import expect
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
-from hightouch.htevents.version import VERSION
+from hightouch.htevents.version import NAME, VERSION
 
 ID_TYPES = (numbers.Number, str)
 
@@ -37,7 +37,7 @@ Timestamp = Union[datetime, str]
 Result = Tuple[bool, Dict[str, Any]]
 BeforeSend = Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]
 
-_LIBRARY = {'name': 'events-sdk-python', 'version': VERSION}
+_LIBRARY = {'name': NAME, 'version': VERSION}
 
 
 class Client:
@@ -174,7 +174,7 @@ class Client:
         encoding.preload()
         if send:
             sessions.preload()
-        queue, lease = self.queue, sessions.lease(session)
+        queue, lease = self.queue, sessions.Lease(session)
         oauth_manager = self.oauth_manager
 
         def make_consumer(on_end: Callable[[], None]) -> Consumer:

@@ -6,6 +6,7 @@ faults are scripted, so that a test can have the network it needs.
 
 import gzip
 import json
+import os
 import re
 import socket
 import struct
@@ -124,7 +125,7 @@ def _check_timestamp(value: Any) -> List[str]:
         except OverflowError:
             return ['timestamp must be a date that exists']
     if datetime.now(timezone.utc).replace(tzinfo=None) - moment > MAX_AGE:
-        return ['timestamp must not be older than 7 days']
+        return ['timestamp must not be older than %d days' % MAX_AGE.days]
     return []
 
 
@@ -181,7 +182,8 @@ class Collector:
         self._sockets: Set[socket.socket] = set()
         self._server: Optional[_Server] = None
         self._thread: Optional[threading.Thread] = None
-        self._kept_port: Optional[socket.socket] = None  # bound, and does not listen
+        # The descriptor of a socket that is bound to the port, and does not listen.
+        self._kept_port: Optional[int] = None
 
     @property
     def url(self) -> str:
@@ -237,12 +239,12 @@ class Collector:
         except OSError:
             kept.close()  # it was faster
         else:
-            self._kept_port = kept
+            self._kept_port = kept.detach()
 
     def _give_port_back(self) -> None:
         kept, self._kept_port = self._kept_port, None
         if kept is not None:
-            kept.close()
+            os.close(kept)
 
     def __del__(self) -> None:
         self._give_port_back()
@@ -286,7 +288,9 @@ class Collector:
         if not isinstance(body.get('writeKey'), str) or not body['writeKey']:
             return _refusal('writeKey must be a string')
         if len(received.raw) > MAX_BODY_BYTES:
-            return _answer(413, {'code': 'too_large', 'message': 'over 500 KB'})
+            return _answer(
+                413, {'code': 'too_large', 'message': 'over %d bytes' % MAX_BODY_BYTES}
+            )
         problems = [check_event(event) for event in batch]
         if self._on_event is not None:
             for event, wrong in zip(batch, problems):

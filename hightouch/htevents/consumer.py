@@ -27,10 +27,11 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
+from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import DEFAULT_HOST, bare, post
 from hightouch.htevents.retry import wait_time
-from hightouch.htevents.stamps import MAX_AGE_DAYS, are_expired
+from hightouch.htevents.settings import DefaultConfig
 
 if TYPE_CHECKING:
     from hightouch.htevents.foreign_queue import ForeignQueue
@@ -75,13 +76,13 @@ class Consumer(threading.Thread):
         self,
         queue: Any,
         write_key: str,
-        upload_size: int = 100,
+        upload_size: int = DefaultConfig.upload_size,
         host: Optional[str] = None,
         on_error: Optional[OnError] = None,
-        upload_interval: float = 0.5,
-        gzip: bool = False,
-        retries: int = 10,
-        timeout: Optional[float] = 15,
+        upload_interval: float = DefaultConfig.upload_interval,
+        gzip: bool = DefaultConfig.gzip,
+        retries: int = DefaultConfig.max_retries,
+        timeout: Optional[float] = DefaultConfig.timeout,
         proxies: Any = None,
         oauth_manager: Any = None,
         *,

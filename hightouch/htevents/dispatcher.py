@@ -13,9 +13,6 @@ from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.logs import log
 from hightouch.htevents.shared_consumers import SharedConsumers
 
-# Seconds before threads are tried again after the system refused one.
-START_RETRY_INTERVAL = 1.0
-
 # Clients of a process that have threads of their own; those of more share theirs.
 CLIENTS_WITH_THREADS = 10
 
@@ -110,15 +107,11 @@ class Dispatcher:
             self._shared.stop()
         self._make()
 
-    def start(self) -> None:
-        """Start the consumers before there is an event: something waits already."""
-        self._start()
-
     # -- events ----------------------------------------------------------------------
 
     def put(self, body: bytes, block_timeout: float = 0) -> bool:
         """Queue an encoded message and see that somebody delivers it."""
-        if not self._running and not self._start():
+        if not self._running and not self.start():
             return self.queue.refuse()
         accepted = self.queue.offer(body, block_timeout)
         if self._shared is not None:
@@ -131,7 +124,7 @@ class Dispatcher:
         From inside a delivery (a callback, a signal handler) it is queued instead, and
         delivered after that one.
         """
-        if self.queue.closed or not self._start():
+        if self.queue.closed or not self.start():
             return self.queue.refuse()
         if not self._send or delivery_depth():
             return self.queue.offer(body)
@@ -142,8 +135,11 @@ class Dispatcher:
             self._inline.drain(Deadline(None), self.queue.qsize())
         return delivered
 
-    def _start(self) -> bool:
-        """Start the consumers if need be; False when events would be lost."""
+    def start(self) -> bool:
+        """Start the consumers if need be: with the first event, or when something waits.
+
+        :returns: False when events would be lost
+        """
         if not self._prepared:
             if self.queue.closed or lifecycle.is_over():
                 return False
@@ -196,7 +192,7 @@ class Dispatcher:
             except RuntimeError:
                 # No thread to be had: a limit of the system, or the interpreter is
                 # shutting down. Events wait for a flush, the exit, or the next try.
-                self._next_start = monotonic() + START_RETRY_INTERVAL
+                self._next_start = monotonic() + pool.START_RETRY_INTERVAL
                 return
         self._running = self._prepared  # no longer in a child that was forked in here
 
@@ -221,7 +217,7 @@ class Dispatcher:
         if self.queue.empty() and self.queue.pending() == 0:
             return True
         if not self.queue.closed:
-            self._start()
+            self.start()
         if delivery_depth() > 1:
             # A flush inside a flush's own callback. The threads, if there are any, may
             # all be waiting in such callbacks: for each other.
@@ -283,7 +279,7 @@ class Dispatcher:
     def retire(self) -> None:
         """Let go of a client that was dropped: end once the queue is empty.
 
-        May run inside a finalizer: waits for nothing.
+        May run inside a finalizer: waits for no delivery.
         """
         if self._ended or lifecycle.is_over():
             return

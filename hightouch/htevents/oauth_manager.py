@@ -23,6 +23,7 @@ from hightouch.htevents.request import (
     shortened,
 )
 from hightouch.htevents.retry import parse_retry_after, wait_time
+from hightouch.htevents.settings import DefaultConfig
 from hightouch.htevents.utils import remove_trailing_slash
 
 ASSERTION_TYPE = 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer'
@@ -69,9 +70,9 @@ class OauthManager:
         client_id: Any,
         client_key: Any,
         key_id: Any,
-        auth_server: str = 'https://oauth2.hightouch.io',
-        scope: str = 'tracking_api:write',
-        timeout: Optional[float] = 15,
+        auth_server: str = DefaultConfig.oauth_auth_server,
+        scope: str = DefaultConfig.oauth_scope,
+        timeout: Optional[float] = DefaultConfig.timeout,
         max_retries: int = 3,
         *,
         proxies: Any = None,
@@ -187,7 +188,7 @@ class OauthManager:
             'client_assertion': self._sign(),
             'scope': self.scope,
         }
-        with sessions.lease(self._session) as session:
+        with sessions.Lease(self._session) as session:
             response = session.post(
                 self.auth_server + '/token',
                 data=form,  # requests encodes it as a form

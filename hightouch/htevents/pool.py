@@ -36,8 +36,8 @@ PATIENCE = 0.02
 # Seconds without work after which a worker ends that is not the only one.
 IDLE_AFTER = 1.0
 
-# Seconds before a watch is tried again after the system refused one; and of refusals after
-# which the watch does what the workers should.
+# Seconds before a thread is tried again after the system refused one; and of refusals
+# after which the watch does what the workers should.
 START_RETRY_INTERVAL = 1.0
 
 _FOREVER = float('inf')

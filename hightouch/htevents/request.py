@@ -14,13 +14,14 @@ from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError, ValidationError
 from hightouch.htevents.logs import log
 from hightouch.htevents.retry import parse_retry_after
+from hightouch.htevents.settings import DefaultConfig
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
-from hightouch.htevents.version import VERSION
+from hightouch.htevents.version import NAME, VERSION
 
 DEFAULT_HOST = 'https://us-east-1.hightouch-events.com'
 PATH = '/v1/batch'
-USER_AGENT = 'events-sdk-python/' + VERSION
+USER_AGENT = '%s/%s' % (NAME, VERSION)
 
 # zlib's fastest level: for JSON of this kind it gives most of what the others give, for
 # a fraction of the host's CPU.
@@ -50,8 +51,8 @@ class Request(NamedTuple):
 def post(
     write_key: str,
     host: Optional[str] = None,
-    gzip: bool = False,
-    timeout: Optional[float] = 15,
+    gzip: bool = DefaultConfig.gzip,
+    timeout: Optional[float] = DefaultConfig.timeout,
     proxies: Any = None,
     oauth_manager: Any = None,
     *,
@@ -89,8 +90,8 @@ def join_batch(bodies: Sequence[bytes], write_key: str) -> bytes:
 def send(
     body: bytes,
     host: Optional[str] = None,
-    gzip: bool = False,
-    timeout: Optional[float] = 15,
+    gzip: bool = DefaultConfig.gzip,
+    timeout: Optional[float] = DefaultConfig.timeout,
     proxies: Any = None,
     oauth_manager: Any = None,
     session: Any = None,
@@ -110,7 +111,7 @@ def send(
     request = build(body, host, gzip)
     if log.is_enabled_for(logging.DEBUG):
         log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
-    with sessions.lease(session) as opened:
+    with sessions.Lease(session) as opened:
         response = opened.post(
             request.url,
             data=request.data,

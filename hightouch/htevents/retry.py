@@ -1,4 +1,4 @@
-"""When to try again: two small pure functions."""
+"""When to try again: two small functions without state."""
 
 import time
 from typing import Optional

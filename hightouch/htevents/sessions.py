@@ -7,7 +7,7 @@ cookies, and knows no credentials.
 
 import os
 import threading
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Tuple
 
 from hightouch.htevents import fork
 from hightouch.htevents.logs import log
@@ -219,8 +219,3 @@ def _forget_sockets(session: Any) -> List[Any]:
     except Exception:  # not of the kind that requests makes
         log.warning('A forked child shares the sockets of its session', exc_info=True)
     return forgotten
-
-
-def lease(session: Optional[Any] = None) -> Lease:
-    """Lease the process's session, or wrap the user's own."""
-    return Lease(session)

@@ -597,9 +597,11 @@ class SpooledQueue(EventQueue):
 
     def full(self) -> bool:
         own = self._own
+        if own is None:
+            return False
         try:
-            return own is not None and own.is_full()
-        except own.errors if own else ():
+            return own.is_full()
+        except own.errors:
             return False
 
     def has_room_again(self) -> bool:

@@ -1,11 +1,10 @@
 """What each message is stamped with: an id and a time, made cheaply."""
 
-import json
 import os
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from time import gmtime, strftime, time
-from typing import Any, List, Sequence, Tuple
+from typing import Any, List, Tuple
 
 from hightouch.htevents import fork, utils
 from hightouch.htevents.errors import ValidationError
@@ -20,9 +19,6 @@ _VARIANT = bytes(each & 0x3F | 0x80 for each in range(256))
 # One id of a read, before its digits are there; and where each of its 32 digits goes.
 _BLANK_ID = b'________-____-____-____-____________\n'
 _PLACES = [place for place, each in enumerate(_BLANK_ID) if each == ord('_')]
-
-# The collector refuses older events.
-MAX_AGE_DAYS = 7
 
 # A text, which re compiles with its first use: many programs never need it.
 _ISO = (
@@ -97,7 +93,7 @@ def to_iso(value: Any) -> str:
         `utils.guess_timezone`
     :raises ValidationError: when it is neither
     """
-    moment = _parsed(value) if isinstance(value, str) else value
+    moment = parse(value) if isinstance(value, str) else value
     if not isinstance(moment, datetime):
         raise ValidationError(
             'timestamp: expected a datetime or an ISO-8601 str such as '
@@ -125,13 +121,14 @@ def _written(moment: datetime) -> str:
     return text
 
 
-def _parsed(text: str) -> datetime:
+def parse(text: str) -> datetime:
+    """Read an ISO-8601 time; raises `ValidationError` when it is none."""
     # dateutil alone takes 'May', and fills in the rest from today.
     if re.match(_ISO, text.strip()):
-        from dateutil.parser import parse
+        from dateutil import parser
 
         try:
-            moment = parse(text.strip())
+            moment = parser.parse(text.strip())
             moment.utcoffset()  # raises, as +99:99 says nothing
             return moment
         except (ValueError, OverflowError):
@@ -140,27 +137,3 @@ def _parsed(text: str) -> datetime:
         'timestamp: expected ISO-8601 such as 2026-01-02T03:04:05+00:00, got a str '
         'that is not'
     )
-
-
-_TIMESTAMP = b'"timestamp":"'
-
-
-def are_expired(bodies: Sequence[bytes]) -> List[bool]:
-    """Say of each encoded message whether it is too old for the collector."""
-    oldest = datetime.now(timezone.utc) - timedelta(days=MAX_AGE_DAYS)
-    # By the day first, whatever the offset: nearly all messages are of today. The
-    # timestamp comes last in a message, so that the last one found is its own.
-    day = (oldest + timedelta(days=2)).strftime('%Y-%m-%d').encode('ascii')
-    expired = []
-    for body in bodies:
-        start = body.rfind(_TIMESTAMP) + len(_TIMESTAMP)
-        expired.append(body[start : start + 10] <= day and _is_before(body, oldest))
-    return expired
-
-
-def _is_before(body: bytes, oldest: datetime) -> bool:
-    try:
-        moment = _parsed(json.loads(body.decode('utf-8'))['timestamp'])
-        return moment.tzinfo is not None and moment < oldest
-    except Exception:  # a damaged message, or what before_send made of one
-        return False  # that is the collector's to say

@@ -1,1 +1,2 @@
+NAME = 'events-sdk-python'
 VERSION = '0.1.0'

@@ -459,7 +459,7 @@ class Run:
         return [each for each in names if not each.endswith('.damaged')]
 
     def _drain(self) -> None:
-        """Deliver all that waits; children of killed workers may write still."""
+        """Deliver all that waits."""
         notes = Notes(os.path.join(self._folder, 'notes'))
         deadline = time.monotonic() + DRAIN_LIMIT
         # The steps are the same, and minutes of waiting take seconds.

@@ -87,6 +87,7 @@ class CommandTest(TestCase):
             ('page', '--user-id', 'u', '--event', 'e'),
             ('page', '--user-id', 'u', '--properties', '{'),
             ('page', '--user-id', 'u', '--properties', '[1]'),
+            ('page', '--user-id', 'u', '--timeout', 'nan'),
             ('other',),
         ):
             result = self.send(*args)

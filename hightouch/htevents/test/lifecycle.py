@@ -361,7 +361,7 @@ class RefusedThreadTest(TestCase):
 
     def test_a_thread_is_tried_again_with_a_next_event(self) -> None:
         client = self.client(upload_interval=0)
-        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0), self.refusal:
+        with mock.patch.object(pool, 'START_RETRY_INTERVAL', 0), self.refusal:
             client.track('user', 'event')
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(2, LIMIT))

@@ -26,7 +26,7 @@ class TaggingAdapter(requests.adapters.HTTPAdapter):
 
 class SessionTest(TestCase):
     def test_clients_share_a_session_that_ends_with_the_last(self) -> None:
-        one, two = sessions.lease(), sessions.lease()
+        one, two = sessions.Lease(), sessions.Lease()
         shared = one.get()
         self.assertIs(two.get(), shared)
         one.close()
@@ -83,7 +83,7 @@ class SessionTest(TestCase):
             def get_token(self) -> str:
                 return self._token
 
-        with sessions.lease() as session:
+        with sessions.Lease() as session:
             for settings in (
                 {},
                 {'oauth_manager': Tokens('one')},
@@ -112,7 +112,7 @@ class SessionTest(TestCase):
         )
 
     def test_a_session_may_be_used_again_after_it_was_closed(self) -> None:
-        with sessions.lease() as session:
+        with sessions.Lease() as session:
             for _ in range(2):
                 request.post('key', self.collector.url, session=session, batch=[])
                 session.close()
@@ -122,7 +122,7 @@ class SessionTest(TestCase):
         def send() -> None:
             request.post('key', 'http://127.0.0.1:9', session=session, batch=[])
 
-        with sessions.lease() as session, Collector(strict=False) as proxy:
+        with sessions.Lease() as session, Collector(strict=False) as proxy:
             with mock.patch.dict(os.environ, {'http_proxy': proxy.url, 'no_proxy': ''}):
                 send()
                 send()
@@ -138,7 +138,7 @@ class SessionTest(TestCase):
                 request.post('key', collector.url, session=session, batch=[])
 
         with mock.patch.object(sessions, 'POOL_SIZE', 4), Collector() as collector:
-            with sessions.lease() as session:
+            with sessions.Lease() as session:
                 threads = [threading.Thread(target=send) for _ in range(20)]
                 for thread in threads:
                     thread.start()
