@@ -347,13 +347,17 @@ def _print_waiting(found: List[Any]) -> None:
         for each in found:
             if each.stream == stream:
                 print('  ' + _waiting_line(each))
-    events = sum(each.events or 0 for each in found)
+    events = _events(found)
     size = sum(each.bytes for each in found if each.events)
     damaged = sum(each.events is None for each in found)
     print(
         '%d event(s), %s%s'
         % (events, _size(size), '; %d damaged file(s)' % damaged if damaged else '')
     )
+
+
+def _events(found: List[Any]) -> int:
+    return sum(each.events or 0 for each in found)
 
 
 def _waiting_line(each: Any) -> str:
@@ -388,18 +392,16 @@ def _send_spool(
 ) -> int:
     from hightouch.htevents import spool
 
-    def count_of(state: str, ours: bool = True) -> int:
-        return sum(
-            each.events or 0
-            for each in found
-            if (each.stream == stream) is ours and state in (each.state, '')
-        )
-
-    left = [each for each in found if each.stream == stream and each.state == 'left']
-    total = count_of('left')
+    ours = [each for each in found if each.stream == stream]
+    left = [each for each in ours if each.state == 'left']
+    running = [each for each in ours if each.state == 'running']
+    total = _events(left)
     for text, count in (
-        ('of living processes, which send them', count_of('running')),
-        ('of another write key: give it with --write-key', count_of('', ours=False)),
+        ('of living processes, which send them', _events(running)),
+        (
+            'of another write key: give it with --write-key',
+            _events(found) - _events(ours),
+        ),
     ):
         if count:
             print('Not sent: %d event(s) %s.' % (count, text))
@@ -438,15 +440,12 @@ def _send_spool(
         print(text % stats.damaged_files, file=sys.stderr)
     # Not by the counts: another process may have sent a part.
     found = spool.waiting(args.dir)
-    rest = count_of('left')
+    left = [each for each in found if (each.stream, each.state) == (stream, 'left')]
+    rest = _events(left)
     if rest:
         reason = stats.last_error or 'time ran out'
         print('%d event(s) stay: %s' % (rest, reason), file=sys.stderr)
-    unread = [
-        each.path
-        for each in found
-        if each.stream == stream and each.state == 'left' and each.events is None
-    ]
+    unread = [each.path for each in left if each.events is None]
     for path in unread:
         print('Cannot be read now: %s' % path, file=sys.stderr)
     complete = not (rest or unread or stats.failed or stats.damaged_files)

@@ -377,9 +377,9 @@ class Client:
         message['context'] = context
         message['integrations'] = _copied('integrations', integrations)
         message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
-        message['messageId'] = (
-            new_message_id() if message_id in (None, '') else _as_text(message_id)
-        )
+        if message_id is not None:
+            message_id = _as_text(message_id)
+        message['messageId'] = message_id or new_message_id()
         if self._before_send is not None:
             scrubbed = self._scrub(message)
             if scrubbed is None:

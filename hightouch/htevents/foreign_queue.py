@@ -120,9 +120,8 @@ class ForeignQueue:
         return batch.divided(chosen)
 
     def park(self, batch: Batch) -> None:
-        self._held_back[
-            :0
-        ] = batch.bodies  # put() may wait for room that we are to make
+        # Not by put(): that may wait for room, which we are to make.
+        self._held_back[:0] = batch.bodies
 
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
         for _ in range(len(batch)):
