@@ -547,13 +547,17 @@ class EventQueue:
             self._release_flushes()
         self._wakeup.set()
         try:
-            while not (flush.done or deadline.over or self._released):
+            while not (flush.done or deadline.over or self._is_over()):
                 flush.signal.wait(self._help(deadline))
         finally:
             with self._lock:
                 if flush in self._flushes:
                     self._flushes.remove(flush)
         return flush.done and not (nested and self._owns_unclaimed(ident))
+
+    def _is_over(self) -> bool:
+        # What callbacks are being told still is resolved as soon as they return.
+        return self._released and not self._in_flight
 
     def _help(self, deadline: Deadline) -> Optional[float]:
         """Do what only the waiting thread may be able to do; gives seconds to wait."""

@@ -589,6 +589,21 @@ class GarbageTest(TestCase):
                 consumer.join(LIMIT)
             self.assertFalse(lifecycle._state.active)
 
+    def test_a_flush_outlasts_a_shutdown_inside_a_callback(self) -> None:
+        flushing = threading.Event()
+
+        def end(batch: Any) -> None:
+            flushing.wait(LIMIT)
+            client.shutdown(LIMIT)
+
+        client = self.client(on_success=end, upload_interval=0)
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(1, LIMIT))
+        setter = threading.Timer(0.05, flushing.set)  # when we wait
+        setter.start()
+        self.assertTrue(client.flush(LIMIT))
+        setter.join()
+
     def test_an_unused_client_has_no_thread(self) -> None:
         before = set(threading.enumerate())
         clients = [self.client(thread=4) for _ in range(10)]
