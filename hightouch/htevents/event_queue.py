@@ -313,14 +313,14 @@ class EventQueue:
         """Have `offer` wake the leader when there may be a full batch.
 
         That is when one comes that is large, or so many that could fill it if none is. What
-        is large depends on those that wait already: they are counted again when they are
-        twice as many, or so, and not with each event of a batch of thousands.
+        is large depends on those that wait already, so that few are; they are counted again
+        some ten times for a batch of thousands, and not with each event.
         """
         waiting = taken = 0
         if len(self._items) < size:  # else there is a full one
             lengths = [len(item[0]) + 1 for item in list(self._items)]
             waiting, taken = len(lengths), sum(lengths)
-        large = max(BATCH_BYTES // size, 2 * taken // max(waiting, 1))
+        large = max(BATCH_BYTES // size, 4 * taken // max(waiting, 1))
         self._large = large
         # Rounded up: so many fill it at the earliest.
         self._wake_at = min(size, waiting - (taken - BATCH_BYTES) // (large + 1))
