@@ -313,8 +313,8 @@ class EventQueue:
         """Have `offer` wake the leader when there may be a full batch.
 
         That is when one comes that is large, or so many that could fill it if none is. What
-        is large depends on those that wait already, so that few are; they are counted again
-        some ten times for a batch of thousands, and not with each event.
+        is large depends on those that wait already, so that few are: a batch of thousands is
+        counted again some twenty times, and not with each event.
         """
         waiting = taken = 0
         if len(self._items) < size:  # else there is a full one
