@@ -114,7 +114,10 @@ def _port(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
     if not seconds >= 0:  # also catches NaN
         raise argparse.ArgumentTypeError('expected 0 or more seconds, got %s' % text)
     return seconds

@@ -1,6 +1,7 @@
 """The client: checks a call, makes its message, encodes it once, and queues it."""
 
 import logging
+import math
 import numbers
 import os
 from datetime import datetime
@@ -526,9 +527,16 @@ def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
 
 
 def _is_id(value: Any) -> bool:
-    if isinstance(value, float) and value != value:
-        return False  # NaN identifies nobody
-    return isinstance(value, ID_TYPES) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, ID_TYPES):
+        return False
+    if isinstance(value, str):
+        return True
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    except ValueError:
+        return False  # a signaling NaN
+    except (TypeError, OverflowError):
+        return True  # a complex one, or an int that is larger than any float
 
 
 def _check_ids(user_id: Any, anonymous_id: Any) -> None:

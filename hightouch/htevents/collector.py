@@ -25,11 +25,14 @@ from typing import (
     List,
     NamedTuple,
     Optional,
+    Sequence,
     Set,
     TextIO,
     Union,
 )
 from urllib.parse import parse_qs
+
+BATCH_PATH = '/v1/batch'
 
 # Limits of the real collector.
 MAX_EVENT_BYTES = 32 << 10
@@ -175,6 +178,8 @@ class Collector:
         self.token_faults: Deque[Step] = deque()
         self._faults: Deque[Step] = deque(faults)
         self._out = out
+        # Guards out, so that lines stay whole; held while it is written to.
+        self._writing = threading.Lock()
         self._on_event = on_event
         # Guards all of the above but settings; waited on for arrivals.
         self._arrival = threading.Condition(threading.RLock())
@@ -196,10 +201,10 @@ class Collector:
 
     def start(self) -> 'Collector':
         self._stopping.clear()
-        self._server = _Server(('127.0.0.1', self.port), _Handler)
+        kept, self._kept_port = self._kept_port, None
+        self._server = _Server(self.port, kept)
         self._server.collector = self
-        self.port = self._server.server_address[1]
-        self._give_port_back()
+        self.port = self._server.server_port
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={'poll_interval': 0.02},
@@ -241,13 +246,9 @@ class Collector:
         else:
             self._kept_port = kept.detach()
 
-    def _give_port_back(self) -> None:
-        kept, self._kept_port = self._kept_port, None
-        if kept is not None:
-            os.close(kept)
-
     def __del__(self) -> None:
-        self._give_port_back()
+        if self._kept_port is not None:
+            os.close(self._kept_port)
 
     def __enter__(self) -> 'Collector':
         return self.start()
@@ -274,13 +275,15 @@ class Collector:
         with self._arrival:
             return script.popleft() if script else 200
 
-    def _note(self, received: Received) -> None:
+    def _note(self, received: Received, events: Sequence[Any] = ()) -> None:
+        """Have a request, and the events that were taken from it, seen together."""
         with self._arrival:
             self.requests.append(received)
+            self.events.extend(events)
             self._arrival.notify_all()
 
-    def _take(self, received: Received) -> Fault:
-        """Check a batch, keep its events, and give the answer."""
+    def _check(self, received: Received) -> Fault:
+        """Check a batch, show its events if they are taken, and give the answer."""
         body = received.body
         batch = body.get('batch') if isinstance(body, dict) else None
         if not isinstance(batch, list):
@@ -297,13 +300,11 @@ class Collector:
                 self._on_event(event, wrong)
         if self.strict and any(problems):
             return _refusal('; '.join(sum(problems, []))[:1000])
-        with self._arrival:
-            self.events.extend(batch)
-            if self._out is not None:
+        if self._out is not None:
+            with self._writing:
                 for event in batch:
                     self._out.write(json.dumps(event, ensure_ascii=False) + '\n')
                 self._out.flush()
-            self._arrival.notify_all()
         return _answer(200, {'success': True})
 
     def _give_token(self, received: Received) -> Fault:
@@ -343,10 +344,18 @@ class _Server(ThreadingMixIn, HTTPServer):
     request_queue_size = 1024
     collector: Any = None
 
+    def __init__(self, port: int, bound: Optional[int]) -> None:
+        self._bound = bound  # the descriptor of a socket that is bound to the port
+        super().__init__(('127.0.0.1', port), _Handler)
+
     def server_bind(self) -> None:
         # HTTPServer asks the DNS for the host's name here: slow, and not needed.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
+        if self._bound is None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.socket.bind(self.server_address)
+        else:
+            self.socket.close()
+            self.socket = socket.socket(fileno=self._bound)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = '127.0.0.1', self.socket.getsockname()[1]
 
@@ -412,17 +421,19 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(step, int):
             step = Fault(status=step)
         answer = step if isinstance(step, Fault) else Fault()
-        with collector._arrival:  # a request and its events are seen together
-            if 200 <= answer.status < 300:
-                own = self._normal(received)
-                if own.status != 200 or not answer.body:
-                    answer = own._replace(
-                        status=answer.status if own.status == 200 else own.status,
-                        headers=dict(own.headers, **answer.headers),
-                        delay=answer.delay,
-                    )
-            status = step if step == 'reset-after' else answer.status
-            collector._note(received._replace(status=status))
+        events: List[Any] = []
+        if 200 <= answer.status < 300:
+            own = self._normal(received)
+            if own.status == 200 and received.path.endswith(BATCH_PATH):
+                events = received.body['batch']
+            if own.status != 200 or not answer.body:
+                answer = own._replace(
+                    status=answer.status if own.status == 200 else own.status,
+                    headers=dict(own.headers, **answer.headers),
+                    delay=answer.delay,
+                )
+        status = step if step == 'reset-after' else answer.status
+        collector._note(received._replace(status=status), events)
         delay = answer.delay + collector.latency
         if delay:
             time.sleep(delay)
@@ -434,8 +445,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = received.path
         if path.endswith('/token'):
             return self.collector._give_token(received)  # type: ignore[no-any-return]
-        if path.endswith('/v1/batch'):
-            return self.collector._take(received)  # type: ignore[no-any-return]
+        if path.endswith(BATCH_PATH):
+            return self.collector._check(received)  # type: ignore[no-any-return]
         return _answer(404, {'code': 'not_found', 'message': 'no such path'})
 
     def _write(self, answer: Fault) -> None:

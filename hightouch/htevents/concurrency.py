@@ -3,7 +3,9 @@
 import threading
 import time
 from functools import partial
-from typing import Optional
+from typing import Dict, Optional
+
+from hightouch.htevents import fork
 
 # The clock of all waits, in seconds. Not the function itself: libraries that stop the
 # clock for a test (freezegun) replace that wherever they find it, and a deadline would
@@ -64,19 +66,60 @@ class Deadline:
         """Whether ``seconds`` from now is still before the end."""
         return self._end is None or monotonic() + seconds < self._end
 
+    def become(self, other: 'Deadline') -> None:
+        """End when ``other`` does, for all who have this one."""
+        self._end = other._end
+
+    def extended(self, seconds: float) -> 'Deadline':
+        """Give a deadline that ends later than this one."""
+        later = Deadline(None)
+        if self._end is not None:
+            later._end = self._end + seconds
+        return later
+
     @property
     def over(self) -> bool:
         return self._end is not None and monotonic() >= self._end
 
 
-class _Scope(threading.local):
-    """How deep this thread is inside deliveries, and when what it does has to end."""
+class _Scope:
+    """How deep a thread is inside deliveries, and what it works `within`."""
 
-    depth = 0
-    budget: Optional['within'] = None
+    __slots__ = ('depth', 'budget')
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.budget: Optional['within'] = None
 
 
-_scope = _Scope()
+class _Scopes:
+    """The scopes of the threads that have one, or greenlets.
+
+    Not a ``threading.local``: all greenlets would share that, if gevent is patched after
+    our import. So who we are is asked for with each call.
+    """
+
+    def __init__(self) -> None:
+        # Changed by dict.setdefault and dict.pop only, which are atomic.
+        self._all: Dict[int, _Scope] = {}
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        ident = threading.get_ident()
+        self._all = {ident: self._all.get(ident, _Scope())}
+
+    def present(self) -> Optional[_Scope]:
+        return self._all.get(threading.get_ident())
+
+    def enter(self) -> _Scope:
+        return self._all.setdefault(threading.get_ident(), _Scope())
+
+    def leave(self, scope: _Scope) -> None:
+        if not scope.depth and scope.budget is None:
+            self._all.pop(threading.get_ident(), None)
+
+
+_scopes = _Scopes()
 
 
 class within:
@@ -93,16 +136,19 @@ class within:
         self.cut_short = False
 
     def __enter__(self) -> 'within':
-        self._outer, _scope.budget = _scope.budget, self
+        self._scope = _scopes.enter()
+        self._outer, self._scope.budget = self._scope.budget, self
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _scope.budget = self._outer
+        self._scope.budget = self._outer
+        _scopes.leave(self._scope)
 
 
 def budget() -> within:
     """What the current thread works `within`."""
-    return _scope.budget or within(Deadline(None))
+    scope = _scopes.present()
+    return (scope and scope.budget) or within(Deadline(None))
 
 
 def bounded(timeout: Optional[float]) -> Optional[float]:
@@ -123,12 +169,15 @@ class delivering:
     """
 
     def __enter__(self) -> None:
-        _scope.depth += 1
+        self._scope = _scopes.enter()
+        self._scope.depth += 1
 
     def __exit__(self, *exc_info: object) -> None:
-        _scope.depth -= 1
+        self._scope.depth -= 1
+        _scopes.leave(self._scope)
 
 
 def delivery_depth() -> int:
     """How many deliveries the current thread is inside of."""
-    return _scope.depth
+    scope = _scopes.present()
+    return 0 if scope is None else scope.depth

@@ -49,7 +49,7 @@ _SPLIT_STATUSES = (400, 413)
 OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
 OnSuccess = Callable[[List[Dict[str, Any]]], Any]
 
-# Seconds that a thread may take from its last act to its end, and for a last callback.
+# Seconds that a thread may take from its last act to its end.
 LAST_STEPS = 0.1
 
 
@@ -113,7 +113,7 @@ class Consumer(threading.Thread):
         self.gave_back = False
         self._wakeup = Signal()
         self._ended = Signal()
-        # When the owner wants to end; replaced by hurry().
+        # When the owner wants to end: see hurry.
         self._deadline = Deadline(None)
         self._source: Union[EventQueue, 'ForeignQueue'] = (
             queue if isinstance(queue, EventQueue) else self._adapted(queue)
@@ -132,7 +132,7 @@ class Consumer(threading.Thread):
         self.began = True
         pid = os.getpid()
         try:
-            while self.running and os.getpid() == pid:
+            while os.getpid() == pid and (self.running or self._source.has_begun()):
                 try:
                     batch = self._take(idle=None)
                     if batch is None:
@@ -168,7 +168,7 @@ class Consumer(threading.Thread):
 
     def hurry(self, deadline: Deadline) -> None:
         """Do not wait beyond ``deadline`` before a retry: try once more, then give up."""
-        self._deadline = deadline
+        self._deadline.become(deadline)  # also for a delivery that has begun
         self._wakeup.set()
 
     def next(self) -> List[Any]:

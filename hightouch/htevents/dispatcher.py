@@ -7,11 +7,14 @@ from typing import Any, Callable, Dict, List, Optional
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, delivery_depth, monotonic
-from hightouch.htevents.consumer import LAST_STEPS, Consumer
+from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.logs import log
 from hightouch.htevents.shared_consumers import SharedConsumers
+
+# Seconds beyond the end of a client's time in which a callback may still return.
+LAST_CALLBACK = 0.1
 
 # Clients of a process that have threads of their own; those of more share theirs.
 CLIENTS_WITH_THREADS = 10
@@ -212,7 +215,7 @@ class Dispatcher:
         if not self._send:
             return self.queue.pending() == 0
         if self._ended:
-            return self.queue.pending() == 0
+            return self.queue.wait_until_resolved(deadline, delivery_depth() > 0)
         nested = delivery_depth() > 0
         if self.queue.empty() and self.queue.pending() == 0:
             return True
@@ -244,10 +247,13 @@ class Dispatcher:
         self._finishing = True
         complete = self._flush(deadline)
         if self._send:
-            self._give_up(self.queue.abandon())
+            try:
+                self._give_up(self.queue.abandon())
+            finally:
+                self.queue.report_losses()
             # What a consumer is telling a callback just now: else the exit cuts it short.
             self.queue.wait_until_resolved(
-                Deadline(LAST_STEPS), delivery_depth() > 0, waiting=False
+                deadline.extended(LAST_CALLBACK), delivery_depth() > 0, waiting=False
             )
         current = threading.current_thread()
         for consumer in self._present:

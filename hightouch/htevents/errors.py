@@ -140,7 +140,7 @@ class DamageError(Exception):
         self.path = path
 
     def __str__(self) -> str:
-        return '%d event(s) cannot be read any more: %s is damaged.' % (
+        return '%d event(s) cannot be read any more: %s is damaged, or gone.' % (
             self.count,
             self.path,
         )

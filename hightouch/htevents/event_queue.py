@@ -313,17 +313,20 @@ class EventQueue:
         """Have `offer` wake the leader when there may be a full batch.
 
         That is when one comes that is large, or so many that could fill it if none is. What
-        is large depends on those that wait already, so that few are: a batch of thousands is
-        counted again some twenty times, and not with each event.
+        is large depends on those that wait already, so that few are: a batch of thousands
+        that are alike is counted again some twenty times, and not with each event.
         """
         waiting = taken = 0
-        if len(self._items) < size:  # else there is a full one
-            lengths = [len(item[0]) + 1 for item in list(self._items)]
-            waiting, taken = len(lengths), sum(lengths)
-        large = max(BATCH_BYTES // size, 4 * taken // max(waiting, 1))
-        self._large = large
-        # Rounded up: so many fill it at the earliest.
-        self._wake_at = min(size, waiting - (taken - BATCH_BYTES) // (large + 1))
+        for _ in range(2):
+            if len(self._items) < size:  # else there is a full one
+                lengths = [len(item[0]) + 1 for item in list(self._items)]
+                waiting, taken = len(lengths), sum(lengths)
+            large = max(BATCH_BYTES // size, 4 * taken // max(waiting, 1))
+            self._large = large
+            # Rounded up: so many fill it at the earliest.
+            self._wake_at = min(size, waiting - (taken - BATCH_BYTES) // (large + 1))
+            if len(self._items) == waiting:
+                break  # else large ones may have come before we could be told
 
     def due(self, size: int, interval: float) -> Optional[float]:
         """The monotonic time when a batch is to be taken; None when nothing waits."""
@@ -421,6 +424,10 @@ class EventQueue:
                 flush.target += 1  # it jumped the queue: all others are one later
         return batch
 
+    def has_begun(self) -> bool:
+        """Whether one consumer keeps messages that no other can take."""
+        return False
+
     def holds(self, batch: Batch) -> bool:
         """Whether the batch is still to be delivered: not abandoned, not forked away."""
         return batch in self._in_flight
@@ -507,6 +514,9 @@ class EventQueue:
         self._wakeup.set()
         self._wake_room(len(self._room))
 
+    def report_losses(self) -> None:
+        """Tell ``on_loss`` what `abandon` found to be lost already."""
+
     def has_backlog(self) -> bool:
         """Whether events of processes that died wait to be delivered by us."""
         return False
@@ -557,7 +567,9 @@ class EventQueue:
 
     def _is_over(self) -> bool:
         # What callbacks are being told still is resolved as soon as they return.
-        return self._released and not self._in_flight
+        return self._released and not any(
+            each.claimed for each in list(self._in_flight)
+        )
 
     def _help(self, deadline: Deadline) -> Optional[float]:
         """Do what only the waiting thread may be able to do; gives seconds to wait."""
@@ -584,6 +596,7 @@ class EventQueue:
             if reached >= flush.target or idle:
                 flush.done = True
                 self._flushes.remove(flush)
+            if flush.done or self._released:
                 flush.signal.set()
 
     def pending(self) -> int:

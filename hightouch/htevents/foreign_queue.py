@@ -43,13 +43,14 @@ class ForeignQueue:
     ) -> Optional[Batch]:
         if idle is not None:
             return self._batch(size, Deadline(idle))
-        while running():
+        while True:
             self._wait(running)
-            batch = self._batch(size, Deadline(interval)) if running() else None
+            if not (running() or self._held_back):
+                return None
+            batch = self._batch(size, Deadline(interval if running() else 0))
             if batch is not None:
                 return batch
             # What came was dropped, or another consumer was faster.
-        return None
 
     def _batch(self, size: int, deadline: Deadline) -> Optional[Batch]:
         bodies: List[bytes] = []
@@ -95,6 +96,10 @@ class ForeignQueue:
                 self._on_drop(MessageTooLargeError(len(body), self._limit), message)
             finally:
                 self._source.task_done()
+
+    def has_begun(self) -> bool:
+        """Whether messages of a batch to come were taken already."""
+        return bool(self._held_back)
 
     def wake(self) -> None:
         """Have a sleeping consumer look whether it shall go on."""

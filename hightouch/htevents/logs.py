@@ -44,7 +44,8 @@ class _Log:
         except Exception:
             if logging.raiseExceptions and sys.stderr is not None:
                 try:
-                    traceback.print_exc()
+                    # Without its context, an error of ours: that may quote a value.
+                    traceback.print_exception(*sys.exc_info(), chain=False)
                 except (OSError, ValueError):
                     pass  # stderr is closed: there is nobody to tell
 

@@ -112,7 +112,7 @@ class OauthManager:
 
         :raises APIError: when the server refuses, or does not give one
         :raises requests.RequestException: when there is no answer
-        :raises TimeoutError: when another thread's question is not answered in time
+        :raises TimeoutError: when that was too short for an answer
         """
         token = self._token
         now = self._clock()
@@ -169,9 +169,11 @@ class OauthManager:
             try:
                 return self._ask_once()
             except _Wait as wait:
-                error, delay = wait.error, wait.seconds  # type: Exception, float
+                delay = wait.seconds
                 if attempt >= retries:
-                    raise error
+                    raise wait.error
+                if not budget().deadline.leaves(delay):
+                    raise TimeoutError('No OAuth token in time: the clock is off.')
             except Exception as failure:
                 delay = wait_time(attempt, getattr(failure, 'retry_after', None))
                 delay = min(delay, MAX_WAIT)

@@ -249,6 +249,7 @@ class Segment:
         self._connection: Any = None
         self._resolved = _Resolved()
         self._resolved_before: List[Tuple[int, int]] = []  # under its last owner
+        self.max_bytes = 0  # see limit
         self._ground: Dict[str, os.stat_result] = {}
         self._folder_time = 0
         self._failing_since = 0.0
@@ -320,6 +321,7 @@ class Segment:
         :raises sqlite3.DatabaseError: when it is no database
         """
         frames = _frames_of_log(self.path)
+        self._ground = {self.database: os.stat(self.database)}
         with process.opening, self.lock:
             connection = self._connect()
             try:
@@ -387,6 +389,7 @@ class Segment:
 
     def limit(self, max_bytes: int) -> None:
         """Let SQLite refuse to grow the database beyond ``max_bytes``."""
+        self.max_bytes = max_bytes
         self._execute('PRAGMA max_page_count = %d' % max(4, max_bytes // PAGE_BYTES))
 
     @contextmanager
@@ -648,6 +651,17 @@ class Segment:
             return False
         self._folder_time = changed
         return True
+
+    def is_gone(self) -> bool:
+        """Whether its database was deleted, so that no other process will find it."""
+        known = self._ground.get(self.database)
+        try:
+            now = os.stat(self.database)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # it is there, for all we know
+        return known is not None and not os.path.samestat(known, now)
 
     # -- the end ---------------------------------------------------------------------
 

@@ -97,7 +97,8 @@ class _Drain:
 
 def _is_asyncios(handler: Any) -> bool:
     """Whether an asyncio loop handles the signal: beside Python's handlers, at once."""
-    return str(getattr(handler, '__module__', '')).startswith('asyncio.')
+    module = str(getattr(handler, '__module__', ''))
+    return module.partition('.')[0] in ('asyncio', 'uvloop')
 
 
 _drain = _Drain()

@@ -107,6 +107,8 @@ class SpooledQueue(EventQueue):
         self._trouble = ''
         self._left = 0
         self._abandoned: List[Tuple[Segment, int]] = []
+        # Segments whose files were deleted, as `abandon` found.
+        self._gone: Set[Segment] = set()
         # By segment: events read, and when to read again after an error.
         self._read: Dict[Segment, int] = {}
         self._retry_at: Dict[str, float] = {}
@@ -233,6 +235,7 @@ class SpooledQueue(EventQueue):
         What is resolved cannot be deleted in there: SQLite needs room for that.
         """
         if segment is self._own and self.qsize() == 0:
+            self._in_trouble('the disk is full')
             self._next_open = monotonic() + REOPEN_INTERVAL
             self._replace_own(segment)
             self._wakeup.set()  # of the leader: see _finish
@@ -337,7 +340,7 @@ class SpooledQueue(EventQueue):
                 look = self._next_scan == 0 and not self.closed
         finally:
             self._filling.release()
-        self._report_losses()
+        self.report_losses()
         self._spool.log()
         if len(self._items) >= self._wake_at:
             self._wakeup.set()  # of a leader who found us at it, and sleeps
@@ -413,6 +416,8 @@ class SpooledQueue(EventQueue):
     def _show(self, segment: Segment, rows: Sequence[Row]) -> None:
         now, wall = monotonic(), time()
         with self._lock:
+            if segment in self._gone:
+                return  # its events were given up while we read them
             was_nested, self._nested = self._nested, True
             for row in rows:
                 accepted_at = now - max(0.0, wall - row.at)
@@ -424,9 +429,15 @@ class SpooledQueue(EventQueue):
                     flush.target += len(rows)  # they overtook what is behind
             self._nested = was_nested
 
-    def _give_up_behind(self, segment: Segment, count: int) -> None:
-        """Book what was accepted, and cannot be read any more."""
+    def _give_up_behind(self, segment: Segment, limit: Optional[int] = None) -> None:
+        """Book what was accepted, and cannot be read any more.
+
+        :param limit: of how many that is known; None: of all
+        """
         with self._lock:
+            count = len(segment.behind)
+            if limit is not None:
+                count = min(count, limit)
             for _ in range(count):
                 segment.behind.popleft()
             unwritten = min(count, segment.doubtful)
@@ -440,7 +451,7 @@ class SpooledQueue(EventQueue):
             self._taken += count
         self._losses.append((loss, count, segment.database))
 
-    def _report_losses(self) -> None:
+    def report_losses(self) -> None:
         """Tell ``on_error``, which may flush: no lock may be held."""
         while self._losses:
             try:
@@ -462,7 +473,7 @@ class SpooledQueue(EventQueue):
             return
         with both(segment.lock, 0) as held:
             # Nobody is writing to it.
-            if not held or self._is_in_use(segment):
+            if not held or segment.closed or self._is_in_use(segment):
                 return
             try:
                 self._others.remove(segment)
@@ -537,21 +548,26 @@ class SpooledQueue(EventQueue):
         :returns: what it will not find, because the files were deleted; as of a queue in
             memory
         """
-        own = [] if self._own is None else [self._own]
-        gone = {each for each in self._others + own if not each.on_ground()}
+        own = self._own
+        segments = self._others + ([] if own is None else [own])
         with self._lock:
+            self._gone = {each for each in segments if each.is_gone()}
             for batch in [each for each in self._in_flight if not each.claimed]:
-                if not any(place[0] in gone for place in batch.places):
-                    del self._in_flight[batch]
-                    self._abandoned.extend(batch.places)
+                missing = [place[0] in self._gone for place in batch.places]
+                rest: Optional[Batch] = batch
+                if any(missing):
+                    parts = self.divide(batch, missing)
+                    rest = parts[1] if parts is not None else None
+                if rest is not None:
+                    del self._in_flight[rest]
+                    self._abandoned.extend(rest.places)
             items = list(self._items)
             self._items.clear()
-            self._items.extend(item for item in items if item[2][0] in gone)
+            self._items.extend(item for item in items if item[2][0] in self._gone)
             lost = super().abandon()
-            self._items.extend(item for item in items if item[2][0] not in gone)
-        for segment in gone:
-            self._give_up_behind(segment, len(segment.behind))
-        self._report_losses()
+            self._items.extend(item for item in items if item[2][0] not in self._gone)
+        for segment in self._gone:
+            self._give_up_behind(segment)
         return lost
 
     def release(self) -> None:
@@ -605,7 +621,13 @@ class SpooledQueue(EventQueue):
             return False
 
     def has_room_again(self) -> bool:
-        return not (self._trouble or self._behind())
+        own = self._own
+        if own is None or self._trouble:
+            return False
+        try:
+            return 2 * own.last_used_bytes() <= own.max_bytes
+        except own.errors:
+            return False
 
     def why_refused(self) -> str:
         if self._trouble:

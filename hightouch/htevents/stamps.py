@@ -25,7 +25,7 @@ _ISO = (
     r'\d{4}-?\d\d-?\d\d'
     r'(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?$'
 )
-_WRITTEN = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d'
+_WRITTEN = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d\Z'
 
 
 class _Ids:
@@ -109,15 +109,18 @@ def to_iso(value: Any) -> str:
         return _written(datetime(*day, *clock, tzinfo=timezone.utc))
     except Exception:
         raise ValidationError(
-            'timestamp: expected a datetime that can be written, got %s, which is none'
+            'timestamp: expected a datetime, got %s, which is not a time'
             % type(value).__name__
         )
 
 
 def _written(moment: datetime) -> str:
     text = moment.isoformat(timespec='milliseconds')
-    if not re.match(_WRITTEN, text):  # pandas.NaT is a datetime, and writes 'NaT'
-        raise ValueError(text)
+    if not re.match(_WRITTEN, text):
+        # Its offset has seconds, as most had before there were time zones.
+        text = moment.astimezone(timezone.utc).isoformat(timespec='milliseconds')
+    if not re.match(_WRITTEN, text):
+        raise ValueError(text)  # pandas.NaT is a datetime, and writes 'NaT'
     return text
 
 

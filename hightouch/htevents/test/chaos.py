@@ -124,7 +124,7 @@ class ChaosCollector(Collector):
             return lambda received: 413 if len(received.body['batch']) > 60 else 200
         return 200 if step is None else step
 
-    def _take(self, received: Received) -> Fault:
+    def _check(self, received: Received) -> Fault:
         batch = received.body['batch']
         if any(each['event'] == 'poison' for each in batch):
             return Fault(400, {}, b'{"code": "invalid", "message": "poison"}')
@@ -135,7 +135,7 @@ class ChaosCollector(Collector):
                     self.wrong_key.append(each)
         return Fault(200, {}, b'{}')
 
-    def _note(self, received: Received) -> None:
+    def _note(self, received: Received, events: Any = ()) -> None:
         step = self._current.step
         # A fault that did not apply (413 to a small batch) is none.
         fault = step is not None and (step != 413 or received.status == 413)

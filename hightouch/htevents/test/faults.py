@@ -225,11 +225,14 @@ class ThreadFaultTest(TestCase):
         Consumer(source, 'key', upload_interval=0.01).next()
         source.join()
 
-    @unittest.skipUnless(os.path.exists('/proc/self/task'), 'needs /proc')
     def test_a_log_handler_that_raises_stops_nothing(self) -> None:
         class Broken(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 raise OSError('no')
+
+        class Unprintable:
+            def __str__(self) -> str:
+                raise ValueError('payload')
 
         self.collector.script(401)
         on_error = Recorder()
@@ -237,11 +240,13 @@ class ThreadFaultTest(TestCase):
             log_handler=Broken(), on_error=on_error, upload_interval=0.01
         )
         with mock.patch('sys.stderr', io.StringIO()) as stderr:
-            self.assertTrue(client.track('user', 'lost', {'odd': object()})[0])
+            odd = Unprintable()
+            self.assertTrue(client.track('user', 'lost', {'odd': odd})[0])
             self.assertTrue(on_error.wait_for(1))
             self.assertTrue(client.track('user', 'event')[0])
             self.assertTrue(self.collector.wait_for(1, LIMIT))
         self.assertIn('OSError: no', stderr.getvalue())
+        self.assertNotIn('payload', stderr.getvalue())
 
     def test_a_clock_that_a_test_has_stopped_stops_no_wait(self) -> None:
         # Libraries for that replace the function wherever a module has it.
@@ -249,6 +254,7 @@ class ThreadFaultTest(TestCase):
             if name.startswith('hightouch.htevents.') and '.test' not in name:
                 self.assertNotIn(time.monotonic, list(vars(module).values()), name)
 
+    @unittest.skipUnless(os.path.exists('/proc/self/task'), 'needs /proc')
     def test_fault_09_an_idle_client_wakes_up_never(self) -> None:
         client = self.client(thread=2, upload_interval=0.01)
         client.track('user', 'event')

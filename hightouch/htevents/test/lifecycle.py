@@ -599,10 +599,17 @@ class GarbageTest(TestCase):
         client = self.client(on_success=end, upload_interval=0)
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(1, LIMIT))
-        setter = threading.Timer(0.05, flushing.set)  # when we wait
+
+        def set_when_it_waits() -> None:
+            while not client.queue._flushes:
+                time.sleep(0.005)
+            flushing.set()
+
+        setter = threading.Thread(target=set_when_it_waits)
         setter.start()
         self.assertTrue(client.flush(LIMIT))
         setter.join()
+        self.assertTrue(client.flush(LIMIT))
 
     def test_an_unused_client_has_no_thread(self) -> None:
         before = set(threading.enumerate())

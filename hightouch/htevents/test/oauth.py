@@ -225,6 +225,15 @@ class OauthTest(TestCase):
             self.assertTrue(client.flush(LIMIT))
         self.assertEqual(client.stats().delivered, 1)
 
+    def test_a_clock_that_is_off_is_not_waited_for_longer_either(self) -> None:
+        body = b'{"error": "invalid_request", "error_description": "Token is expired"}'
+        self.fault(Fault(400, {}, body))
+        manager = self.manager()
+        with mock.patch.object(manager, '_note_skew', return_value=False):  # no Date
+            with self.assertRaises(TimeoutError), within(Deadline(0.5)):
+                manager.get_token()
+        self.assertEqual(self.waits, [])
+
     def test_a_thread_waits_no_longer_for_the_token_of_another_than_it_may(
         self,
     ) -> None:

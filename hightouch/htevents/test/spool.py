@@ -895,21 +895,30 @@ class BacklogTest(SpoolTestCase):
         stats = queue.stats()
         self.assertEqual((stats.delivered, stats.failed, stats.pending), (2000, 3, 0))
 
-    def test_a_worn_file_is_replaced_without_waiting_for_a_fork(self) -> None:
+    def test_a_worn_file_is_replaced_but_not_while_a_fork_waits(self) -> None:
         queue = spooled_queue.SpooledQueue(
             Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
         )
         self.addCleanup(queue.release)
-        queue.offer(b'{}')
-        batch = queue.take_now(1)
-        assert batch is not None
-        thread = threading.Thread(target=queue.acknowledge, args=(batch, True))
+
+        def deliver_one() -> None:
+            queue.offer(b'{}')
+            batch = queue.take_now(1)
+            assert batch is not None
+            queue.acknowledge(batch, delivered=True)
+
+        thread = threading.Thread(target=deliver_one)
+        deliver_one()
+        worn = queue._own
         with mock.patch.object(spooled_queue, 'WORN_BYTES', 0):
             with spool_lock.process.opening:  # as a fork does, which then takes all locks
                 thread.start()
                 thread.join(LIMIT)
                 self.assertFalse(thread.is_alive())
-        self.assertEqual(queue.stats().delivered, 1)
+            self.assertIs(queue._own, worn)
+            deliver_one()
+            self.assertIsNot(queue._own, worn)
+        self.assertEqual(queue.stats().delivered, 3)
 
     def test_room_that_is_taken_counts_while_it_cannot_be_asked_for(self) -> None:
         self.leave(3000)
@@ -950,6 +959,79 @@ class BacklogTest(SpoolTestCase):
         for error, batch in on_error.calls:
             told += error.count if isinstance(error, DamageError) else len(batch)
         self.assertEqual(told, 2500)
+
+    def test_only_what_a_deleted_directory_took_along_is_reported(self) -> None:
+        on_error = Recorder()
+        client = self.client(host=NOWHERE, on_error=on_error)
+        for name in ('old', 'new'):
+            for _ in range(3):
+                self.assertTrue(client.track('user', name)[0])
+            if name == 'old':
+                shutil.rmtree(self.spool_dir)
+                os.mkdir(self.spool_dir)
+        # One batch of both is on its way, or waits to be.
+        self.assertFalse(client.shutdown(0.1))
+        ((_, batch),) = on_error.calls
+        self.assertEqual([each['event'] for each in batch], ['old'] * 3)
+        self.client()
+        self.assert_all_arrived(['new'])
+        self.assertEqual(len(self.collector.events), 3)
+
+    def test_what_was_taken_over_and_deleted_is_reported_too(self) -> None:
+        self.leave(5)
+        on_error = Recorder()
+        client = self.client(host=NOWHERE, on_error=on_error)
+        self.assertTrue(eventually(lambda: client.stats().pending == 5))
+        shutil.rmtree(client.queue._spool.folder)
+        os.mkdir(client.queue._spool.folder)
+        self.assertFalse(client.shutdown(0.1))
+        self.assertEqual([len(batch) for _, batch in on_error.calls], [5])
+        self.assertEqual(client.stats().pending, 0)
+
+    def test_events_that_are_read_while_a_client_ends_are_counted_once(self) -> None:
+        queue = spooled_queue.SpooledQueue(
+            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        )
+        self.addCleanup(queue.release)
+        for _ in range(2600):
+            queue.offer(b'{}')
+        shutil.rmtree(self.spool_dir)
+        assert queue._own is not None
+        read = queue._own.read
+
+        def end_meanwhile(limit: int) -> Any:
+            rows = read(limit)
+            for lost in queue.abandon():
+                queue.acknowledge(lost, delivered=False)
+            queue.report_losses()
+            return rows
+
+        self.assertIsNotNone(queue.take_now(2000))
+        with mock.patch.object(queue._own, 'read', end_meanwhile):
+            self.assertIsNone(queue.take_now(100))
+        stats = queue.stats()
+        self.assertEqual((stats.accepted, stats.failed, stats.pending), (2600, 2600, 0))
+
+    def test_a_flush_without_end_ends_with_the_client(self) -> None:
+        told, go_on = threading.Event(), threading.Event()
+
+        def on_success(batch: Any) -> None:
+            told.set()
+            go_on.wait(LIMIT)
+
+        self.collector.script(200, *['hang'] * 10)
+        client = self.client(upload_size=1, upload_interval=0, on_success=on_success)
+        for _ in range(3):
+            client.track('user', 'event')
+        self.assertTrue(told.wait(LIMIT))
+        flushed: List[bool] = []
+        thread = threading.Thread(target=lambda: flushed.append(client.flush(None)))
+        thread.start()
+        self.assertTrue(eventually(lambda: client.queue._flushes))
+        self.assertFalse(client.shutdown(0.1))
+        go_on.set()
+        thread.join(LIMIT)
+        self.assertEqual(flushed, [False])
 
     def test_new_events_do_not_wait_for_a_backlog(self) -> None:
         self.leave(3000)

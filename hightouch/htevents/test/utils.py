@@ -336,6 +336,14 @@ class TimeTest(unittest.TestCase):
             '2026-01-02T03:04:05.006+00:00',
         )
 
+    @unittest.skipIf(sys.version_info < (3, 7), 'there are no such offsets')
+    def test_a_time_whose_offset_has_seconds_is_written_in_utc(self) -> None:
+        odd = timezone(timedelta(hours=1, minutes=59, seconds=50))
+        self.assertEqual(
+            stamps.to_iso(datetime(2026, 1, 2, 3, 4, 5, 0, odd)),
+            '2026-01-02T01:04:15.000+00:00',
+        )
+
     def test_a_datetime_that_is_no_time_is_a_validation_error(self) -> None:
         class NotATime(datetime):  # as pandas has one
             year = property(lambda self: float('nan'))  # type: ignore[assignment]
