@@ -463,7 +463,9 @@ class SpooledQueue(EventQueue):
                     self.on_loss(DamageError(count, path), [], count)
             finally:
                 with self._lock:
-                    if self._in_flight.pop(loss, None) is not None:  # as after a fork
+                    if (
+                        self._in_flight.pop(loss, None) is not None
+                    ):  # else: forked in there
                         self._failed += count
                         self._release_flushes()
 
@@ -550,10 +552,12 @@ class SpooledQueue(EventQueue):
         """
         own = self._own
         segments = self._others + ([] if own is None else [own])
+        gone = {each for each in segments if each.is_gone()}
         with self._lock:
-            self._gone = {each for each in segments if each.is_gone()}
+            self._gone = gone
+            # What stays is put by meanwhile: `super` gives up all that it finds.
             for batch in [each for each in self._in_flight if not each.claimed]:
-                missing = [place[0] in self._gone for place in batch.places]
+                missing = [place[0] in gone for place in batch.places]
                 rest: Optional[Batch] = batch
                 if any(missing):
                     parts = self.divide(batch, missing)
@@ -563,10 +567,10 @@ class SpooledQueue(EventQueue):
                     self._abandoned.extend(rest.places)
             items = list(self._items)
             self._items.clear()
-            self._items.extend(item for item in items if item[2][0] in self._gone)
+            self._items.extend(item for item in items if item[2][0] in gone)
             lost = super().abandon()
-            self._items.extend(item for item in items if item[2][0] not in self._gone)
-        for segment in self._gone:
+            self._items.extend(item for item in items if item[2][0] not in gone)
+        for segment in gone:
             self._give_up_behind(segment)
         return lost
 
