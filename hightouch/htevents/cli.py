@@ -16,6 +16,7 @@ from hightouch.htevents.client import DEFAULT_TIMEOUT, Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
+from hightouch.htevents.logs import logger
 from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
 
 DEFAULT_PORT = 8765
@@ -280,7 +281,7 @@ def _send_demo(url: str, count: int) -> Any:
 
 def send(args: argparse.Namespace) -> int:
     """Send one event; 0 only when the collector acknowledged it."""
-    logging.getLogger('hightouch').setLevel(logging.CRITICAL)  # we say it ourselves
+    logger.setLevel(logging.CRITICAL)  # we say it ourselves
     errors: List[Exception] = []
     arguments = {}
     for name in _COMMON + tuple(_OPTIONS):
@@ -363,6 +364,10 @@ def _events(found: List[Any]) -> int:
     return sum(each.events or 0 for each in found)
 
 
+def _of(found: List[Any], stream: str, state: str) -> List[Any]:
+    return [each for each in found if (each.stream, each.state) == (stream, state)]
+
+
 def _waiting_line(each: Any) -> str:
     if each.events is None:
         return '%-8s %s, %s' % (each.state, _size(each.bytes), each.path)
@@ -395,15 +400,16 @@ def _send_spool(
 ) -> int:
     from hightouch.htevents import spool
 
-    ours = [each for each in found if each.stream == stream]
-    left = [each for each in ours if each.state == 'left']
-    running = [each for each in ours if each.state == 'running']
+    left = _of(found, stream, 'left')
     total = _events(left)
     for text, count in (
-        ('of living processes, which send them', _events(running)),
+        (
+            'of living processes, which send them',
+            _events(_of(found, stream, 'running')),
+        ),
         (
             'of another write key: give it with --write-key',
-            _events(found) - _events(ours),
+            _events([each for each in found if each.stream != stream]),
         ),
     ):
         if count:
@@ -412,7 +418,7 @@ def _send_spool(
     if all(each.events == 0 for each in left):
         print('Nothing to send.')
         return 0
-    logging.getLogger('hightouch').setLevel(logging.CRITICAL)  # we say it ourselves
+    logger.setLevel(logging.CRITICAL)  # we say it ourselves
     lost: 'Counter[str]' = Counter()
 
     def on_error(error: Exception, batch: List[Any]) -> None:
@@ -442,8 +448,7 @@ def _send_spool(
         text = 'Set aside %d damaged file(s); what could be read of them was sent.'
         print(text % stats.damaged_files, file=sys.stderr)
     # Not by the counts: another process may have sent a part.
-    found = spool.waiting(args.dir)
-    left = [each for each in found if (each.stream, each.state) == (stream, 'left')]
+    left = _of(spool.waiting(args.dir), stream, 'left')
     rest = _events(left)
     if rest:
         reason = stats.last_error or 'time ran out'

@@ -147,11 +147,10 @@ class Client:
         self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
-            expected = 'a URL, of the server that gives the tokens'
             expect(
                 isinstance(oauth_auth_server, str),
                 'oauth_auth_server',
-                expected,
+                'a URL, of the server that gives the tokens',
                 oauth_auth_server,
             )
             from hightouch.htevents.oauth_manager import OauthManager

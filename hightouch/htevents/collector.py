@@ -202,7 +202,9 @@ class Collector:
     def start(self) -> 'Collector':
         self._stopping.clear()
         kept, self._kept_port = self._kept_port, None
-        self._server = _Server(self.port, kept)
+        self._server = _Server(
+            _bound(self.port) if kept is None else socket.socket(fileno=kept)
+        )
         self._server.collector = self
         self.port = self._server.server_port
         self._thread = threading.Thread(
@@ -237,14 +239,10 @@ class Collector:
 
     def _keep_port(self) -> None:
         # Else another process may get it before we start again.
-        kept = socket.socket()
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            kept.bind(('127.0.0.1', self.port))
+            self._kept_port = _bound(self.port).detach()
         except OSError:
-            kept.close()  # it was faster
-        else:
-            self._kept_port = kept.detach()
+            pass  # it was faster
 
     def __del__(self) -> None:
         if self._kept_port is not None:
@@ -338,26 +336,33 @@ def _refusal(message: str) -> Fault:
     return _answer(400, {'code': 'invalid_request', 'message': message})
 
 
+def _bound(port: int) -> socket.socket:
+    """Make a socket that is bound to a port of loopback; 0 takes a free one."""
+    made = socket.socket()
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(('127.0.0.1', port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 1024
     collector: Any = None
 
-    def __init__(self, port: int, bound: Optional[int]) -> None:
-        self._bound = bound  # the descriptor of a socket that is bound to the port
-        super().__init__(('127.0.0.1', port), _Handler)
+    def __init__(self, bound: socket.socket) -> None:
+        self._bound = bound
+        super().__init__(bound.getsockname(), _Handler)
 
     def server_bind(self) -> None:
         # HTTPServer asks the DNS for the host's name here: slow, and not needed.
-        if self._bound is None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.socket.bind(self.server_address)
-        else:
-            self.socket.close()
-            self.socket = socket.socket(fileno=self._bound)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = '127.0.0.1', self.socket.getsockname()[1]
+        self.socket.close()
+        self.socket = self._bound
+        self.server_name, self.server_port = self.socket.getsockname()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of connections that break: that is what this is for."""

@@ -214,9 +214,9 @@ class Dispatcher:
     def _flush(self, deadline: Deadline) -> bool:
         if not self._send:
             return self.queue.pending() == 0
-        if self._ended:
-            return self.queue.wait_until_resolved(deadline, delivery_depth() > 0)
         nested = delivery_depth() > 0
+        if self._ended:
+            return self.queue.wait_until_resolved(deadline, nested)
         if self.queue.empty() and self.queue.pending() == 0:
             return True
         if not self.queue.closed:

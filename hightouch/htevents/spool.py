@@ -300,9 +300,10 @@ def waiting(directory: str) -> List[Waiting]:
             continue
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            size = _size(path)
-            if name.endswith(DATABASE + DAMAGED) and size is not None:
-                found.append(Waiting(stream, path, 'damaged', None, size, None, ''))
+            if name.endswith(DATABASE + DAMAGED):
+                size = _size(path)
+                if size is not None:
+                    found.append(Waiting(stream, path, 'damaged', None, size, None, ''))
             elif name.endswith(DATABASE):
                 each = _look(stream, path)
                 if each is not None:

@@ -463,9 +463,8 @@ class SpooledQueue(EventQueue):
                     self.on_loss(DamageError(count, path), [], count)
             finally:
                 with self._lock:
-                    if (
-                        self._in_flight.pop(loss, None) is not None
-                    ):  # else: forked in there
+                    # Not there: the callback forked, and this is the child.
+                    if self._in_flight.pop(loss, None) is not None:
                         self._failed += count
                         self._release_flushes()
 

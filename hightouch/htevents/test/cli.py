@@ -148,6 +148,14 @@ class CommandTest(TestCase):
         )
         run_program(code, key, str(count), folder)
 
+    def change(self, folder: str, statement: str) -> str:
+        """Run a statement on the one database in a spool; returns its path."""
+        (path,) = glob.glob(os.path.join(folder, '*', '*.db'))
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute(statement)
+        connection.close()
+        return path
+
     def test_spool_shows_what_waits_and_sends_it(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             with mock.patch.object(spooled_queue, 'SCAN_INTERVAL', 2 * LIMIT):
@@ -186,11 +194,7 @@ class CommandTest(TestCase):
     def test_spool_sends_what_is_readable_of_a_damaged_file_and_ends(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.leave('key', 50, folder)
-            (path,) = glob.glob(os.path.join(folder, '*', '*.db'))
-            connection = sqlite3.connect(path)
-            connection.execute('UPDATE events SET crc = crc + 1 WHERE id = 10')
-            connection.commit()
-            connection.close()
+            self.change(folder, 'UPDATE events SET crc = crc + 1 WHERE id = 10')
             send = ('spool', folder, '--send', '--write-key', 'key')
             result = self.run_command(*send, '--host', self.collector.url)
             self.assertEqual(result.returncode, 1)
@@ -201,10 +205,7 @@ class CommandTest(TestCase):
     def test_spool_sends_also_what_it_could_not_count(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.leave('key', 200, folder)
-            (path,) = glob.glob(os.path.join(folder, '*', '*.db'))
-            connection = sqlite3.connect(path)
-            connection.execute('PRAGMA wal_checkpoint(TRUNCATE)')
-            connection.close()
+            path = self.change(folder, 'PRAGMA wal_checkpoint(TRUNCATE)')
             os.truncate(path, os.path.getsize(path) // 2)
             send = ('spool', folder, '--send', '--write-key', 'key')
             result = self.run_command(*send, '--host', self.collector.url)

@@ -30,6 +30,15 @@ class OauthTest(TestCase):
         server = kwargs.pop('auth_server', self.collector.url + '/')
         return OauthManager('id', self.key, 'kid', server, **kwargs)
 
+    def oauth_client(self, **settings: Any) -> Any:
+        return self.client(
+            oauth_client_id='id',
+            oauth_client_key=self.key,
+            oauth_key_id='kid',
+            oauth_auth_server=self.collector.url,
+            **settings,
+        )
+
     def fault(self, *steps: Any) -> None:
         self.collector.token_faults.extend(steps)
 
@@ -162,12 +171,7 @@ class OauthTest(TestCase):
 
     def test_a_client_says_that_it_is_the_token_that_it_cannot_have(self) -> None:
         self.fault(Fault(401, {}, b'{}'))
-        client = self.client(
-            oauth_client_id='id',
-            oauth_client_key=self.key,
-            oauth_key_id='kid',
-            oauth_auth_server=self.collector.url,
-        )
+        client = self.oauth_client()
         client.track('user', 'event')
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(client.stats().last_error, 'no OAuth token (HTTP 401)')
@@ -187,13 +191,7 @@ class OauthTest(TestCase):
 
     def test_a_refused_token_request_is_not_taken_for_a_bad_batch(self) -> None:
         self.fault(*[400] * 20)
-        client = self.client(
-            oauth_client_id='id',
-            oauth_client_key=self.key,
-            oauth_key_id='kid',
-            oauth_auth_server=self.collector.url,
-            upload_interval=LIMIT,
-        )
+        client = self.oauth_client(upload_interval=LIMIT)
         for _ in range(10):
             client.track('user', 'event')
         self.assertTrue(client.flush(30))
@@ -203,13 +201,7 @@ class OauthTest(TestCase):
     def test_a_flush_without_threads_waits_no_longer_for_a_token_than_it_may(
         self,
     ) -> None:
-        client = self.client(
-            oauth_client_id='id',
-            oauth_client_key=self.key,
-            oauth_key_id='kid',
-            oauth_auth_server=self.collector.url,
-            shutdown_timeout=0,
-        )
+        client = self.oauth_client(shutdown_timeout=0)
         answer = threading.Event()
         self.addCleanup(answer.set)
         self.fault(lambda _: answer.wait(LIMIT) and 503)

@@ -88,6 +88,14 @@ class SpoolTestCase(support.TestCase):
         )
         self.assertEqual(result.returncode, -signal.SIGKILL, result.stderr)
 
+    def queue(self) -> spooled_queue.SpooledQueue:
+        """Make a queue of its own, which nobody takes from but the test."""
+        queue = spooled_queue.SpooledQueue(
+            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
+        )
+        self.addCleanup(queue.release)
+        return queue
+
     def arrived(self) -> List[str]:
         return sorted(each['event'] for each in list(self.collector.events))
 
@@ -827,10 +835,7 @@ class BacklogTest(SpoolTestCase):
         self.assertEqual(len(self.collector.events), 20000)
 
     def test_events_keep_their_order_when_their_file_is_replaced(self) -> None:
-        queue = spooled_queue.SpooledQueue(
-            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
-        )
-        self.addCleanup(queue.release)
+        queue = self.queue()
         for number in range(2100):  # the last hundred are on the disk only
             queue.offer(b'{"n":%d}' % number)
         queue._replace_own(queue._own)
@@ -872,10 +877,7 @@ class BacklogTest(SpoolTestCase):
         self.assertEqual(flushed, [True])
 
     def test_a_loss_is_told_with_no_lock_held_and_waits_for_its_callback(self) -> None:
-        queue = spooled_queue.SpooledQueue(
-            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
-        )
-        self.addCleanup(queue.release)
+        queue = self.queue()
         told: List[Any] = []
 
         def on_loss(error: Exception, batch: List[Any], count: int) -> None:
@@ -896,10 +898,7 @@ class BacklogTest(SpoolTestCase):
         self.assertEqual((stats.delivered, stats.failed, stats.pending), (2000, 3, 0))
 
     def test_a_worn_file_is_replaced_but_not_while_a_fork_waits(self) -> None:
-        queue = spooled_queue.SpooledQueue(
-            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
-        )
-        self.addCleanup(queue.release)
+        queue = self.queue()
 
         def deliver_one() -> None:
             queue.offer(b'{}')
@@ -922,10 +921,7 @@ class BacklogTest(SpoolTestCase):
 
     def test_room_that_is_taken_counts_while_it_cannot_be_asked_for(self) -> None:
         self.leave(3000)
-        queue = spooled_queue.SpooledQueue(
-            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
-        )
-        self.addCleanup(queue.release)
+        queue = self.queue()
         self.assertIsNotNone(queue.take_now(1))
         taken = queue._taken_bytes()
         self.assertGreater(taken, 100000)
@@ -989,10 +985,7 @@ class BacklogTest(SpoolTestCase):
         self.assertEqual(client.stats().pending, 0)
 
     def test_events_that_are_read_while_a_client_ends_are_counted_once(self) -> None:
-        queue = spooled_queue.SpooledQueue(
-            Spool(self.spool_dir, TEST_WRITE_KEY, False, 1 << 30)
-        )
-        self.addCleanup(queue.release)
+        queue = self.queue()
         for _ in range(2600):
             queue.offer(b'{}')
         shutil.rmtree(self.spool_dir)
