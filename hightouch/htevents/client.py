@@ -51,7 +51,8 @@ class Client:
     :param host: base URL; None: ``HTEVENTS_HOST``, else Hightouch's
     :param debug: log what happens at level DEBUG
     :param max_queue_size: events that may wait; 0 or -1: no bound
-    :param send: False queues the events and sends nothing (for tests)
+    :param send: False is the off switch: calls check and build their message, and
+        nothing is queued or sent
     :param on_error: called with an error and the list of messages that were lost
     :param gzip: compress the requests
     :param max_retries: how often a failed request is sent again; 0: never
@@ -200,13 +201,13 @@ class Client:
             self.queue,
             make_consumer,
             threads=0 if sync_mode else thread,
-            send=send,
             shutdown_timeout=shutdown_timeout,
             lease=lease,
             on_end=logs.attach(debug, log_handler),
         )
         self.queue.on_loss = self._dispatcher.report
-        self.queue.on_put = self._dispatcher.put
+        if send:
+            self.queue.on_put = self._dispatcher.put
         if self.queue.has_backlog():
             self._dispatcher.start()
 
@@ -389,6 +390,8 @@ class Client:
         body, message = encode(message)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
+        if not self.send:
+            return True, message
         if self.debug:
             log.debug('queueing: %s', message)
         if self.sync_mode:

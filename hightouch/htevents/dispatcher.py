@@ -33,7 +33,6 @@ class Dispatcher:
     :param make_consumer: makes a consumer; called again in a forked child, because a
         thread object of the parent cannot be started there
     :param threads: consumers to run; 0 in ``sync_mode``
-    :param send: whether anything is sent at all
     :param shutdown_timeout: seconds that interpreter exit may take
     :param lease: closed after the last request
     :param on_end: called once when everything has ended
@@ -44,7 +43,6 @@ class Dispatcher:
         queue: EventQueue,
         make_consumer: Callable[[Callable[[], None]], Consumer],
         threads: int,
-        send: bool,
         shutdown_timeout: Optional[float],
         lease: Any,
         on_end: Callable[[], None],
@@ -53,7 +51,6 @@ class Dispatcher:
         self.shutdown_timeout = shutdown_timeout
         self._make_consumer = make_consumer
         self._threads = threads
-        self._send = send
         self._lease = lease
         self._on_end = on_end
         self._make()
@@ -64,8 +61,8 @@ class Dispatcher:
         # None for a client that has threads of its own.
         self._shared: Optional[SharedConsumers] = None
         self._made_shared: Dict[None, SharedConsumers] = {}
-        self._running = not self._send
-        self._prepared = not self._send
+        self._running = False
+        self._prepared = False
         self._next_start = 0.0
         self._ended = False
         self._endings = [True]  # taken by the one thread that ends everything
@@ -129,7 +126,7 @@ class Dispatcher:
         """
         if self.queue.closed or not self.start():
             return self.queue.refuse()
-        if not self._send or delivery_depth():
+        if delivery_depth():
             return self.queue.offer(body)
         delivered = self._inline.deliver(self.queue.admit(body), Deadline(None))
         if not self.queue.empty():
@@ -212,8 +209,6 @@ class Dispatcher:
         return self._flush(Deadline(timeout))
 
     def _flush(self, deadline: Deadline) -> bool:
-        if not self._send:
-            return self.queue.pending() == 0
         nested = delivery_depth() > 0
         if self._ended:
             return self.queue.wait_until_resolved(deadline, nested)
@@ -246,15 +241,14 @@ class Dispatcher:
         """Deliver what is left, report what is not delivered in time, end the threads."""
         self._finishing = True
         complete = self._flush(deadline)
-        if self._send:
-            try:
-                self._give_up(self.queue.abandon())
-            finally:
-                self.queue.report_losses()
-            # What a consumer is telling a callback just now: else the exit cuts it short.
-            self.queue.wait_until_resolved(
-                deadline.extended(LAST_CALLBACK), delivery_depth() > 0, waiting=False
-            )
+        try:
+            self._give_up(self.queue.abandon())
+        finally:
+            self.queue.report_losses()
+        # What a consumer is telling a callback just now: else the exit cuts it short.
+        self.queue.wait_until_resolved(
+            deadline.extended(LAST_CALLBACK), delivery_depth() > 0, waiting=False
+        )
         current = threading.current_thread()
         for consumer in self._present:
             consumer.pause()

@@ -11,6 +11,7 @@ import requests
 
 from hightouch.htevents import BeforeSendError, Client, MessageTooLargeError
 from hightouch.htevents.collector import check_event
+from hightouch.htevents.consumer import MAX_MSG_SIZE
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import (
     BUSY,
@@ -299,8 +300,36 @@ class DeliveryTest(TestCase):
         self.assertEqual(request.body['writeKey'], TEST_WRITE_KEY)
         self.assertEqual(request.path, '/v1/batch')
 
+    def test_send_false_checks_and_builds_and_does_nothing_else(self) -> None:
+        client = self.client(send=False, max_queue_size=1, thread=2)
+        threads = threading.active_count()
+        with LogCatcher() as log:
+            for number in range(10050):
+                accepted, message = client.track('user', 'event', {'n': number})
+                self.assertIs(accepted, True)
+                self.assertEqual(message['properties'], {'n': number})
+        self.assertEqual(log.lines(), [])
+        self.assertTrue(client.queue.empty())
+        stats = client.stats()
+        self.assertEqual((stats.accepted, stats.pending, stats.refused), (0, 0, 0))
+        self.assertRaises(AssertionError, client.track, None, 'event')
+        self.assertRaises(RuntimeError, client.track, 'user', 'e' * MAX_MSG_SIZE)
+        self.assertTrue(client.flush(0) and client.shutdown(0) and client.join(0))
+        self.assertIs(client.track('user', 'event')[0], True)
+        self.assertEqual(threading.active_count(), threads)
+        self.assertEqual(self.collector.requests, [])
+
+    def test_send_false_applies_to_sync_mode_and_before_send_as_well(self) -> None:
+        client = self.client(
+            send=False, sync_mode=True, before_send=lambda message: {'scrubbed': True}
+        )
+        self.assertEqual(client.track('user', 'event'), (True, {'scrubbed': True}))
+        dropping = self.client(send=False, before_send=lambda message: None)
+        self.assertIs(dropping.track('user', 'event')[0], False)
+        self.assertEqual(self.collector.requests, [])
+
     def test_a_full_queue_refuses_exactly_what_is_too_much_and_warns_once(self) -> None:
-        client = self.client(max_queue_size=100, send=False)
+        client = self.holding(max_queue_size=100)
         results = []  # type: List[bool]
 
         def work() -> None:
@@ -319,7 +348,7 @@ class DeliveryTest(TestCase):
         self.assertEqual(len([x for x in log.lines() if 'full' in x]), 1, log.lines())
 
     def test_a_full_queue_warns_again_only_when_there_was_room_in_between(self) -> None:
-        client = self.client(max_queue_size=10, send=False)
+        client = self.holding(max_queue_size=10)
 
         def fill() -> None:
             while client.track('user', 'event')[0]:
@@ -354,12 +383,12 @@ class DeliveryTest(TestCase):
         self.assertEqual(len(self.collector.events), 50)
 
     def test_block_timeout_runs_out(self) -> None:
-        client = self.client(max_queue_size=1, send=False, block_timeout=0.01)
+        client = self.holding(max_queue_size=1, block_timeout=0.01)
         self.assertTrue(client.track('user', 'event')[0])
         self.assertFalse(client.track('user', 'event')[0])
 
     def test_shutdown_wakes_who_waits_for_room(self) -> None:
-        client = self.client(max_queue_size=1, send=False, block_timeout=LIMIT * 10)
+        client = self.holding(max_queue_size=1, block_timeout=LIMIT * 10)
         client.track('user', 'event')
         results = []  # type: List[bool]
         thread = threading.Thread(
@@ -397,7 +426,7 @@ class DeliveryTest(TestCase):
         self.assertIsNone(stats.oldest_pending_age)
 
     def test_the_age_of_the_oldest_pending_event_is_known(self) -> None:
-        client = self.client(send=False)
+        client = self.holding()
         client.track('user', 'event')
         age = client.stats().oldest_pending_age
         assert age is not None
@@ -433,7 +462,7 @@ class DeliveryTest(TestCase):
         self.assertNotIn('very-secret', repr(client))
 
     def test_the_queue_answers_as_a_queue_does(self) -> None:
-        client = self.client(send=False, max_queue_size=2)
+        client = self.holding(max_queue_size=2)
         queue = client.queue
         self.assertEqual((queue.qsize(), queue.empty(), queue.maxsize), (0, True, 2))
         message = client.track('user', 'event')[1]

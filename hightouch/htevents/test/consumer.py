@@ -7,9 +7,9 @@ from typing import Any, Callable, List
 import mock
 import requests
 
-from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
+from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.request import APIError
 from hightouch.htevents.retry import wait_time
 from hightouch.htevents.sessions import Lease
@@ -48,17 +48,18 @@ class NextTest(unittest.TestCase):
     def test_next_gives_a_plain_list_whose_messages_the_caller_acknowledges(
         self,
     ) -> None:
-        client = Client(TEST_WRITE_KEY, send=False)
-        self.addCleanup(client.shutdown)
-        sent = [client.track('user', 'event')[1] for _ in range(3)]
-        batch = self.consumer(client.queue).next()
+        source = EventQueue()
+        sent = [dict(TRACK, messageId=str(number)) for number in range(3)]
+        for message in sent:
+            source.put(message)
+        batch = self.consumer(source).next()
         self.assertIs(type(batch), list)
         self.assertEqual(json.loads(json.dumps(batch)), sent)
         for pending in (3, 3, 0):
-            client.queue.task_done()
-            self.assertEqual(client.stats().pending, pending)
-        self.assertEqual(client.stats().delivered, 3)
-        self.assertRaises(ValueError, client.queue.task_done)
+            source.task_done()
+            self.assertEqual(source.stats().pending, pending)
+        self.assertEqual(source.stats().delivered, 3)
+        self.assertRaises(ValueError, source.task_done)
 
     def test_next_stops_at_upload_size(self) -> None:
         source = queue.Queue()  # type: Any

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hightouch.htevents import Client, encoding, utils
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
+from hightouch.htevents.test.support import LIMIT
 
 settings.register_profile(
     'suite',
@@ -119,7 +120,11 @@ class CallPropertyTest(unittest.TestCase):
     def setUp(self) -> None:
         logging.getLogger('hightouch').setLevel(logging.CRITICAL)
         self.addCleanup(logging.getLogger('hightouch').setLevel, logging.NOTSET)
-        self.client = Client(TEST_WRITE_KEY, send=False, max_queue_size=0)
+        # Nothing is sent: its events are taken from the queue long before they are due.
+        self.client = Client(
+            TEST_WRITE_KEY, 'http://127.0.0.1:9', upload_interval=LIMIT * 100
+        )
+        self.addCleanup(self.client.shutdown, 0)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> None:
         try:

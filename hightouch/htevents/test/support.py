@@ -54,6 +54,12 @@ class TestCase(unittest.TestCase):
         self.addCleanup(client.shutdown, 0)
         return client
 
+    def holding(self, **settings: Any) -> Client:
+        """Make a client whose events wait in its queue, unless something flushes."""
+        settings.setdefault('upload_interval', LIMIT * 100)
+        settings.setdefault('upload_size', 1 << 20)
+        return self.client(**settings)
+
     def sent(self, **settings: Any) -> Any:
         """Send one event by a client of these settings; gives what arrived."""
         client = self.client(**settings)
