@@ -11,15 +11,26 @@ Every setting of `Client` is an attribute of this module, read when the default 
 is made, with the first call. All functions may be called from any thread.
 """
 
-import functools
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, TypeVar, Union
+from types import ModuleType
+from typing import Any, Optional, Union
 
 from hightouch.htevents import fork, settings
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
-from hightouch.htevents.client import BeforeSend, Client
+from hightouch.htevents.client import (
+    BeforeSend,
+    Client,
+    Context,
+    Id,
+    Integrations,
+    Message,
+    Properties,
+    Result,
+    Timestamp,
+    Traits,
+)
 from hightouch.htevents.consumer import OnError, OnSuccess
 from hightouch.htevents.errors import (
     APIError,
@@ -31,24 +42,31 @@ from hightouch.htevents.errors import (
     ValidationError,
 )
 from hightouch.htevents.event_queue import Stats
+from hightouch.htevents.logs import log as _log
+from hightouch.htevents.settings import Proxies, Timeout
 from hightouch.htevents.version import VERSION
-
-if TYPE_CHECKING:
-    from typing_extensions import Concatenate, ParamSpec
-
-    _P = ParamSpec('_P')
-
-_R = TypeVar('_R')
 
 __all__ = [
     'APIError',
+    'BeforeSend',
     'BeforeSendError',
     'Client',
+    'Context',
     'DamageError',
     'ExpiredError',
+    'Id',
+    'Integrations',
+    'Message',
     'MessageTooLargeError',
     'NotDeliveredError',
+    'OnError',
+    'OnSuccess',
+    'Properties',
+    'Proxies',
+    'Result',
     'Stats',
+    'Timestamp',
+    'Traits',
     'ValidationError',
     '__version__',
     'alias',
@@ -75,8 +93,8 @@ on_error: Optional[OnError] = Client.DefaultConfig.on_error
 gzip: bool = Client.DefaultConfig.gzip
 max_retries: int = Client.DefaultConfig.max_retries
 sync_mode: bool = Client.DefaultConfig.sync_mode
-timeout: Optional[float] = Client.DefaultConfig.timeout
-proxies: Union[None, str, Dict[str, str]] = Client.DefaultConfig.proxies
+timeout: Optional[Timeout] = Client.DefaultConfig.timeout
+proxies: Optional[Proxies] = Client.DefaultConfig.proxies
 thread: int = Client.DefaultConfig.thread
 upload_size: int = Client.DefaultConfig.upload_size
 upload_interval: float = Client.DefaultConfig.upload_interval
@@ -90,7 +108,7 @@ on_success: Optional[OnSuccess] = Client.DefaultConfig.on_success
 before_send: Optional[BeforeSend] = Client.DefaultConfig.before_send
 block_timeout: float = Client.DefaultConfig.block_timeout
 session: Any = Client.DefaultConfig.session
-shutdown_timeout: Optional[float] = Client.DefaultConfig.shutdown_timeout
+shutdown_timeout: Optional[Timeout] = Client.DefaultConfig.shutdown_timeout
 spool_dir: Union[None, str, 'os.PathLike[str]'] = Client.DefaultConfig.spool_dir
 spool_fsync: bool = Client.DefaultConfig.spool_fsync
 spool_max_bytes: int = Client.DefaultConfig.spool_max_bytes
@@ -120,50 +138,341 @@ def _get_client() -> Client:
     fork.check()
     client = default_client
     if client is None:
+        made = None
         with _creation.lock:
             if default_client is None:
                 made = Client(**{name: globals()[name] for name in settings.NAMES})
                 if default_client is None:  # else a signal handler was faster
                     default_client = made
             client = default_client
+        if client is made:
+            _warn_of_unknown_settings()
     return client
 
 
-def _facade(method: 'Callable[Concatenate[Client, _P], _R]') -> 'Callable[_P, _R]':
-    """Make the module's function for a method of the default client."""
-    name = method.__name__
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(default_client or _get_client(), name)(*args, **kwargs)
-
-    # What help() and inspect.signature() show: the method without its self.
-    call.__wrapped__ = functools.partial(method, None)  # type: ignore[arg-type]
-    call.__module__ = __name__
-    call.__qualname__ = name
-    return call
+def _client_if_configured() -> Optional[Client]:
+    if default_client is None and not settings.find_write_key(write_key):
+        return None
+    return default_client or _get_client()
 
 
-identify = _facade(Client.identify)
-track = _facade(Client.track)
-alias = _facade(Client.alias)
-group = _facade(Client.group)
-page = _facade(Client.page)
-screen = _facade(Client.screen)
+def _warn_of_unknown_settings() -> None:
+    """Name the attributes that were set on this module and are not settings."""
+    unknown = [
+        name
+        for name, value in list(globals().items())
+        if not (name in _names or name[0] == '_' or isinstance(value, ModuleType))
+    ]
+    if unknown:
+        import difflib
+
+        hints = []
+        for name in unknown:
+            near = difflib.get_close_matches(name.lower(), settings.NAMES, 1)
+            hints.append(name + (' (did you mean %s?)' % near[0] if near else ''))
+        _log.warning(
+            'htevents has no such setting, it has no effect: ' + ', '.join(hints)
+        )
+
+
+def identify(
+    user_id: Optional[Id] = None,
+    traits: Optional[Traits] = None,
+    context: Optional[Context] = None,
+    timestamp: Optional[Timestamp] = None,
+    anonymous_id: Optional[Id] = None,
+    integrations: Optional[Integrations] = None,
+    message_id: Optional[str] = None,
+) -> Result:
+    """Say who a user is.
+
+    May be called from any thread; the dicts are copied, and never changed.
+
+    :param user_id: the user's id in your system, a str or a number. None only beside an
+        anonymous_id
+    :param traits: a dict of what is known about the user, such as an email address.
+        None: empty
+    :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+    :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+        without an offset is local time if it is within 5 seconds of it, else UTC
+    :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+        number. None only beside a user_id
+    :param integrations: a dict that says which destinations get the event, such as
+        ``{'All': True}``. None: the usual ones
+    :param message_id: a str by which a repetition of this event is recognized. None: a
+        fresh UUID4
+    :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+        taken: the queue is full, the client was shut down, or before_send dropped it.
+        ``message`` is the dict as it goes on the wire
+    :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+    :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
+    """
+    client = default_client or _get_client()
+    return client.identify(
+        user_id, traits, context, timestamp, anonymous_id, integrations, message_id
+    )
+
+
+def track(
+    user_id: Optional[Id] = None,
+    event: Optional[str] = None,
+    properties: Optional[Properties] = None,
+    context: Optional[Context] = None,
+    timestamp: Optional[Timestamp] = None,
+    anonymous_id: Optional[Id] = None,
+    integrations: Optional[Integrations] = None,
+    message_id: Optional[str] = None,
+) -> Result:
+    """Say what a user did.
+
+    May be called from any thread; the dicts are copied, and never changed.
+
+    :param user_id: the user's id in your system, a str or a number. None only beside an
+        anonymous_id
+    :param event: the name of what the user did, a str such as 'Order Completed'. Needed
+    :param properties: a dict of what is known about the event, such as a price.
+        None: empty
+    :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+    :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+        without an offset is local time if it is within 5 seconds of it, else UTC
+    :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+        number. None only beside a user_id
+    :param integrations: a dict that says which destinations get the event, such as
+        ``{'All': True}``. None: the usual ones
+    :param message_id: a str by which a repetition of this event is recognized. None: a
+        fresh UUID4
+    :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+        taken: the queue is full, the client was shut down, or before_send dropped it.
+        ``message`` is the dict as it goes on the wire
+    :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+    :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
+    """
+    client = default_client or _get_client()
+    return client.track(
+        user_id,
+        event,
+        properties,
+        context,
+        timestamp,
+        anonymous_id,
+        integrations,
+        message_id,
+    )
+
+
+def alias(
+    previous_id: Optional[Id] = None,
+    user_id: Optional[Id] = None,
+    context: Optional[Context] = None,
+    timestamp: Optional[Timestamp] = None,
+    integrations: Optional[Integrations] = None,
+    message_id: Optional[str] = None,
+) -> Result:
+    """Say that two ids are of the same user.
+
+    May be called from any thread; the dicts are copied, and never changed.
+
+    :param previous_id: the id that the user had until now, a str or a number. Needed
+    :param user_id: the id that the user has from now on, a str or a number. Needed
+    :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+    :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+        without an offset is local time if it is within 5 seconds of it, else UTC
+    :param integrations: a dict that says which destinations get the event, such as
+        ``{'All': True}``. None: the usual ones
+    :param message_id: a str by which a repetition of this event is recognized. None: a
+        fresh UUID4
+    :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+        taken: the queue is full, the client was shut down, or before_send dropped it.
+        ``message`` is the dict as it goes on the wire
+    :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+    :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
+    """
+    client = default_client or _get_client()
+    return client.alias(
+        previous_id, user_id, context, timestamp, integrations, message_id
+    )
+
+
+def group(
+    user_id: Optional[Id] = None,
+    group_id: Optional[Id] = None,
+    traits: Optional[Traits] = None,
+    context: Optional[Context] = None,
+    timestamp: Optional[Timestamp] = None,
+    anonymous_id: Optional[Id] = None,
+    integrations: Optional[Integrations] = None,
+    message_id: Optional[str] = None,
+) -> Result:
+    """Say that a user belongs to a group, such as a company.
+
+    May be called from any thread; the dicts are copied, and never changed.
+
+    :param user_id: the user's id in your system, a str or a number. None only beside an
+        anonymous_id
+    :param group_id: the group's id in your system, a str or a number. Needed
+    :param traits: a dict of what is known about the group, such as its name. None: empty
+    :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+    :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+        without an offset is local time if it is within 5 seconds of it, else UTC
+    :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+        number. None only beside a user_id
+    :param integrations: a dict that says which destinations get the event, such as
+        ``{'All': True}``. None: the usual ones
+    :param message_id: a str by which a repetition of this event is recognized. None: a
+        fresh UUID4
+    :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+        taken: the queue is full, the client was shut down, or before_send dropped it.
+        ``message`` is the dict as it goes on the wire
+    :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+    :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
+    """
+    client = default_client or _get_client()
+    return client.group(
+        user_id,
+        group_id,
+        traits,
+        context,
+        timestamp,
+        anonymous_id,
+        integrations,
+        message_id,
+    )
+
+
+def page(
+    user_id: Optional[Id] = None,
+    category: Optional[str] = None,
+    name: Optional[str] = None,
+    properties: Optional[Properties] = None,
+    context: Optional[Context] = None,
+    timestamp: Optional[Timestamp] = None,
+    anonymous_id: Optional[Id] = None,
+    integrations: Optional[Integrations] = None,
+    message_id: Optional[str] = None,
+) -> Result:
+    """Say that a user saw a page of a website.
+
+    May be called from any thread; the dicts are copied, and never changed.
+
+    :param user_id: the user's id in your system, a str or a number. None only beside an
+        anonymous_id
+    :param category: a str, the kind of page. None: no kind
+    :param name: a str, the name of the page. None: no name
+    :param properties: a dict of what is known about the page, such as its URL.
+        None: empty
+    :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+    :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+        without an offset is local time if it is within 5 seconds of it, else UTC
+    :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+        number. None only beside a user_id
+    :param integrations: a dict that says which destinations get the event, such as
+        ``{'All': True}``. None: the usual ones
+    :param message_id: a str by which a repetition of this event is recognized. None: a
+        fresh UUID4
+    :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+        taken: the queue is full, the client was shut down, or before_send dropped it.
+        ``message`` is the dict as it goes on the wire
+    :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+    :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
+    """
+    client = default_client or _get_client()
+    return client.page(
+        user_id,
+        category,
+        name,
+        properties,
+        context,
+        timestamp,
+        anonymous_id,
+        integrations,
+        message_id,
+    )
+
+
+def screen(
+    user_id: Optional[Id] = None,
+    category: Optional[str] = None,
+    name: Optional[str] = None,
+    properties: Optional[Properties] = None,
+    context: Optional[Context] = None,
+    timestamp: Optional[Timestamp] = None,
+    anonymous_id: Optional[Id] = None,
+    integrations: Optional[Integrations] = None,
+    message_id: Optional[str] = None,
+) -> Result:
+    """Say that a user saw a screen of an app.
+
+    May be called from any thread; the dicts are copied, and never changed.
+
+    :param user_id: the user's id in your system, a str or a number. None only beside an
+        anonymous_id
+    :param category: a str, the kind of screen. None: no kind
+    :param name: a str, the name of the screen. None: no name
+    :param properties: a dict of what is known about the screen, such as its variant.
+        None: empty
+    :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+    :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+        without an offset is local time if it is within 5 seconds of it, else UTC
+    :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+        number. None only beside a user_id
+    :param integrations: a dict that says which destinations get the event, such as
+        ``{'All': True}``. None: the usual ones
+    :param message_id: a str by which a repetition of this event is recognized. None: a
+        fresh UUID4
+    :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+        taken: the queue is full, the client was shut down, or before_send dropped it.
+        ``message`` is the dict as it goes on the wire
+    :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+    :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
+    """
+    client = default_client or _get_client()
+    return client.screen(
+        user_id,
+        category,
+        name,
+        properties,
+        context,
+        timestamp,
+        anonymous_id,
+        integrations,
+        message_id,
+    )
 
 
 def flush(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
-    """Flush the default client: see `Client.flush`. True if there is none yet."""
-    client = default_client  # read once: another thread may set it
+    """Send at once what is queued, and wait for it: see `Client.flush`.
+
+    Like `shutdown`, it makes the default client if there is none and a write key is set;
+    without a write key it has nothing to do.
+
+    :param timeout: seconds; None waits without bound
+    :returns: whether all that was accepted before is delivered, or reported as lost
+    :raises ValidationError: (an ``AssertionError``) when a setting or the timeout is wrong
+    """
+    client = _client_if_configured()
     return client is None or client.flush(timeout)
 
 
 def shutdown(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
-    """Shut the default client down: see `Client.shutdown`. True if there is none yet."""
-    client = default_client
+    """Flush, then end the threads: see `Client.shutdown`.
+
+    :param timeout: seconds; None waits without bound
+    :returns: as `flush`
+    :raises ValidationError: (an ``AssertionError``) when a setting or the timeout is wrong
+    """
+    client = _client_if_configured()
     return client is None or client.shutdown(timeout)
 
 
 def join(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
-    """Do the same as `shutdown`."""
+    """Do the same as `shutdown`.
+
+    :param timeout: seconds; None waits without bound
+    :returns: as `flush`
+    :raises ValidationError: (an ``AssertionError``) when a setting or the timeout is wrong
+    """
     return shutdown(timeout)
+
+
+# All that an application may find here: another name was meant to be a setting.
+_names = frozenset(globals())

@@ -5,12 +5,12 @@ import math
 import numbers
 import os
 from datetime import datetime
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents import encoding, fork, logs, sessions, settings, utils
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.dispatcher import Dispatcher
-from hightouch.htevents.encoding import encode
+from hightouch.htevents.encoding import encode, encode_plain
 from hightouch.htevents.errors import (
     BeforeSendError,
     MessageTooLargeError,
@@ -19,7 +19,14 @@ from hightouch.htevents.errors import (
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import bare, normalize_proxies
-from hightouch.htevents.settings import expect
+from hightouch.htevents.settings import (
+    Proxies,
+    Timeout,
+    check_callable,
+    check_seconds,
+    check_whole,
+    expect,
+)
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
 from hightouch.htevents.version import NAME, VERSION
 
@@ -32,11 +39,16 @@ DEFAULT_TIMEOUT = 20
 # 90.
 DRAIN_TIMEOUT = 10
 
-Dict_ = Dict[str, Any]
+# What calls take and return. Mapping, so that a TypedDict is one; a call takes a dict.
 Id = Union[str, int, float]
+Properties = Mapping[str, object]
+Traits = Mapping[str, object]
+Context = Mapping[str, object]
+Integrations = Mapping[str, object]
 Timestamp = Union[datetime, str]
-Result = Tuple[bool, Dict[str, Any]]
-BeforeSend = Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]
+Message = Dict[str, Any]
+Result = Tuple[bool, Message]
+BeforeSend = Callable[[Message], Optional[Message]]
 
 _LIBRARY = {'name': NAME, 'version': VERSION}
 
@@ -50,14 +62,15 @@ class Client:
     :param write_key: key of the event source; None: ``HTEVENTS_WRITE_KEY``
     :param host: base URL; None: ``HTEVENTS_HOST``, else Hightouch's
     :param debug: log what happens at level DEBUG
-    :param max_queue_size: events that may wait; 0 or -1: no bound
+    :param max_queue_size: events that may wait; 0 or less: no bound
     :param send: False is the off switch: calls check and build their message, and
         nothing is queued or sent
     :param on_error: called with an error and the list of messages that were lost
     :param gzip: compress the requests
     :param max_retries: how often a failed request is sent again; 0: never
     :param sync_mode: each call delivers its own event, with retries, before it returns
-    :param timeout: seconds for a connection and between bytes of an answer; None: no end
+    :param timeout: seconds for a connection and between bytes of an answer, or a pair of
+        them; None: no end
     :param proxies: dict as in ``requests``, or a URL or 'host:port' for both schemes
     :param thread: how many requests may be sent side by side
     :param upload_size: most events in a request
@@ -95,8 +108,8 @@ class Client:
         gzip: bool = DefaultConfig.gzip,
         max_retries: int = DefaultConfig.max_retries,
         sync_mode: bool = DefaultConfig.sync_mode,
-        timeout: Optional[float] = DefaultConfig.timeout,
-        proxies: Union[None, str, Dict[str, str]] = DefaultConfig.proxies,
+        timeout: Optional[Timeout] = DefaultConfig.timeout,
+        proxies: Optional[Proxies] = DefaultConfig.proxies,
         thread: int = DefaultConfig.thread,
         upload_size: int = DefaultConfig.upload_size,
         upload_interval: float = DefaultConfig.upload_interval,
@@ -118,11 +131,20 @@ class Client:
     ) -> None:
         write_key = settings.check_write_key(write_key)
         host = settings.check_host(host)
-        settings.check_numbers(locals())
-        settings.check_log_handler(log_handler)
-        settings.check_callable('on_error', on_error)
-        settings.check_callable('on_success', on_success)
-        settings.check_callable('before_send', before_send)
+        max_queue_size = check_whole('max_queue_size', max_queue_size)
+        max_retries = check_whole('max_retries', max_retries)
+        timeout = settings.check_timeout(timeout)
+        thread = check_whole('thread', thread, 1, bounded=True)
+        upload_size = check_whole('upload_size', upload_size, 1)
+        upload_interval = check_seconds('upload_interval', upload_interval)
+        log_handler = settings.check_log_handler(log_handler)
+        on_error = check_callable('on_error', on_error)
+        on_success = check_callable('on_success', on_success)
+        before_send = check_callable('before_send', before_send)
+        block_timeout = check_seconds('block_timeout', block_timeout)
+        if shutdown_timeout is not None:
+            shutdown_timeout = check_seconds('shutdown_timeout', shutdown_timeout)
+        spool_max_bytes = check_whole('spool_max_bytes', spool_max_bytes, 1 << 20)
         spool_dir = settings.check_spool_dir(spool_dir, sync_mode, send)
         proxies = normalize_proxies(proxies)
 
@@ -148,12 +170,6 @@ class Client:
         self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
-            expect(
-                isinstance(oauth_auth_server, str),
-                'oauth_auth_server',
-                'a URL, of the server that gives the tokens',
-                oauth_auth_server,
-            )
             from hightouch.htevents.oauth_manager import OauthManager
 
             self.oauth_manager = OauthManager(
@@ -225,22 +241,34 @@ class Client:
     def identify(
         self,
         user_id: Optional[Id] = None,
-        traits: Optional[Dict_] = None,
-        context: Optional[Dict_] = None,
+        traits: Optional[Traits] = None,
+        context: Optional[Context] = None,
         timestamp: Optional[Timestamp] = None,
         anonymous_id: Optional[Id] = None,
-        integrations: Optional[Dict_] = None,
+        integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Tell who a user is, with traits such as an email address.
+        """Say who a user is.
 
-        :param user_id: your id for the user, a str or a number; or give anonymous_id
-        :param traits: what is known about the user
-        :param context: where it happened (ip, page, …)
-        :param timestamp: a datetime or ISO-8601 str; None: now
-        :param message_id: None: a fresh UUID4
-        :returns: ``(accepted, message)``; accepted is False when it was not taken
-        :raises ValidationError: (an ``AssertionError``) on a wrong argument
+        May be called from any thread; the dicts are copied, and never changed.
+
+        :param user_id: the user's id in your system, a str or a number. None only beside an
+            anonymous_id
+        :param traits: a dict of what is known about the user, such as an email address.
+            None: empty
+        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+            without an offset is local time if it is within 5 seconds of it, else UTC
+        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+            number. None only beside a user_id
+        :param integrations: a dict that says which destinations get the event, such as
+            ``{'All': True}``. None: the usual ones
+        :param message_id: a str by which a repetition of this event is recognized. None: a
+            fresh UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+            taken: the queue is full, the client was shut down, or before_send dropped it.
+            ``message`` is the dict as it goes on the wire
+        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
         _check_ids(user_id, anonymous_id)
@@ -253,16 +281,36 @@ class Client:
         self,
         user_id: Optional[Id] = None,
         event: Optional[str] = None,
-        properties: Optional[Dict_] = None,
-        context: Optional[Dict_] = None,
+        properties: Optional[Properties] = None,
+        context: Optional[Context] = None,
         timestamp: Optional[Timestamp] = None,
         anonymous_id: Optional[Id] = None,
-        integrations: Optional[Dict_] = None,
+        integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Tell that a user did something: ``event``, such as 'Order Completed'.
+        """Say what a user did.
 
-        Arguments, result and errors as in `identify`.
+        May be called from any thread; the dicts are copied, and never changed.
+
+        :param user_id: the user's id in your system, a str or a number. None only beside an
+            anonymous_id
+        :param event: the name of what the user did, a str such as 'Order Completed'. Needed
+        :param properties: a dict of what is known about the event, such as a price.
+            None: empty
+        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+            without an offset is local time if it is within 5 seconds of it, else UTC
+        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+            number. None only beside a user_id
+        :param integrations: a dict that says which destinations get the event, such as
+            ``{'All': True}``. None: the usual ones
+        :param message_id: a str by which a repetition of this event is recognized. None: a
+            fresh UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+            taken: the queue is full, the client was shut down, or before_send dropped it.
+            ``message`` is the dict as it goes on the wire
+        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
         _check_ids(user_id, anonymous_id)
         if not isinstance(event, str):
@@ -280,14 +328,29 @@ class Client:
         self,
         previous_id: Optional[Id] = None,
         user_id: Optional[Id] = None,
-        context: Optional[Dict_] = None,
+        context: Optional[Context] = None,
         timestamp: Optional[Timestamp] = None,
-        integrations: Optional[Dict_] = None,
+        integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Tell that two ids are the same user.
+        """Say that two ids are of the same user.
 
-        Arguments, result and errors as in `identify`.
+        May be called from any thread; the dicts are copied, and never changed.
+
+        :param previous_id: the id that the user had until now, a str or a number. Needed
+        :param user_id: the id that the user has from now on, a str or a number. Needed
+        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+            without an offset is local time if it is within 5 seconds of it, else UTC
+        :param integrations: a dict that says which destinations get the event, such as
+            ``{'All': True}``. None: the usual ones
+        :param message_id: a str by which a repetition of this event is recognized. None: a
+            fresh UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+            taken: the queue is full, the client was shut down, or before_send dropped it.
+            ``message`` is the dict as it goes on the wire
+        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
         _check_id('previous_id', previous_id, required=True)
         _check_id('user_id', user_id, required=True)
@@ -300,16 +363,35 @@ class Client:
         self,
         user_id: Optional[Id] = None,
         group_id: Optional[Id] = None,
-        traits: Optional[Dict_] = None,
-        context: Optional[Dict_] = None,
+        traits: Optional[Traits] = None,
+        context: Optional[Context] = None,
         timestamp: Optional[Timestamp] = None,
         anonymous_id: Optional[Id] = None,
-        integrations: Optional[Dict_] = None,
+        integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Tell that a user belongs to a group, such as a company, with its traits.
+        """Say that a user belongs to a group, such as a company.
 
-        Arguments, result and errors as in `identify`.
+        May be called from any thread; the dicts are copied, and never changed.
+
+        :param user_id: the user's id in your system, a str or a number. None only beside an
+            anonymous_id
+        :param group_id: the group's id in your system, a str or a number. Needed
+        :param traits: a dict of what is known about the group, such as its name. None: empty
+        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+            without an offset is local time if it is within 5 seconds of it, else UTC
+        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+            number. None only beside a user_id
+        :param integrations: a dict that says which destinations get the event, such as
+            ``{'All': True}``. None: the usual ones
+        :param message_id: a str by which a repetition of this event is recognized. None: a
+            fresh UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+            taken: the queue is full, the client was shut down, or before_send dropped it.
+            ``message`` is the dict as it goes on the wire
+        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
         _check_ids(user_id, anonymous_id)
         _check_id('group_id', group_id, required=True)
@@ -327,16 +409,37 @@ class Client:
         user_id: Optional[Id] = None,
         category: Optional[str] = None,
         name: Optional[str] = None,
-        properties: Optional[Dict_] = None,
-        context: Optional[Dict_] = None,
+        properties: Optional[Properties] = None,
+        context: Optional[Context] = None,
         timestamp: Optional[Timestamp] = None,
         anonymous_id: Optional[Id] = None,
-        integrations: Optional[Dict_] = None,
+        integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Tell that a user saw a web page.
+        """Say that a user saw a page of a website.
 
-        Arguments, result and errors as in `identify`.
+        May be called from any thread; the dicts are copied, and never changed.
+
+        :param user_id: the user's id in your system, a str or a number. None only beside an
+            anonymous_id
+        :param category: a str, the kind of page. None: no kind
+        :param name: a str, the name of the page. None: no name
+        :param properties: a dict of what is known about the page, such as its URL.
+            None: empty
+        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+            without an offset is local time if it is within 5 seconds of it, else UTC
+        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+            number. None only beside a user_id
+        :param integrations: a dict that says which destinations get the event, such as
+            ``{'All': True}``. None: the usual ones
+        :param message_id: a str by which a repetition of this event is recognized. None: a
+            fresh UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+            taken: the queue is full, the client was shut down, or before_send dropped it.
+            ``message`` is the dict as it goes on the wire
+        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
         _check_ids(user_id, anonymous_id)
         return self._enqueue(
@@ -349,16 +452,37 @@ class Client:
         user_id: Optional[Id] = None,
         category: Optional[str] = None,
         name: Optional[str] = None,
-        properties: Optional[Dict_] = None,
-        context: Optional[Dict_] = None,
+        properties: Optional[Properties] = None,
+        context: Optional[Context] = None,
         timestamp: Optional[Timestamp] = None,
         anonymous_id: Optional[Id] = None,
-        integrations: Optional[Dict_] = None,
+        integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Tell that a user saw a screen of an app.
+        """Say that a user saw a screen of an app.
 
-        Arguments, result and errors as in `identify`.
+        May be called from any thread; the dicts are copied, and never changed.
+
+        :param user_id: the user's id in your system, a str or a number. None only beside an
+            anonymous_id
+        :param category: a str, the kind of screen. None: no kind
+        :param name: a str, the name of the screen. None: no name
+        :param properties: a dict of what is known about the screen, such as its variant.
+            None: empty
+        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
+        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
+            without an offset is local time if it is within 5 seconds of it, else UTC
+        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
+            number. None only beside a user_id
+        :param integrations: a dict that says which destinations get the event, such as
+            ``{'All': True}``. None: the usual ones
+        :param message_id: a str by which a repetition of this event is recognized. None: a
+            fresh UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
+            taken: the queue is full, the client was shut down, or before_send dropped it.
+            ``message`` is the dict as it goes on the wire
+        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
+        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
         _check_ids(user_id, anonymous_id)
         return self._enqueue(
@@ -368,7 +492,7 @@ class Client:
 
     # -- what they share -------------------------------------------------------------
 
-    def _enqueue(self, message: Dict_, common: Tuple[Any, ...]) -> Result:
+    def _enqueue(self, message: Message, common: Tuple[Any, ...]) -> Result:
         fork.check()
         user_id, anonymous_id, context, timestamp, integrations, message_id = common
         context = _copied('context', context)
@@ -386,8 +510,9 @@ class Client:
             if scrubbed is None:
                 self.queue.refuse()
                 return False, message
-            message = scrubbed
-        body, message = encode(message)
+            body, message = encode(scrubbed)
+        else:
+            body, message = encode_plain(message)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
         if not self.send:
@@ -407,7 +532,7 @@ class Client:
             self._warn()
         return accepted, message
 
-    def _scrub(self, message: Dict_) -> Optional[Dict_]:
+    def _scrub(self, message: Message) -> Optional[Message]:
         # On a copy: the caller's own nested objects are not before_send's to change.
         assert self._before_send is not None
         copy = utils.clean(message)
@@ -546,8 +671,10 @@ def _check_ids(user_id: Any, anonymous_id: Any) -> None:
     if isinstance(user_id, str) and user_id and anonymous_id is None:
         return
     _check_id('user_id', user_id)
+    if user_id not in (None, ''):
+        return  # whatever the anonymous_id is, it becomes text
     _check_id('anonymous_id', anonymous_id)
-    if user_id in (None, '') and anonymous_id in (None, ''):
+    if anonymous_id in (None, ''):
         raise ValidationError(
             'user_id or anonymous_id: expected a str or a number in one of them, '
             'got neither'
@@ -557,8 +684,6 @@ def _check_ids(user_id: Any, anonymous_id: Any) -> None:
 def _check_id(name: str, value: Any, required: bool = False) -> None:
     if value is not None or required:
         expect(_is_id(value), name, 'a str or a number', value)
-    if required and value == '':
-        raise ValidationError('%s: expected a str that is not empty, got one' % name)
 
 
 def _as_text(value: Any) -> Any:
@@ -574,26 +699,43 @@ def _as_text(value: Any) -> Any:
         )
 
 
-def _copied(name: str, value: Optional[Dict_]) -> Dict_:
+def _copied(name: str, value: Optional[Mapping[str, object]]) -> Message:
+    """Return a dict of the caller's as it goes on the wire; {} for anything falsy."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        expect(False, name, 'a dict', value)
+        expect(_is_falsy(value), name, 'a dict', value)
+        return {}
     try:
-        return dict(value)
-    except Exception:  # a subclass's own code, or another thread is changing it
-        copied = utils.clean(value)
-        return copied if isinstance(copied, dict) else {}
+        copied = encoding.copied(value)
+    except Exception:  # no plain values only, or another thread is changing it
+        copied = utils.clean(value, name)
+    return copied if isinstance(copied, dict) else {}
+
+
+def _is_falsy(value: Any) -> bool:
+    try:
+        return not value
+    except Exception:  # an array of numpy has no truth of its own
+        return False
 
 
 def _view(
-    type: str, category: Optional[str], name: Optional[str], properties: Optional[Dict_]
-) -> Dict_:
-    for key, value in (('category', category), ('name', name)):
-        expect(value is None or isinstance(value, str), key, 'a str', value)
+    type: str,
+    category: Optional[str],
+    name: Optional[str],
+    properties: Optional[Properties],
+) -> Message:
     return {
         'type': type,
-        'category': category,
-        'name': name,
+        'category': _text('category', category),
+        'name': _text('name', name),
         'properties': _copied('properties', properties),
     }
+
+
+def _text(name: str, value: Optional[str]) -> Optional[str]:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    expect(_is_falsy(value), name, 'a str', value)
+    return None

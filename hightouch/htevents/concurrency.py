@@ -3,7 +3,7 @@
 import threading
 import time
 from functools import partial
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from hightouch.htevents import fork
 
@@ -151,12 +151,17 @@ def budget() -> within:
     return (scope and scope.budget) or within(Deadline(None))
 
 
-def bounded(timeout: Optional[float]) -> Optional[float]:
-    """Give what is left for a step that may take ``timeout`` seconds (None: no bound)."""
+def bounded(timeout: Any) -> Any:
+    """Return what is left for a step that may take ``timeout`` seconds.
+
+    :param timeout: None: no bound; of a pair each part is bounded
+    """
     left = budget().deadline.remaining()
     if left is None:
         return timeout
     left = max(left, LAST_TRY)
+    if isinstance(timeout, tuple):
+        return tuple(left if each is None else min(each, left) for each in timeout)
     return left if timeout is None else min(timeout, left)
 
 

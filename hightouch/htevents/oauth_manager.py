@@ -23,7 +23,7 @@ from hightouch.htevents.request import (
     shortened,
 )
 from hightouch.htevents.retry import parse_retry_after, wait_time
-from hightouch.htevents.settings import DefaultConfig
+from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.utils import remove_trailing_slash
 
 ASSERTION_TYPE = 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer'
@@ -72,7 +72,7 @@ class OauthManager:
         key_id: Any,
         auth_server: str = DefaultConfig.oauth_auth_server,
         scope: str = DefaultConfig.oauth_scope,
-        timeout: Optional[float] = DefaultConfig.timeout,
+        timeout: Optional[Timeout] = DefaultConfig.timeout,
         max_retries: int = 3,
         *,
         proxies: Any = None,
@@ -82,10 +82,12 @@ class OauthManager:
     ) -> None:
         import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
 
-        self.client_id = client_id
-        self.key_id = key_id
-        self.auth_server = remove_trailing_slash(auth_server)
-        self.scope = scope
+        self.client_id = _as_text(client_id)
+        self.key_id = _as_text(key_id)
+        self.auth_server = remove_trailing_slash(
+            _as_text(auth_server or DefaultConfig.oauth_auth_server)
+        )
+        self.scope = scope or DefaultConfig.oauth_scope
         self.timeout = timeout
         self.max_retries = max_retries
         self._client_key = client_key
@@ -219,7 +221,7 @@ class OauthManager:
                 claims,
                 self._client_key,
                 algorithm='RS256',
-                headers={'kid': str(self.key_id)},
+                headers={'kid': self.key_id},
             )
         except Exception as error:
             # Its text may quote the key, and so may its context.
@@ -291,6 +293,11 @@ class OauthManager:
             self.client_id,
             bare(self.auth_server),
         )
+
+
+def _as_text(value: Any) -> str:
+    """Return an id or a URL as it was meant: numbers as text, no white space around it."""
+    return (value.decode('utf-8') if isinstance(value, bytes) else str(value)).strip()
 
 
 class _Token:

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from datetime import date, datetime
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from hightouch.htevents import sessions
 from hightouch.htevents.batch import Batch
@@ -14,7 +14,7 @@ from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError, ValidationError
 from hightouch.htevents.logs import log
 from hightouch.htevents.retry import parse_retry_after
-from hightouch.htevents.settings import DefaultConfig
+from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
 from hightouch.htevents.version import NAME, VERSION
@@ -52,7 +52,7 @@ def post(
     write_key: str,
     host: Optional[str] = None,
     gzip: bool = DefaultConfig.gzip,
-    timeout: Optional[float] = DefaultConfig.timeout,
+    timeout: Optional[Timeout] = DefaultConfig.timeout,
     proxies: Any = None,
     oauth_manager: Any = None,
     *,
@@ -62,7 +62,8 @@ def post(
     """Send ``kwargs`` as the body, with ``writeKey`` and ``sentAt``.
 
     :param host: base URL; None is the default one
-    :param timeout: seconds for the connection and between bytes of the answer; None: none
+    :param timeout: seconds for the connection and between bytes of the answer, or a pair
+        of them; None: none
     :param proxies: see `normalize_proxies`
     :param oauth_manager: has ``get_token()`` and ``clear_token()``; None: no OAuth
     :param session: the ``requests.Session`` to use; None: the process's
@@ -91,7 +92,7 @@ def send(
     body: bytes,
     host: Optional[str] = None,
     gzip: bool = DefaultConfig.gzip,
-    timeout: Optional[float] = DefaultConfig.timeout,
+    timeout: Optional[Timeout] = DefaultConfig.timeout,
     proxies: Any = None,
     oauth_manager: Any = None,
     session: Any = None,
@@ -138,7 +139,8 @@ def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
     if gzip:
         headers['Content-Encoding'] = 'gzip'
         body = _compressed(body)
-    return Request(remove_trailing_slash(host or DEFAULT_HOST) + PATH, headers, body)
+    base = remove_trailing_slash((host or DEFAULT_HOST).strip())
+    return Request(base + PATH, headers, body)
 
 
 def bare(url: str) -> str:
@@ -219,26 +221,31 @@ def _drop_token(oauth_manager: Any, token: Optional[str]) -> None:
         refuse(oauth_manager, token)
 
 
-def normalize_proxies(value: Any) -> Optional[Dict[str, str]]:
-    """Give proxies as requests takes them.
+def normalize_proxies(value: Any) -> Optional[Dict[str, Optional[str]]]:
+    """Return proxies as requests takes them.
 
-    :param value: a dict for requests, or 'host:port' or a URL for both schemes; None
+    :param value: a dict for requests, or 'host:port' or a URL for both schemes; anything
+        falsy: None
     :raises ValidationError: when it is something else
     """
-    if value is None or (isinstance(value, dict) and not value):
+    if isinstance(value, str):
+        value = value.strip()
+    if not value:
         return None
-    if isinstance(value, str) and value.strip():
-        url = value.strip()
+    if isinstance(value, str):
+        url = value
         if '://' not in url:
             url = 'http://' + url
         return {'http': url, 'https': url}
-    if isinstance(value, dict) and _all_str([*value.keys(), *value.values()]):
-        return dict(value)
+    if isinstance(value, Mapping):
+        # None is a word, too: no proxy for this scheme, whatever the environment says.
+        proxies = {scheme: url or None for scheme, url in value.items()}
+        if all(
+            isinstance(each, str)
+            for each in (*proxies, *filter(None, proxies.values()))
+        ):
+            return proxies
     raise ValidationError(
         "proxies: expected a dict such as {'https': 'http://proxy:8080'}, "
         "'host:port' or a URL, got %s" % type(value).__name__
     )
-
-
-def _all_str(values: List[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)

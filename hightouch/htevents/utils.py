@@ -7,13 +7,15 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta, timezone
 from enum import Enum
+from types import ModuleType
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from hightouch.htevents.logs import log
 
-# Levels of dicts and lists in a message; what is deeper becomes null. Whoever reads JSON
-# recursively must be able to read ours.
-MAX_DEPTH = 100
+# Levels of dicts and lists; what is deeper becomes null. Whoever reads JSON recursively
+# must be able to read ours. 100 are for a value of the application, and four for what is
+# around it: the properties, the message, the batch and the body.
+MAX_DEPTH = 104
 
 # Seconds around the local time within which a naive datetime is taken for local.
 LOCAL_TOLERANCE = 5
@@ -48,13 +50,15 @@ def remove_trailing_slash(host: str) -> str:
     return host.rstrip('/')
 
 
-def clean(item: Any) -> Any:
+def clean(item: Any, path: str = '') -> Any:
     """Copy a value into what JSON can carry; dates stay objects. Never raises.
 
     What cannot be carried becomes null or its ``str()``, with one warning that names
     its path and type, never its value. Does not change ``item``.
+
+    :param path: of the item itself, for warnings
     """
-    return _Cleaner().clean(item, '', 0)
+    return _Cleaner().clean(item, path, 0)
 
 
 class _Cleaner:
@@ -103,8 +107,11 @@ class _Cleaner:
             if type(plain) is type(item):
                 return _number(plain)  # a longdouble, which Python has no type for
             return self.clean(plain, path, depth)
+        meant = isinstance(item, numbers.Number) or _is_textual(item)
+        if not meant and (callable(item) or isinstance(item, ModuleType)):
+            return _lost(item, path, 'is code, not data; it is sent as null')
         text = _text(str(item))
-        if not (isinstance(item, numbers.Number) or _is_textual(item)):
+        if not meant:
             warn_of(item, path, 'is not JSON; its str() is sent')
         return text
 

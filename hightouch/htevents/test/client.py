@@ -3,9 +3,12 @@ import json
 import logging
 import threading
 import unittest
+from collections import OrderedDict
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Dict
+from uuid import UUID
 
 import requests
 
@@ -22,7 +25,22 @@ from hightouch.htevents.test.support import (
 )
 from hightouch.htevents.version import VERSION
 
+
 # Every call with the least it needs.
+class QueryDict(dict):  # type: ignore[type-arg]
+    """Stores lists and says their last values, as Django's does."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key)[-1]
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self]
+
+
+class Text(str):
+    pass
+
+
 CALLS = {
     'identify': {'user_id': 'user'},
     'track': {'user_id': 'user', 'event': 'event'},
@@ -107,6 +125,89 @@ class CallTest(TestCase):
             message = getattr(client, call)(**arguments)[1]
             client.flush(LIMIT)
             self.assertEqual(self.collector.events[-1], message)
+        values = {
+            'tuple': (1, [2, (3,)]),
+            1: 'a key',
+            'inner': {None: 1, True: 2, 2.5: ()},
+            'set': {4},
+            'own': QueryDict(q=['shoes', 'hats']),
+            'nan': float('nan'),
+            'text': Text('text'),
+        }
+        for call, name in (
+            ('track', 'properties'),
+            ('identify', 'traits'),
+            ('track', 'context'),
+            ('track', 'integrations'),
+        ):
+            arguments = dict(CALLS[call], **{name: values})
+            message = getattr(client, call)(**arguments)[1]
+            client.flush(LIMIT)
+            self.assertEqual(self.collector.events[-1], message)
+
+    def test_the_message_returned_shares_nothing_with_the_callers_objects(self) -> None:
+        for call, name in (
+            ('track', 'properties'),
+            ('identify', 'traits'),
+            ('group', 'traits'),
+            ('page', 'properties'),
+            ('screen', 'properties'),
+            ('alias', 'context'),
+            ('track', 'context'),
+            ('track', 'integrations'),
+        ):
+            for given in (
+                {'a': {'b': [1, {'c': 2}]}},
+                {'a': {'b': [1, {'c': 2}]}, 'slow': {1}},
+                OrderedDict(a={'b': [1, OrderedDict(c=2)]}),
+            ):  # type: Any
+                before = copy.deepcopy(given)
+                message = self.message(call, **dict(CALLS[call], **{name: given}))
+                message[name]['a']['b'][1]['c'] = 'changed'
+                message[name]['a']['b'].append('changed')
+                message[name]['new'] = 'changed'
+                self.assertEqual(given, before, (call, name))
+
+    def test_a_dict_subclass_is_what_its_items_say(self) -> None:
+        given = QueryDict(q=['shoes', 'hats'])
+        for call, name in (
+            ('track', 'properties'),
+            ('identify', 'traits'),
+            ('group', 'traits'),
+            ('track', 'context'),
+            ('track', 'integrations'),
+        ):
+            for value, at in ((given, []), ({'in': [given]}, ['in', 0])):  # type: Any
+                sent = self.message(call, **dict(CALLS[call], **{name: value}))[name]
+                for step in at:
+                    sent = sent[step]
+                self.assertEqual(sent['q'], 'hats', (call, name))
+
+    def test_falsy_stand_ins_count_as_not_given(self) -> None:
+        for value in ([], '', (), 0, 0.0, False, b'', set(), Decimal(0)):  # type: Any
+            for call, name in (
+                ('track', 'properties'),
+                ('identify', 'traits'),
+                ('group', 'traits'),
+                ('page', 'properties'),
+                ('alias', 'integrations'),
+            ):
+                message = self.message(call, **dict(CALLS[call], **{name: value}))
+                self.assertEqual(message[name], {})
+            context = self.message('track', 'u', 'e', context=value)['context']
+            self.assertEqual(list(context), ['library'])
+            for call in ('page', 'screen'):
+                for name in ('name', 'category'):
+                    message = self.message(call, 'u', **{name: value})
+                    self.assertIsNone(message[name])
+
+    def test_an_anonymous_id_of_any_type_beside_a_user_id_becomes_text(self) -> None:
+        for value in (b'x', ['x'], UUID(int=5), True, False, [], {}, 1.5, date.max):
+            message = self.message('track', 'u', 'e', anonymous_id=value)
+            self.assertEqual(message['anonymousId'], str(value))
+        for user_id in (None, ''):
+            with self.assertRaises(AssertionError):
+                self.quiet.track(user_id, 'e', anonymous_id=[1])  # type: ignore[arg-type]
 
     def test_numbers_as_ids_become_strings_and_other_ids_go_as_given(self) -> None:
         self.assertEqual(self.message('track', 7, 'event')['userId'], '7')
@@ -166,12 +267,14 @@ class CallTest(TestCase):
             ('track', ('', 'e'), {}, 'user_id'),
             ('track', ([], 'e'), {}, 'user_id'),
             ('track', (True, 'e'), {}, 'user_id'),
-            ('track', ('u', 'e'), {'anonymous_id': b'a'}, 'anonymous_id'),
+            ('track', (None, 'e'), {'anonymous_id': b'a'}, 'anonymous_id'),
+            ('track', ('', 'e'), {'anonymous_id': True}, 'anonymous_id'),
+            ('track', ([], 'e'), {'anonymous_id': 'a'}, 'user_id'),
             ('track', ('u',), {}, 'event'),
             ('track', ('u', 7), {}, 'event'),
             ('track', ('u', 'e', ['p']), {}, 'properties'),
             ('track', ('u', 'e'), {'context': 'c'}, 'context'),
-            ('track', ('u', 'e'), {'integrations': []}, 'integrations'),
+            ('track', ('u', 'e'), {'integrations': [1]}, 'integrations'),
             ('track', ('u', 'e'), {'timestamp': 'yesterday'}, 'timestamp'),
             ('track', ('u', 'e'), {'timestamp': 'May'}, 'timestamp'),
             ('track', ('u', 'e'), {'timestamp': '2026-13-45'}, 'timestamp'),
@@ -214,17 +317,25 @@ class CallTest(TestCase):
             {'write_key': ''},
             {'write_key': 7},
             {'host': 7},
-            {'host': 'example.com'},
+            {'host': b'https://example.com'},
             {'upload_size': 0},
             {'thread': 0},
-            {'max_queue_size': -2},
+            {'max_queue_size': None},
+            {'max_queue_size': '10'},
+            {'thread': float('inf')},
+            {'thread': 1j},
+            {'upload_size': float('nan')},
+            {'upload_size': Decimal('sNaN')},
+            {'upload_interval': -1},
+            {'timeout': (1, 0)},
+            {'timeout': (1, 2, 3)},
             {'log_handler': logging.StreamHandler},
             {'log_handler': 5},
             {'upload_interval': 'soon'},
             {'timeout': -1},
             {'timeout': 0},
             {'timeout': float('inf')},
-            {'max_retries': 1.5},
+            {'max_retries': None},
             {'on_error': 'me'},
             {'before_send': 1},
             {'proxies': 7},
@@ -233,12 +344,69 @@ class CallTest(TestCase):
                 Client(**dict({'write_key': 'k'}, **wrong))
             self.assertIn('expected', str(caught.exception))
 
-    def test_settings_that_were_valid_in_0_0_4_are_so_still(self) -> None:
-        client = Client('k', host='', max_queue_size=-1, send=False)
-        for _ in range(10):
-            self.assertTrue(client.track('u', 'e')[0])
-        self.assertIsNone(client.host)
-        self.assertTrue(client.shutdown(10**400) in (True, False))
+    def test_settings_that_worked_in_0_0_4_work_still(self) -> None:
+        for settings in (
+            {'max_queue_size': -5},
+            {'max_queue_size': 2.5},
+            {'max_queue_size': float('inf')},
+            {'max_queue_size': True},
+            {'max_retries': -1},
+            {'max_retries': 2.5},
+            {'max_retries': float('inf')},
+            {'thread': True},
+            {'upload_size': 1.5},
+            {'upload_size': Decimal(3)},
+            {'upload_interval': Fraction(1, 10)},
+            {'upload_interval': True},
+            {'timeout': (3, 10)},
+            {'timeout': (3, None)},
+            {'on_error': False, 'log_handler': False},
+            {'on_error': 0, 'log_handler': ''},
+            {'on_error': ''},
+            {'proxies': ''},
+            {'proxies': {'http': None, 'https': None}},
+            {'write_key': ' key\n'},
+            {'host': '\n %s/ \t' % self.collector.url},
+        ):  # type: Any
+            with LogCatcher() as log:
+                client = self.client(**settings)
+                self.assertTrue(client.track('u', 'e')[0], settings)
+                self.assertTrue(client.shutdown(LIMIT), settings)
+            self.assertEqual(client.stats().delivered, 1, settings)
+            self.assertEqual(log.lines(logging.INFO), [])
+        self.assertEqual(self.collector.requests[-2].body['writeKey'], 'key')
+        self.assertEqual(Client('k', host=' ', send=False).host, None)
+        self.assertTrue(self.quiet.shutdown(10**400))
+
+    def test_a_full_queue_holds_a_fraction_rounded_up(self) -> None:
+        client = self.holding(max_queue_size=2.5)
+        taken = [client.track('u', 'e')[0] for _ in range(5)]
+        self.assertEqual(taken, [True] * 3 + [False] * 2)
+
+    def test_a_host_without_a_scheme_is_warned_of_and_loses_its_events_at_once(
+        self,
+    ) -> None:
+        lost = Recorder()
+        with LogCatcher() as log:
+            client = self.client(host='example.com', on_error=lost)
+        (line,) = log.lines(logging.WARNING)
+        self.assertIn('https://', line)
+        self.assertEqual(client.host, 'example.com')
+        client.track('u', 'e')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertIsInstance(lost.calls[0][0], requests.exceptions.MissingSchema)
+        self.assertEqual(client.stats().retried, 0)
+
+    def test_every_falsy_callback_means_none(self) -> None:
+        for none in (False, 0, '', [], None):  # type: Any
+            client = self.client(on_error=none, on_success=none, before_send=none)
+            self.collector.script(400)
+            client.track('u', 'lost')
+            client.flush(LIMIT)
+            client.track('u', 'delivered')
+            self.assertTrue(client.shutdown(LIMIT))
+            stats = client.stats()
+            self.assertEqual((stats.delivered, stats.failed), (1, 1))
 
     def test_a_timeout_that_is_no_number_is_an_assertion_error(self) -> None:
         with self.assertRaises(AssertionError):

@@ -601,7 +601,7 @@ class DataFaultTest(TestCase):
             encoded.append(message)
             return encode(message)
 
-        with mock.patch('hightouch.htevents.client.encode', count), mock.patch(
+        with mock.patch('hightouch.htevents.client.encode_plain', count), mock.patch(
             'hightouch.htevents.request.encode', count
         ), mock.patch('hightouch.htevents.consumer.encode', count):
             client = self.client()

@@ -1,4 +1,5 @@
 import inspect
+import logging
 import os
 import threading
 import unittest
@@ -10,8 +11,24 @@ import hightouch.htevents as htevents
 from hightouch.htevents import settings
 from hightouch.htevents.client import Client
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
-from hightouch.htevents.test.support import LIMIT, TestCase, run_program
+from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, run_program
 from hightouch.htevents.version import VERSION
+
+# What the arguments are, for annotations in an application.
+ALIASES = {
+    'BeforeSend',
+    'Context',
+    'Id',
+    'Integrations',
+    'Message',
+    'OnError',
+    'OnSuccess',
+    'Properties',
+    'Proxies',
+    'Result',
+    'Timestamp',
+    'Traits',
+}
 
 CALLS = ('identify', 'track', 'alias', 'group', 'page', 'screen')
 
@@ -55,13 +72,32 @@ class ModuleTest(TestCase):
         made.assert_called_once_with(**marks)
         self.start_over()
 
-    def test_each_call_is_the_clients_own_with_its_signature(self) -> None:
+    def test_each_call_has_a_source_with_the_signature_of_the_clients(self) -> None:
         for name in CALLS:
+            function = getattr(htevents, name)
+            self.assertTrue(inspect.getsource(function).startswith('def %s(' % name))
             method = inspect.signature(getattr(Client, name))
-            function = inspect.signature(getattr(htevents, name))
+            signature = inspect.signature(function)
             self.assertEqual(
-                list(method.parameters)[1:], list(function.parameters), name
+                list(method.parameters.values())[1:],
+                list(signature.parameters.values()),
+                name,
             )
+            self.assertEqual(method.return_annotation, signature.return_annotation)
+
+    def test_all_parameters_are_documented_in_both_places(self) -> None:
+        documented = 0
+        for name in CALLS:
+            function = getattr(htevents, name)
+            text = inspect.getdoc(function) or ''
+            self.assertEqual(text, inspect.getdoc(getattr(Client, name)))
+            self.assertTrue(text.splitlines()[0].endswith('.'))
+            for parameter in inspect.signature(function).parameters:
+                self.assertEqual(text.count(':param %s: ' % parameter), 1, name)
+                documented += 1
+            for part in (':returns: ', ':raises ValidationError: ', 'thread'):
+                self.assertIn(part, text)
+        self.assertEqual(documented, 47)
 
     def test_all_six_calls_arrive(self) -> None:
         htevents.identify('user')
@@ -87,9 +123,71 @@ class ModuleTest(TestCase):
         htevents.track('user', 'event')
         self.assertIsNot(htevents.default_client, first)
 
-    def test_flush_and_shutdown_without_a_client_have_nothing_to_do(self) -> None:
-        self.assertTrue(htevents.flush() and htevents.shutdown() and htevents.join())
-        self.assertIsNone(htevents.default_client)
+    def test_flush_shutdown_and_join_make_the_client_when_a_key_is_set(self) -> None:
+        for name, value in (('gzip', True), ('max_queue_size', 1337), ('host', 'h')):
+            setattr(htevents, name, value)
+            for end in (htevents.flush, htevents.shutdown, htevents.join):
+                htevents.default_client = None
+                self.assertTrue(end())
+                assert htevents.default_client is not None
+                client = htevents.default_client  # type: Any
+                kept = client.queue.maxsize if name == 'max_queue_size' else None
+                self.assertEqual(kept or getattr(client, name), value)
+        htevents.host, htevents.default_client = self.collector.url, None
+        self.assertTrue(htevents.flush())
+        htevents.track('user', 'event')
+        self.assertTrue(htevents.flush())
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_flush_shutdown_and_join_without_a_key_have_nothing_to_do(self) -> None:
+        with mock.patch.dict(os.environ):
+            os.environ.pop(settings.ENV_WRITE_KEY, None)
+            for none in (None, '', ' '):
+                htevents.write_key = none
+                self.assertTrue(
+                    htevents.flush() and htevents.shutdown() and htevents.join()
+                )
+                self.assertIsNone(htevents.default_client)
+            os.environ[settings.ENV_WRITE_KEY] = ' key-of-environment\n'
+            self.assertTrue(htevents.flush())
+            assert htevents.default_client is not None
+            self.assertEqual(htevents.default_client.write_key, 'key-of-environment')
+
+    def test_a_misspelt_setting_is_warned_of_once_when_the_client_is_made(self) -> None:
+        misspelt = {'max_retry': 3, 'Host': 'http://127.0.0.1:9', 'flush_at': 5}
+        for name, value in misspelt.items():
+            setattr(htevents, name, value)
+            self.addCleanup(delattr, htevents, name)
+        with LogCatcher() as log:
+            htevents.track('user', 'event')
+            htevents.track('user', 'event')
+            htevents.flush(LIMIT)
+        (line,) = log.lines(logging.WARNING)
+        for text in ('max_retry (did you mean max_retries?)', 'mean host?', 'flush_at'):
+            self.assertIn(text, line)
+
+    def test_the_right_names_and_the_modules_of_the_package_are_no_misspelling(
+        self,
+    ) -> None:
+        import hightouch.htevents.collector  # noqa: F401 - becomes an attribute
+
+        for name in settings.NAMES:
+            setattr(htevents, name, getattr(htevents, name))
+        with LogCatcher() as log:
+            htevents.track('user', 'event')
+        self.assertEqual(log.lines(logging.WARNING), [])
+
+    def test_a_log_handler_that_tracks_may_be_told_of_a_misspelling(self) -> None:
+        class Tracks(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                htevents.track('user', 'event of the log')
+
+        htevents.max_retry = 3  # type: ignore[attr-defined]
+        self.addCleanup(delattr, htevents, 'max_retry')
+        htevents.log_handler = Tracks(logging.WARNING)
+        htevents.track('user', 'event')
+        self.assertTrue(htevents.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 2)
 
     def test_a_missing_write_key_is_an_assertion_error(self) -> None:
         htevents.write_key = None
@@ -119,7 +217,9 @@ class ModuleTest(TestCase):
             and value.__module__.startswith('hightouch.')
             and not name.startswith('_')
         }
-        self.assertEqual(set(htevents.__all__), ours | {'__version__'})
+        self.assertEqual(set(htevents.__all__), ours | ALIASES | {'__version__'})
+        for name in ALIASES:
+            self.assertIn('.', repr(getattr(htevents, name)), name)  # typing.Mapping[…]
         self.assertEqual(htevents.__version__, VERSION)
 
     def test_an_import_loads_no_http_and_no_cryptography(self) -> None:

@@ -97,7 +97,13 @@ class PostTest(TestCase):
             request.normalize_proxies({'http': 'http://p:1'}), {'http': 'http://p:1'}
         )
         self.assertIsNone(request.normalize_proxies(None))
-        for wrong in (7, '', [], {'http': 7}):
+        for none in ('', ' ', {}, [], (), 0, False):
+            self.assertIsNone(request.normalize_proxies(none))
+        for word in ({'http': None, 'https': None}, {'http': '', 'https': False}):
+            self.assertEqual(
+                request.normalize_proxies(word), {'http': None, 'https': None}
+            )
+        for wrong in (7, [1], {'http': 7}, {1: 'http://p:1'}):
             with self.assertRaises(ValidationError):
                 request.normalize_proxies(wrong)
 

@@ -7,7 +7,7 @@ import datetime
 import logging
 import pathlib
 import queue
-from typing import Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import requests
 
@@ -24,6 +24,36 @@ from hightouch.htevents.utils import (
     remove_trailing_slash,
 )
 from hightouch.htevents.version import VERSION
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
+    class Order(TypedDict):
+        total: float
+        items: List[str]
+
+
+def order_placed(
+    user: htevents.Id, order: 'Order', at: Optional[htevents.Timestamp] = None
+) -> htevents.Result:
+    """Use the names of the arguments' types, and a TypedDict as properties."""
+    properties: htevents.Properties = order
+    traits: htevents.Traits = {'orders': 1}
+    context: htevents.Context = {'ip': '192.0.2.1'}
+    integrations: htevents.Integrations = {'All': True}
+    htevents.identify(user, traits, context, at, integrations=integrations)
+    accepted, message = htevents.track(user, 'Order placed', order)
+    sent: htevents.Message = message
+    print(accepted, sent['type'])
+    return htevents.track(user, 'Order placed', properties, timestamp=at)
+
+
+def callbacks(
+    lost: htevents.OnError, arrived: htevents.OnSuccess, scrub: htevents.BeforeSend
+) -> None:
+    proxies: htevents.Proxies = {'http': None, 'https': 'http://127.0.0.1:3128'}
+    Client('key', on_error=lost, on_success=arrived, before_send=scrub, proxies=proxies)
+    Client('key', timeout=(3, None), proxies='127.0.0.1:3128')
 
 
 def on_error(error: Exception, batch: List[Dict[str, Any]]) -> None:
@@ -56,6 +86,7 @@ def settings_of_the_module() -> None:
     htevents.sync_mode = False
     htevents.timeout = 10
     htevents.timeout = 2.5
+    htevents.timeout = (3, 10)
     htevents.proxies = {'https': 'http://127.0.0.1:3128'}
     htevents.proxies = '127.0.0.1:3128'
     htevents.thread = 4

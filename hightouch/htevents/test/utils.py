@@ -1,4 +1,5 @@
 import enum
+import functools
 import json
 import logging
 import sys
@@ -221,11 +222,11 @@ class ValueTest(unittest.TestCase):
         with LogCatcher():
             self.assertIn(self.wire(10**5000), (None, 10**5000))
 
-    def test_nesting_over_100_levels_is_cut(self) -> None:
-        self.assertEqual(depth(self.wire(nested(99))), 99)
-        for levels in (101, 150, 5000):
+    def test_100_levels_arrive_whole_and_many_more_are_cut(self) -> None:
+        self.assertEqual(depth(self.wire(nested(100))), 100)
+        for levels in (150, 5000):
             with LogCatcher():
-                self.assertEqual(depth(self.wire(nested(levels))), 99)
+                self.assertEqual(depth(self.wire(nested(levels))), utils.MAX_DEPTH - 1)
 
     def test_anything_else_is_its_str_with_one_warning_of_path_and_type(self) -> None:
         class Secret:
@@ -240,6 +241,34 @@ class ValueTest(unittest.TestCase):
         self.assertIn('v.list[0]', line)
         self.assertIn('Secret', line)
         self.assertNotIn('value-of-secret', line)
+
+    def test_functions_classes_modules_and_callables_are_null_with_one_warning(
+        self,
+    ) -> None:
+        class Callable:
+            def __call__(self) -> None:
+                pass
+
+        for value in (
+            lambda x: x,
+            len,
+            int,
+            Callable,
+            Callable(),
+            'text'.upper,
+            functools.partial(int),
+            json,
+            unittest.TestCase.setUp,
+        ):  # type: Any
+            with LogCatcher() as log:
+                self.assertEqual(
+                    utils.clean({'fn': value, 'a': 1}), {'fn': None, 'a': 1}
+                )
+                (line,) = log.lines(logging.WARNING)
+                self.assertIn('fn: a value of type %s' % type(value).__name__, line)
+                self.assertEqual(utils.clean([value]), [None])
+                self.assertIsNone(utils.clean(value))
+                self.assertEqual(self.wire({'inner': [value]}), {'inner': [None]})
 
     def test_objects_that_raise_lose_themselves_only(self) -> None:
         class Raises:
@@ -269,9 +298,7 @@ class ValueTest(unittest.TestCase):
     def test_nothing_is_lost_while_another_thread_imports_a_module(self) -> None:
         unready = {name: ModuleType(name) for name in ('uuid', 'decimal')}
         with mock.patch.dict(sys.modules, unready), LogCatcher():
-            self.assertEqual(
-                self.wire([PurePosixPath('a'), object]), ['a', str(object)]
-            )
+            self.assertEqual(self.wire([PurePosixPath('a'), 5j]), ['a', '5j'])
 
     def test_a_generator_is_not_consumed(self) -> None:
         generator = (number for number in range(3))
@@ -279,9 +306,14 @@ class ValueTest(unittest.TestCase):
             self.wire(generator)
         self.assertEqual(list(generator), [0, 1, 2])
 
-    def test_common_values_are_not_copied(self) -> None:
-        message = {'a': 1, 'b': ['x', None, 1.5], 'd': datetime(2026, 1, 1)}
-        self.assertIs(encode(message)[1], message)
+    def test_common_values_are_copied_without_a_second_look(self) -> None:
+        message = {'a': 1, 'b': ['x', None, 1.5, {'c': ()}], 'd': datetime(2026, 1, 1)}
+        with mock.patch.object(utils, 'clean') as clean:
+            copied = encode(message)[1]
+        clean.assert_not_called()
+        self.assertEqual(copied, dict(message, b=['x', None, 1.5, {'c': []}]))
+        copied['b'][3]['c'].append(1)
+        self.assertEqual(message['b'][3], {'c': ()})  # type: ignore[index]
 
     def test_the_encoders_agree(self) -> None:
         encoding.preload()
