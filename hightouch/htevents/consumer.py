@@ -8,6 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
+from hightouch.htevents import request
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import (
     Deadline,
@@ -31,10 +32,12 @@ from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import DEFAULT_HOST, bare, post
 from hightouch.htevents.retry import wait_time
-from hightouch.htevents.settings import DefaultConfig
+from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
 
 if TYPE_CHECKING:
     from hightouch.htevents.foreign_queue import ForeignQueue
+
+_post = post
 
 # Bytes of JSON that one message may take: the collector refuses larger ones.
 MAX_MSG_SIZE = 32 << 10
@@ -82,7 +85,7 @@ class Consumer(threading.Thread):
         upload_interval: float = DefaultConfig.upload_interval,
         gzip: bool = DefaultConfig.gzip,
         retries: int = DefaultConfig.max_retries,
-        timeout: Optional[float] = DefaultConfig.timeout,
+        timeout: Optional[Timeout] = DefaultConfig.timeout,
         proxies: Any = None,
         oauth_manager: Any = None,
         *,
@@ -97,14 +100,14 @@ class Consumer(threading.Thread):
         self.write_key = write_key
         self.upload_size = upload_size
         self.host = host
-        self.on_error = on_error
+        self.on_error: Optional[OnError] = check_callable('on_error', on_error)
         self.upload_interval = upload_interval
         self.gzip = gzip
         self.retries = retries
         self.timeout = timeout
         self.proxies = proxies
         self.oauth_manager = oauth_manager
-        self.on_success = on_success
+        self.on_success: Optional[OnSuccess] = check_callable('on_success', on_success)
         self.running = True
         self.began = False  # whether the thread has come to run()
         self._lease = lease
@@ -256,7 +259,9 @@ class Consumer(threading.Thread):
         kwargs: Dict[str, Any] = {}
         if self._lease is not None:
             kwargs['session'] = self._lease.get()
-        post(
+        # An application's tests may have patched either name.
+        function = post if post is not _post else request.post
+        function(
             self.write_key,
             self.host,
             gzip=self.gzip,

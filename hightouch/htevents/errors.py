@@ -11,12 +11,19 @@ from typing import Any, Optional
 RETRYABLE_STATUSES = frozenset({408, 429} | (set(range(500, 600)) - {501, 505}))
 
 
+# Exceptions of requests that say that a setting is wrong, by name, with those that are
+# derived from them: nothing is imported here, and old releases lack some.
+_WRONG_SETTING = {'InvalidURL', 'InvalidSchema', 'MissingSchema', 'InvalidHeader'}
+
+
 class ValidationError(AssertionError):
     """An argument of a call is wrong: what was expected, what came, what to do.
 
     An ``AssertionError``, so that ``except AssertionError``, as it was written for
     releases before 0.1, catches it; but raised under ``python -O`` as well.
     """
+
+    retryable = False
 
 
 class MessageTooLargeError(RuntimeError):
@@ -89,6 +96,8 @@ class FatalError(Exception):
     Kept for code that imports it from ``consumer``; see `APIError.retryable`.
     """
 
+    retryable = False
+
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
@@ -157,14 +166,15 @@ class BeforeSendError(Exception):
 def is_retryable(error: BaseException) -> bool:
     """Say whether sending the same bytes again may succeed.
 
-    An error that knows (it has a ``retryable``) is believed. Else every failure of
-    the network is: those of ``requests`` are ``OSError``s, and the few among them that
-    mean a wrong setting (a bad URL, scheme, header or proxy) are ``ValueError``s too.
+    An error that knows (it has a ``retryable``) is believed. Else only a wrong setting (a
+    bad URL, scheme, header or proxy) is final; what is unknown may pass.
     """
     known = getattr(error, 'retryable', None)
     if isinstance(known, bool):
         return known
-    return isinstance(error, OSError) and not isinstance(error, ValueError)
+    return not _WRONG_SETTING.intersection(
+        each.__name__ for each in type(error).__mro__
+    )
 
 
 def describe(error: BaseException) -> str:

@@ -1,4 +1,5 @@
 import json
+import logging
 import queue
 import threading
 import unittest
@@ -9,6 +10,7 @@ import requests
 
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
+from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.request import APIError
 from hightouch.htevents.retry import wait_time
@@ -229,12 +231,47 @@ class UploadTest(TestCase):
         self.consumer(None).request([TRACK, TRACK])
         self.assertEqual(self.collector.events, [TRACK, TRACK])
 
-    def test_post_may_be_patched_where_the_consumer_looks_it_up(self) -> None:
-        source = queue.Queue()  # type: Any
-        source.put(TRACK)
-        with mock.patch('hightouch.htevents.consumer.post') as post:
-            self.assertTrue(self.consumer(source, upload_interval=0.05).upload())
-        self.assertEqual(post.call_args[1]['batch'], [TRACK])
+    def test_post_may_be_patched_in_either_module_that_has_it(self) -> None:
+        for module in ('consumer', 'request'):
+            source = queue.Queue()  # type: Any
+            source.put(TRACK)
+            with mock.patch('hightouch.htevents.%s.post' % module) as post:
+                self.assertTrue(self.consumer(source, upload_interval=0.05).upload())
+            self.assertEqual(post.call_args[1]['batch'], [TRACK])
+        self.assertEqual(self.collector.requests, [])
+
+    def test_falsy_callbacks_of_a_consumer_mean_none(self) -> None:
+        for none in (None, False, 0, '', []):  # type: Any
+            source = queue.Queue()  # type: Any
+            source.put(TRACK)
+            self.collector.script(400)
+            with LogCatcher() as log:
+                self.consumer(
+                    source, upload_interval=0.05, on_error=none, on_success=none
+                ).upload()
+            self.assertEqual(len(log.lines(logging.WARNING)), 1)  # that it is lost
+
+    def test_a_patched_post_that_raises_anything_is_called_again(self) -> None:
+        for module in ('consumer', 'request'):
+            for sync_mode in (False, True):
+                lost = Recorder()
+                client = self.client(
+                    on_error=lost, sync_mode=sync_mode, max_retries=2, send=True
+                )
+                outcomes = [Exception('generic'), KeyError('unknown'), None]
+                with mock.patch(
+                    'hightouch.htevents.%s.post' % module, side_effect=outcomes
+                ) as post, mock.patch(
+                    'hightouch.htevents.consumer.wait_time', lambda *_: 0
+                ):
+                    client.track('user', 'event')
+                    self.assertTrue(client.flush(LIMIT))
+                self.assertEqual((post.call_count, lost.calls), (3, []))
+
+
+def error_of_requests(name: str) -> Any:
+    """Make an error class as newer releases of requests than the lowest one have it."""
+    return type(name, (requests.RequestException, ValueError), {})
 
 
 class RetryTest(TestCase):
@@ -259,6 +296,13 @@ class RetryTest(TestCase):
             lambda: APIError(408, 'code', ''),
             lambda: requests.ConnectionError(),
             lambda: requests.Timeout(),
+            error_of_requests('JSONDecodeError'),
+            lambda: Exception('generic'),
+            lambda: ValueError(),
+            lambda: TypeError(),
+            lambda: KeyError('of a handler'),
+            lambda: MemoryError(),
+            lambda: AssertionError(),
         ):  # type: Callable[[], Exception]
             self.request([make() for _ in range(3)])
             with self.assertRaises(type(make())):
@@ -273,7 +317,12 @@ class RetryTest(TestCase):
             APIError(505, 'code', ''),
             APIError(302, 'code', ''),
             requests.exceptions.InvalidURL(),
-            TypeError(),
+            type('InvalidProxyURL', (requests.exceptions.InvalidURL,), {})(),
+            requests.exceptions.MissingSchema(),
+            requests.exceptions.InvalidSchema(),
+            error_of_requests('InvalidHeader')(),
+            FatalError('known to be final'),
+            ValidationError('proxies'),
         ):
             with self.assertRaises(type(error)):
                 self.request([error])
