@@ -192,12 +192,13 @@ class OauthManager:
             'client_assertion': self._sign(),
             'scope': self.scope,
         }
+        url = self.auth_server + '/token'
         with sessions.Lease(self._session) as session:
             response = session.post(
-                self.auth_server + '/token',
+                url,
                 data=form,  # requests encodes it as a form
                 headers={'User-Agent': USER_AGENT},
-                auth=authentication(None, session),
+                auth=authentication(None, session, url),
                 timeout=bounded(self.timeout),
                 proxies=self._proxies,
                 allow_redirects=False,
@@ -209,7 +210,7 @@ class OauthManager:
         claims = {
             'iss': self.client_id,
             'sub': self.client_id,
-            'aud': self.auth_server,
+            'aud': bare(self.auth_server),
             'iat': now - ISSUED_AGO,
             'exp': now + VALID_FOR,
             'jti': str(uuid.uuid4()),

@@ -117,7 +117,7 @@ def send(
             request.url,
             data=request.data,
             headers=request.headers,
-            auth=authentication(token, opened),
+            auth=authentication(token, opened, request.url),
             timeout=bounded(timeout),
             proxies=normalize_proxies(proxies),
             # A redirect would carry the write key to where nobody meant it to go.
@@ -162,14 +162,21 @@ def is_token(value: Any) -> bool:
     return isinstance(value, str) and re.match(r'[!-~]+\Z', value) is not None
 
 
-def authentication(token: Optional[str], session: Any) -> Any:
-    """Give the ``auth`` of a request: it keeps ~/.netrc out.
+def authentication(token: Optional[str], session: Any, url: str) -> Any:
+    """Return the ``auth`` of a request: it keeps ~/.netrc out.
 
-    Without one, requests looks the host up there and replaces our header. A user's own
-    session with an ``auth`` of its own keeps that, if there is no token.
+    Without one, requests looks the host up there and replaces our header. Without a token
+    a user's own session keeps its ``auth``, and else the URL its credentials.
     """
     if token is None and getattr(session, 'auth', None) is not None:
         return None
+    if token is None and '@' in url:
+        from requests.auth import HTTPBasicAuth
+        from requests.utils import get_auth_from_url
+
+        credentials = get_auth_from_url(url)
+        if any(credentials):
+            return HTTPBasicAuth(*credentials)
 
     def apply(prepared: Any) -> Any:
         if token is not None:

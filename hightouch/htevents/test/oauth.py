@@ -1,11 +1,15 @@
+import base64
 import json
 import logging
+import os
+import tempfile
 import threading
 import time
 import unittest
 from typing import Any
 
 import mock
+import requests
 
 from hightouch.htevents import request
 from hightouch.htevents.collector import Fault
@@ -30,14 +34,59 @@ class OauthTest(TestCase):
         server = kwargs.pop('auth_server', self.collector.url + '/')
         return OauthManager('id', self.key, 'kid', server, **kwargs)
 
+    def test_ids_may_be_numbers_and_carry_white_space(self) -> None:
+        for client_id, key_id, claimed in (
+            (5, 7, ('5', '7')),
+            ('id\n', ' kid ', ('id', 'kid')),
+            (b'id', b'kid', ('id', 'kid')),
+        ):  # type: Any
+            client = self.client(
+                oauth_client_id=client_id,
+                oauth_client_key=self.key,
+                oauth_key_id=key_id,
+                oauth_auth_server=' %s/\n' % self.collector.url,
+                oauth_scope=None,
+            )
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertEqual(client.stats().delivered, 1)
+            header, claims = self.claims()
+            self.assertEqual((claims['iss'], header['kid']), claimed)
+            self.assertEqual(claims['sub'], claimed[0])
+            scope = self.collector.token_requests[-1]['scope']
+            self.assertEqual(scope, 'tracking_api:write')
+
     def oauth_client(self, **settings: Any) -> Any:
+        settings.setdefault('oauth_auth_server', self.collector.url)
         return self.client(
             oauth_client_id='id',
             oauth_client_key=self.key,
             oauth_key_id='kid',
-            oauth_auth_server=self.collector.url,
             **settings,
         )
+
+    def test_credentials_in_a_url_are_sent_and_only_a_token_replaces_them(self) -> None:
+        basic = 'Basic ' + base64.b64encode(b'us@er:pa ss').decode('ascii')
+        mine = 'Basic ' + base64.b64encode(b'me:secret').decode('ascii')
+        url = self.collector.url.replace('//', '//us%40er:pa%20ss@')
+        with tempfile.TemporaryDirectory() as home:
+            netrc = os.path.join(home, '.netrc')
+            with open(netrc, 'w') as file:
+                file.write('machine 127.0.0.1 login other password other\n')
+            os.chmod(netrc, 0o600)
+            with mock.patch.dict(os.environ, {'NETRC': netrc, 'HOME': home}):
+                self.sent(host=url)
+                with requests.Session() as session:
+                    self.sent(host=url, session=session)
+                    session.auth = ('me', 'secret')
+                    self.sent(host=url, session=session)
+                client = self.oauth_client(host=url, oauth_auth_server=url)
+                client.track('user', 'event')
+                self.assertTrue(client.flush(LIMIT))
+        given = [each.headers.get('authorization') for each in self.collector.requests]
+        self.assertEqual(given[:4], [basic, basic, mine, basic])
+        self.assertRegex(given[4], '^Bearer ')
+        self.assertEqual(self.claims()[1]['aud'], self.collector.url)
 
     def fault(self, *steps: Any) -> None:
         self.collector.token_faults.extend(steps)
