@@ -1,4 +1,4 @@
-"""The command ``htevents``: collect, demo, send, spool."""
+"""The command ``python -m hightouch.htevents``: collect, demo, send, spool."""
 
 import argparse
 import json
@@ -18,6 +18,9 @@ from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
 from hightouch.htevents.logs import logger
 from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
+from hightouch.htevents.version import NAME, VERSION
+
+PROGRAM = 'python -m hightouch.htevents'
 
 DEFAULT_PORT = 8765
 
@@ -57,7 +60,10 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='htevents', description='Hightouch events on the command line.'
+        prog=PROGRAM, description='Hightouch events on the command line.'
+    )
+    parser.add_argument(
+        '--version', action='version', version='%s %s' % (NAME, VERSION)
     )
     commands = parser.add_subparsers(dest='command', metavar='COMMAND')
     commands.required = True
@@ -313,7 +319,7 @@ def _reason(error: Exception) -> str:
 
 
 def _wrong(text: str) -> int:
-    print('htevents: %s' % text, file=sys.stderr)
+    print('%s: %s' % (PROGRAM, text), file=sys.stderr)
     return USAGE
 
 

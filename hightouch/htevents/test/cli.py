@@ -15,6 +15,7 @@ import requests
 from hightouch.htevents import settings, spooled_queue
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
+from hightouch.htevents.version import VERSION
 
 ALL = ('track', 'identify', 'group', 'alias', 'page', 'screen')
 
@@ -42,6 +43,16 @@ class CommandTest(TestCase):
         return self.run_command(
             'send', *(args + ('--write-key', 'wk-secret', '--host', self.collector.url))
         )
+
+    def test_the_version_is_printed(self) -> None:
+        result = self.run_command('--version')
+        self.assertEqual(result.stdout, 'events-sdk-python %s\n' % VERSION)
+        self.assertEqual((result.returncode, result.stderr), (0, ''))
+
+    def test_help_names_the_command_as_it_is_typed(self) -> None:
+        for args in (('--help',), ('send', '--help')):
+            result = self.run_command(*args)
+            self.assertIn('usage: python -m hightouch.htevents', result.stdout)
 
     def test_send_delivers_one_event_of_each_type(self) -> None:
         more = {

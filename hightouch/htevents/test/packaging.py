@@ -35,6 +35,10 @@ class PackagingTest(unittest.TestCase):
         """Other distributions can put packages into hightouch/ beside this one."""
         self.assertFalse(os.path.exists(os.path.join(ROOT, 'hightouch', '__init__.py')))
 
+    def test_no_command_is_installed(self) -> None:
+        """The command htevents is the one of Hightouch's code generator."""
+        self.assertNotIn('[project.scripts]', read('pyproject.toml'))
+
     def test_type_marker_is_there(self) -> None:
         """The package says that it is typed (PEP 561)."""
         marker = os.path.join(ROOT, 'hightouch', 'htevents', 'py.typed')
