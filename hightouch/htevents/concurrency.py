@@ -48,6 +48,19 @@ class Signal:
         return self._lock.acquire(True, min(timeout, threading.TIMEOUT_MAX))
 
 
+def is_started(thread: threading.Thread) -> bool:
+    """Start a thread; False when there is none to be had.
+
+    That is a limit of the system, an interpreter that shuts down, or a test that has
+    replaced ``Thread.start`` for a while.
+    """
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return thread.ident is not None
+
+
 class Deadline:
     """The end of a time budget on the monotonic clock; ``None`` seconds: no end."""
 

@@ -4,7 +4,6 @@ A consumer is a thread, but nothing in here needs it to be started: an applicati
 thread delivers through one as well (``sync_mode``, and a flush where no thread can run).
 """
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
@@ -29,6 +28,7 @@ from hightouch.htevents.errors import (
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
+from hightouch.htevents.fork import getpid
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import DEFAULT_HOST, bare, post
 from hightouch.htevents.retry import wait_time
@@ -133,9 +133,9 @@ class Consumer(threading.Thread):
     def run(self) -> None:
         """Deliver batches until `pause`, or until the queue is closed and empty."""
         self.began = True
-        pid = os.getpid()
+        pid = getpid()
         try:
-            while os.getpid() == pid and (self.running or self._source.has_begun()):
+            while getpid() == pid and (self.running or self._source.has_begun()):
                 try:
                     batch = self._take(idle=None)
                     if batch is None:

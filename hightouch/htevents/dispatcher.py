@@ -6,7 +6,12 @@ from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, delivery_depth, monotonic
+from hightouch.htevents.concurrency import (
+    Deadline,
+    delivery_depth,
+    is_started,
+    monotonic,
+)
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
@@ -187,11 +192,8 @@ class Dispatcher:
         for consumer in self.consumers:
             if consumer.ident is not None:
                 continue
-            try:
-                consumer.start()
-            except RuntimeError:
-                # No thread to be had: a limit of the system, or the interpreter is
-                # shutting down. Events wait for a flush, the exit, or the next try.
+            if not is_started(consumer):
+                # Events wait for a flush, the exit, or the next try.
                 self._next_start = monotonic() + pool.START_RETRY_INTERVAL
                 return
         self._running = self._prepared  # no longer in a child that was forked in here

@@ -10,8 +10,11 @@ import os
 from typing import Any
 from weakref import WeakSet
 
+# Bound here, and taken from here: a test that replaces os.getpid has not forked.
+getpid = os.getpid
+
 _owners: 'WeakSet[Any]' = WeakSet()
-_pid = os.getpid()
+_pid = getpid()
 
 
 def register(owner: Any) -> None:
@@ -24,13 +27,13 @@ def register(owner: Any) -> None:
 
 def check() -> None:
     """Run what is due if this process is a child that was not told so yet."""
-    if os.getpid() != _pid:
+    if getpid() != _pid:
         _run()
 
 
 def _run() -> None:
     global _pid
-    _pid = os.getpid()
+    _pid = getpid()
     for owner in list(_owners):
         owner._after_fork()
 

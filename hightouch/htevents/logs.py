@@ -53,6 +53,18 @@ class _Log:
 log = _Log()
 
 
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to sys.stderr as it is then: a test may have replaced it for a while."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
 class _Handlers:
     """Which handlers are attached and by how many clients, so that lines come once."""
 
@@ -75,7 +87,7 @@ class _Handlers:
         with self._lock:
             if debug and handler is None:
                 if self._stream is None:
-                    self._stream = logging.StreamHandler()
+                    self._stream = _StderrHandler()
                 handler = self._stream
             if handler is not None:
                 self._counts[handler] = self._counts.get(handler, 0) + 1

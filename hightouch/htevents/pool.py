@@ -19,7 +19,6 @@ sleep, and then looks at what was appended.
 """
 
 import heapq
-import os
 import threading
 from collections import deque
 from itertools import count
@@ -27,7 +26,8 @@ from time import sleep
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from hightouch.htevents import fork
-from hightouch.htevents.concurrency import Signal, monotonic
+from hightouch.htevents.concurrency import Signal, is_started, monotonic
+from hightouch.htevents.fork import getpid
 from hightouch.htevents.logs import log
 
 # Seconds that a job waits for a worker that is busy before another one is engaged.
@@ -41,6 +41,8 @@ IDLE_AFTER = 1.0
 START_RETRY_INTERVAL = 1.0
 
 _FOREVER = float('inf')
+
+_Thread = threading.Thread  # as it is now: a test may replace it for a while
 
 
 class Job:
@@ -136,7 +138,7 @@ class Pool:
     """The watch and the workers of a process; no thread until something is called."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.pid = getpid()
         self._kind = threading.Lock
         # What is called for a time: as it comes, and sorted, which only the watch does.
         self._calls: Deque[Tuple[float, int, Job]] = deque()
@@ -182,16 +184,15 @@ class Pool:
         if monotonic() < self._next_start:
             self._forget()
             return
-        watch = threading.Thread(target=self._watch, name='htevents-watch')
+        watch = _Thread(target=self._watch, name='htevents-watch')
         watch.daemon = True
         # Before it runs: what is called meanwhile has to wake it.
         self._started = True
         try:
-            watch.start()
-        except RuntimeError:
-            self._started = False
-            self._next_start = monotonic() + START_RETRY_INTERVAL
-            self._forget()
+            if not is_started(watch):
+                self._started = False
+                self._next_start = monotonic() + START_RETRY_INTERVAL
+                self._forget()
         except BaseException:  # KeyboardInterrupt: it runs, or it does not
             self._started = False
             self._forget()
@@ -221,7 +222,7 @@ class Pool:
             return
         self._started = self.running = True
         _scope.pool = self
-        while os.getpid() == self.pid and not self._ends():
+        while getpid() == self.pid and not self._ends():
             try:
                 self._look()
             except Exception:
@@ -303,11 +304,12 @@ class Pool:
         worker = _Worker(self._work)
         self._workers.append(worker)
         try:
-            worker.start()
-        except BaseException as error:
+            started = is_started(worker)
+        except BaseException:
             self._workers.remove(worker)
-            if not isinstance(error, RuntimeError):
-                raise
+            raise
+        if not started:
+            self._workers.remove(worker)
             # No thread to be had. Once may be bad luck, and a server that hangs would
             # take us from the calendar; but not to deliver at all is worse.
             now = monotonic()
@@ -322,7 +324,7 @@ class Pool:
 
     def _work(self, worker: _Worker) -> None:
         _scope.pool = self
-        while os.getpid() == self.pid:
+        while getpid() == self.pid:
             worker.engaged = False
             if self._serve_next():
                 continue
@@ -394,7 +396,7 @@ def _current() -> Pool:
     # One of its threads keeps to its pool, whatever gevent does meanwhile: threads that
     # it starts for the other pool would be of the wrong kind.
     own = _scope.pool
-    if own is not None and own.pid == os.getpid():
+    if own is not None and own.pid == getpid():
         return own
     kind = threading.Lock
     return _pools.made.get(kind) or _pools.made.setdefault(kind, Pool())

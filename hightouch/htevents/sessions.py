@@ -7,7 +7,8 @@ cookies, and knows no credentials.
 
 import os
 import threading
-from typing import Any, List, Tuple
+from operator import is_not
+from typing import Any, List, Sequence, Tuple
 
 from hightouch.htevents import fork
 from hightouch.htevents.logs import log
@@ -35,6 +36,7 @@ class _Shared:
         # from here would end the parent's connection.
         self._forgotten.append(self.session)
         self.session = None
+        self._made_of: Sequence[Any] = ()
         self.users = 0
         # Guards the fields above; held while a session is made or closed, never during
         # a request. Re-entrant: a finalizer may close its client's lease in there.
@@ -42,9 +44,18 @@ class _Shared:
 
     def acquire(self) -> Any:
         with self.lock:
-            if self.session is None:
-                self.session = _make_session()
+            session = self.get()
             self.users += 1
+            return session
+
+    def get(self) -> Any:
+        with self.lock:
+            made_of = _ingredients()
+            if self.session is None or any(map(is_not, made_of, self._made_of)):
+                # A test had replaced something (mock.patch), or has now: what was made
+                # then must not outlast it. No close: another thread may be using it.
+                self.session = _make_session()
+                self._made_of = made_of
             return self.session
 
     def release(self) -> None:
@@ -60,14 +71,30 @@ class _Shared:
 _shared = _Shared()
 
 
+def _ingredients() -> Sequence[Any]:
+    """Return what a session is made of, as these names have it now."""
+    from requests import adapters, cookies, models, sessions
+
+    return (
+        sessions.Session,
+        sessions.PreparedRequest,
+        sessions.get_environ_proxies,
+        models.Request,
+        adapters.HTTPAdapter,
+        adapters.PoolManager,
+        cookies.RequestsCookieJar,
+    )
+
+
 def _no_auth(prepared: Any) -> Any:
     return prepared
 
 
 def _make_session() -> Any:
-    import requests
+    import requests.sessions
     from requests.adapters import HTTPAdapter
     from requests.cookies import RequestsCookieJar
+    from requests.models import Request
 
     class NoCookies(RequestsCookieJar):
         """A jar that stays empty.
@@ -78,7 +105,7 @@ def _make_session() -> Any:
         def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None:
             pass
 
-    class Session(requests.Session):
+    class Session(requests.sessions.Session):
         """Keeps what is the same for each request: that is half of its calls."""
 
         def __init__(self) -> None:
@@ -96,7 +123,7 @@ def _make_session() -> Any:
             if known != key:
                 # Without its body and credentials: those are each request's own.
                 method, url, headers = key
-                blank = requests.Request(method, url, headers, auth=_no_auth)
+                blank = Request(method, url, headers, auth=_no_auth)
                 template = super().prepare_request(blank)
                 self._template = (key, template)
             prepared = template.copy()
@@ -170,14 +197,14 @@ class Lease:
 
     def __init__(self, session: Any = None) -> None:
         self._own = session
-        self._leased: Any = None
+        self._held = False
         self._forgotten: List[Any] = []  # as above
-        # Guards _leased; held while a session is made, never during a request.
+        # Guards _held; held while a session is made, never during a request.
         self._lock = threading.RLock()
         fork.register(self)
 
     def _after_fork(self) -> None:
-        self._leased = None
+        self._held = False
         self._lock = threading.RLock()
         self._forgotten.append(_forget_sockets(self._own))
 
@@ -185,15 +212,17 @@ class Lease:
         if self._own is not None:
             return self._own
         with self._lock:
-            if self._leased is None:
-                self._leased = _shared.acquire()
-            return self._leased
+            if self._held:
+                return _shared.get()
+            session = _shared.acquire()
+            self._held = True
+            return session
 
     def close(self) -> None:
         """End the lease; twice is harmless. Used again, it is a new one."""
         with self._lock:
-            leased, self._leased = self._leased, None
-        if leased is not None:
+            held, self._held = self._held, False
+        if held:
             _shared.release()
 
     def __enter__(self) -> Any:

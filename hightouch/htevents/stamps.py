@@ -1,8 +1,8 @@
 """What each message is stamped with: an id and a time, made cheaply."""
 
-import os
 import re
 from datetime import datetime, timezone
+from os import urandom
 from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 
@@ -41,7 +41,7 @@ class _Ids:
 
     def refill(self) -> str:
         ready = self.ready
-        numbers = bytearray(os.urandom(16 * _IDS_PER_READ))
+        numbers = bytearray(urandom(16 * _IDS_PER_READ))
         numbers[6::16] = numbers[6::16].translate(_VERSION_4)
         numbers[8::16] = numbers[8::16].translate(_VARIANT)
         digits = numbers.hex().encode('ascii')

@@ -1,4 +1,6 @@
+import contextlib
 import copy
+import io
 import json
 import logging
 import threading
@@ -537,6 +539,19 @@ class DeliveryTest(TestCase):
         client = self.client(upload_interval=0.05)
         client.queue.put(message)
         self.assertTrue(self.collector.wait_for(1, LIMIT))
+
+    def test_debug_lines_go_to_what_stderr_is_when_they_come(self) -> None:
+        first, second = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stderr(first):
+            client = self.client(debug=True)
+            client.track('user', 'event')
+        self.assertIn('queueing', first.getvalue())
+        first.close()
+        with contextlib.redirect_stderr(second):
+            client.track('user', 'event')
+            client.shutdown(LIMIT)
+        self.assertIn('queueing', second.getvalue())
+        self.assertNotIn('Logging error', second.getvalue())
 
     def test_a_copy_of_a_client_is_the_client(self) -> None:
         client = self.client()

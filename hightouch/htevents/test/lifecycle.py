@@ -434,7 +434,7 @@ class ForkInsideTest(TestCase):
 
         stamps._ids.ready.clear()
         try:
-            with mock.patch.object(os, 'urandom', read_and_fork):
+            with mock.patch.object(stamps, 'urandom', read_and_fork):
                 ids = [stamps.new_message_id() for _ in range(1000)]
         finally:
             if pids[0] == 0:

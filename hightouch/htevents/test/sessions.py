@@ -3,6 +3,7 @@ import os
 import threading
 import unittest
 import weakref
+from collections import Counter
 from typing import Any
 
 import mock
@@ -10,7 +11,7 @@ import requests
 
 from hightouch.htevents import request, sessions
 from hightouch.htevents.collector import Collector
-from hightouch.htevents.test.support import LIMIT, TestCase
+from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 
 class TaggingAdapter(requests.adapters.HTTPAdapter):
@@ -35,6 +36,51 @@ class SessionTest(TestCase):
         with mock.patch.object(shared, 'close') as close:
             two.close()
             close.assert_called_once_with()
+
+    def test_what_a_test_replaces_for_a_while_is_not_kept(self) -> None:
+        program = (
+            'import contextlib, io, sys, warnings\n'
+            'from unittest import mock\n'
+            'import hightouch.htevents as htevents\n'
+            'htevents.write_key, htevents.host = "key", sys.argv[1]\n'
+            'htevents.max_retries = 1\n'
+            'for number in range(2 + int(sys.argv[3])):\n'
+            '    with mock.patch(*eval(sys.argv[2])):\n'
+            '        htevents.track("user", "inside")\n'
+            '        htevents.flush(0.2)\n'
+            '    clients = [htevents.Client("key", sys.argv[1]) for _ in range(number)]\n'
+            '    for client in clients + [htevents]:\n'
+            '        client.track("user", "after %d" % number)\n'
+            '        assert client.flush(50)\n'
+        )
+        success = 'mock.MagicMock(return_value=mock.MagicMock(**{"post.return_value' + (
+            '.status_code": 200}))'
+        )
+        for target, many in (
+            ('"requests.Session",', 0),
+            ('"requests.sessions.Session",', 0),
+            ('"requests.sessions.Session", ' + success, 0),
+            ('"requests.adapters.HTTPAdapter",', 0),
+            ('"requests.adapters.PoolManager",', 0),
+            ('"requests.Request",', 0),
+            ('"requests.sessions.PreparedRequest",', 0),
+            (
+                '"requests.sessions.get_environ_proxies", lambda *_, **__: {"http": "x:1"}',
+                0,
+            ),
+            ('"os.getpid", lambda: 1', 0),
+            ('"os.urandom", lambda size: bytes(16)', 0),
+            ('"threading.Thread",', 10),
+            ('"threading.Thread.start",', 10),
+        ):
+            self.collector.events.clear()
+            result = run_program(program, self.collector.url, target, str(many))
+            self.assertEqual((result.returncode, result.stderr), (0, ''), target)
+            names = Counter(each['event'] for each in self.collector.events)
+            for number in range(2 + many):
+                self.assertEqual(names['after %d' % number], number + 1, target)
+            ids = [each['messageId'] for each in self.collector.events]
+            self.assertEqual(len(set(ids)), len(ids), target)
 
     def test_a_childs_child_does_not_close_the_sockets_of_its_grandparent(self) -> None:
         shared = sessions._Shared()

@@ -315,6 +315,15 @@ class ValueTest(unittest.TestCase):
         copied['b'][3]['c'].append(1)
         self.assertEqual(message['b'][3], {'c': ()})  # type: ignore[index]
 
+    def test_a_stand_in_for_orjson_is_not_used(self) -> None:
+        before = encoding._fast
+        self.addCleanup(setattr, encoding, '_fast', before)
+        for stand_in in (mock.MagicMock(), ModuleType('orjson')):
+            encoding._fast = encoding._stdlib
+            with mock.patch.dict(sys.modules, orjson=stand_in):
+                encoding.preload.__wrapped__()
+            self.assertIs(encoding._fast, encoding._stdlib)
+
     def test_the_encoders_agree(self) -> None:
         encoding.preload()
         message = {'a': [1, 1.5, None, True, 'é', {'b': {}}], 'd': date(2026, 1, 1)}
