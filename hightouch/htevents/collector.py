@@ -32,6 +32,8 @@ from typing import (
 )
 from urllib.parse import parse_qs
 
+from hightouch.htevents.concurrency import Deadline, wait_until
+
 BATCH_PATH = '/v1/batch'
 
 # Limits of the real collector.
@@ -235,7 +237,7 @@ class Collector:
             except OSError:
                 pass  # the other side was faster
         with self._arrival:
-            self._arrival.wait_for(lambda: not self._sockets, 10)
+            wait_until(self._arrival, lambda: not self._sockets, Deadline(10))
 
     def _keep_port(self) -> None:
         # Else another process may get it before we start again.
@@ -264,7 +266,7 @@ class Collector:
 
     def _wait(self, met: Callable[[], bool], timeout: float) -> bool:
         with self._arrival:
-            return self._arrival.wait_for(met, timeout)
+            return wait_until(self._arrival, met, Deadline(timeout))
 
     # -- called by the handler's threads ---------------------------------------------
 

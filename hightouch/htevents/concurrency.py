@@ -3,14 +3,14 @@
 import threading
 import time
 from functools import partial
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork
 
-# The clock of all waits, in seconds. Not the function itself: libraries that stop the
-# clock for a test (freezegun) replace that wherever they find it, and a deadline would
-# never be over.
-monotonic = partial(time.monotonic)
+# The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
+# be over. So this is not time.monotonic, which time_machine replaces inside of C, and not a
+# function of the module time itself, which freezegun replaces wherever it finds one.
+monotonic = partial(time.perf_counter)
 
 # Seconds that a step may take which is tried although time is over already.
 LAST_TRY = 0.1
@@ -59,6 +59,20 @@ def is_started(thread: threading.Thread) -> bool:
     except RuntimeError:
         return False
     return thread.ident is not None
+
+
+def wait_until(
+    condition: threading.Condition, met: Callable[[], bool], deadline: 'Deadline'
+) -> bool:
+    """Wait, holding ``condition``, until it is ``met``; False when time ran out first.
+
+    ``Condition.wait_for`` asks a clock that a test may have stopped: see `monotonic`.
+    """
+    while not met():
+        if deadline.over:
+            return False
+        condition.wait(deadline.remaining())
+    return True
 
 
 class Deadline:

@@ -4,7 +4,7 @@ import queue
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, Signal, monotonic
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic, wait_until
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import MessageTooLargeError
 from hightouch.htevents.event_queue import BATCH_BYTES
@@ -76,7 +76,7 @@ class ForeignQueue:
                     self._held_back.append(body)
                 continue
             with not_empty:
-                if self._source._qsize():
+                if self._has_items():
                     return
                 if running():  # looked at under the lock: see wake
                     not_empty.wait()
@@ -86,7 +86,7 @@ class ForeignQueue:
             return self._held_back.pop(0)
         while True:
             try:
-                item = self._source.get(block=True, timeout=deadline.remaining())
+                item = self._get(deadline)
             except queue.Empty:
                 return None
             body, message = encode(item)
@@ -96,6 +96,21 @@ class ForeignQueue:
                 self._on_drop(MessageTooLargeError(len(body), self._limit), message)
             finally:
                 self._source.task_done()
+
+    def _get(self, deadline: Deadline) -> Any:
+        not_empty = getattr(self._source, 'not_empty', None)
+        if not_empty is None:
+            return self._source.get(block=True, timeout=deadline.remaining())
+        while True:
+            try:
+                return self._source.get(block=False)
+            except queue.Empty:
+                with not_empty:
+                    if not wait_until(not_empty, self._has_items, deadline):
+                        raise
+
+    def _has_items(self) -> bool:
+        return bool(self._source._qsize())
 
     def has_begun(self) -> bool:
         """Whether messages of a batch to come were taken already."""

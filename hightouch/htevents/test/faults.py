@@ -7,6 +7,7 @@ import glob
 import io
 import logging
 import os
+import queue
 import signal
 import sys
 import tempfile
@@ -19,6 +20,11 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import mock
+
+try:
+    import time_machine
+except ImportError:
+    time_machine: Any = None  # type: ignore[no-redef]
 
 import hightouch.htevents as htevents
 from hightouch.htevents import Client, request, settings, utils
@@ -245,11 +251,48 @@ class ThreadFaultTest(TestCase):
         self.assertIn('OSError: no', stderr.getvalue())
         self.assertNotIn('payload', stderr.getvalue())
 
-    def test_a_clock_that_a_test_has_stopped_stops_no_wait(self) -> None:
-        # Libraries for that replace the function wherever a module has it.
+    def check_waits(self) -> None:
+        dead = self.client(host='http://127.0.0.1:9', upload_interval=0.01)
+        dead.track('user', 'lost')
+        self.assertFalse(dead.flush(0.2))
+        dead.shutdown(0.2)
+        client = self.client(upload_interval=0.01)
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(1))
+        self.assertTrue(client.shutdown(LIMIT))
+        self.assertFalse(self.collector.wait_for(2, timeout=0.05))
+        source: Any = queue.Queue()
+        consumer = Consumer(
+            source, 'key', host=self.collector.url, upload_interval=0.01
+        )
+        self.assertEqual(consumer.next(), [])
+        consumer.start()
+        source.put(self.client(send=False).track('user', 'event')[1])
+        self.assertTrue(self.collector.wait_for(2))
+        consumer.pause()
+
+    def test_a_stopped_clock_stops_no_wait(self) -> None:
+        # Libraries that stop it replace the functions wherever a module has one.
+        clocks = (time.monotonic, time.perf_counter)
         for name, module in list(sys.modules.items()):
             if name.startswith('hightouch.htevents.') and '.test' not in name:
-                self.assertNotIn(time.monotonic, list(vars(module).values()), name)
+                for clock in clocks:
+                    self.assertNotIn(clock, list(vars(module).values()), name)
+        stopped = [
+            mock.patch(name, return_value=0)
+            for name in ('time.monotonic', 'time.perf_counter', 'queue.time')
+        ]
+        for each in stopped + [mock.patch.object(threading, '_time', return_value=0)]:
+            each.start()
+            self.addCleanup(each.stop)
+        self.check_waits()
+
+    @unittest.skipUnless(time_machine, 'needs time_machine before 3, which stops it')
+    def test_a_clock_that_is_stopped_inside_of_c_stops_no_wait(self) -> None:
+        with time_machine.travel(1e9, tick=False):
+            self.assertEqual(time.monotonic(), time.monotonic())
+            self.check_waits()
+        self.assertEqual(self.collector.events[0]['timestamp'][:10], '2001-09-09')
 
     @unittest.skipUnless(os.path.exists('/proc/self/task'), 'needs /proc')
     def test_fault_09_an_idle_client_wakes_up_never(self) -> None:
