@@ -87,7 +87,7 @@ class OauthManager:
         self.auth_server = remove_trailing_slash(
             _as_text(auth_server or DefaultConfig.oauth_auth_server)
         )
-        self.scope = scope or DefaultConfig.oauth_scope
+        self.scope = _as_text(scope or DefaultConfig.oauth_scope)
         self.timeout = timeout
         self.max_retries = max_retries
         self._client_key = client_key

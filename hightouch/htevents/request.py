@@ -247,11 +247,9 @@ def normalize_proxies(value: Any) -> Optional[Dict[str, Optional[str]]]:
     if isinstance(value, Mapping):
         # None is a word, too: no proxy for this scheme, whatever the environment says.
         proxies = {scheme: url or None for scheme, url in value.items()}
-        if all(
-            isinstance(each, str)
-            for each in (*proxies, *filter(None, proxies.values()))
-        ):
-            return proxies
+        given = [*proxies, *filter(None, proxies.values())]
+        if all(isinstance(each, str) for each in given):
+            return {scheme: url and url.strip() for scheme, url in proxies.items()}
     raise ValidationError(
         "proxies: expected a dict such as {'https': 'http://proxy:8080'}, "
         "'host:port' or a URL, got %s" % type(value).__name__

@@ -103,6 +103,9 @@ class PostTest(TestCase):
             self.assertEqual(
                 request.normalize_proxies(word), {'http': None, 'https': None}
             )
+        self.assertEqual(
+            request.normalize_proxies({'http': ' http://p:1\n'}), {'http': 'http://p:1'}
+        )
         for wrong in (7, [1], {'http': 7}, {1: 'http://p:1'}):
             with self.assertRaises(ValidationError):
                 request.normalize_proxies(wrong)
