@@ -274,7 +274,12 @@ class Client:
         _check_ids(user_id, anonymous_id)
         return self._enqueue(
             {'type': 'identify', 'traits': _copied('traits', traits)},
-            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+            user_id,
+            anonymous_id,
+            context,
+            timestamp,
+            integrations,
+            message_id,
         )
 
     def track(
@@ -321,7 +326,12 @@ class Client:
                 'event': event,
                 'properties': _copied('properties', properties),
             },
-            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+            user_id,
+            anonymous_id,
+            context,
+            timestamp,
+            integrations,
+            message_id,
         )
 
     def alias(
@@ -356,7 +366,12 @@ class Client:
         _check_id('user_id', user_id, required=True)
         return self._enqueue(
             {'type': 'alias', 'previousId': previous_id},
-            (user_id, None, context, timestamp, integrations, message_id),
+            user_id,
+            None,
+            context,
+            timestamp,
+            integrations,
+            message_id,
         )
 
     def group(
@@ -401,7 +416,12 @@ class Client:
                 'groupId': group_id,
                 'traits': _copied('traits', traits),
             },
-            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+            user_id,
+            anonymous_id,
+            context,
+            timestamp,
+            integrations,
+            message_id,
         )
 
     def page(
@@ -444,7 +464,12 @@ class Client:
         _check_ids(user_id, anonymous_id)
         return self._enqueue(
             _view('page', category, name, properties),
-            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+            user_id,
+            anonymous_id,
+            context,
+            timestamp,
+            integrations,
+            message_id,
         )
 
     def screen(
@@ -487,19 +512,32 @@ class Client:
         _check_ids(user_id, anonymous_id)
         return self._enqueue(
             _view('screen', category, name, properties),
-            (user_id, anonymous_id, context, timestamp, integrations, message_id),
+            user_id,
+            anonymous_id,
+            context,
+            timestamp,
+            integrations,
+            message_id,
         )
 
     # -- what they share -------------------------------------------------------------
 
-    def _enqueue(self, message: Message, common: Tuple[Any, ...]) -> Result:
+    def _enqueue(
+        self,
+        message: Message,
+        user_id: Any,
+        anonymous_id: Any,
+        context: Optional[Context],
+        timestamp: Optional[Timestamp],
+        integrations: Optional[Integrations],
+        message_id: Any,
+    ) -> Result:
         fork.check()
-        user_id, anonymous_id, context, timestamp, integrations, message_id = common
-        context = _copied('context', context)
-        context['library'] = _LIBRARY.copy()
+        circumstances = _copied('context', context)
+        circumstances['library'] = _LIBRARY.copy()
         message['userId'] = _as_text(user_id)
         message['anonymousId'] = _as_text(anonymous_id)
-        message['context'] = context
+        message['context'] = circumstances
         message['integrations'] = _copied('integrations', integrations)
         message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
         if message_id is not None:

@@ -60,20 +60,22 @@ def copied(value: Any, depth: int = 0) -> Any:
     :raises Exception: when there is anything in it that `utils.clean` would convert
     """
     kind = type(value)
-    if kind is dict and depth < utils.MAX_DEPTH:
+    if depth >= utils.MAX_DEPTH:
+        raise RecursionError
+    if kind is dict:
         copy: Any = value.copy()
         ''.join(copy)  # raises, unless all keys are texts
         for key, each in copy.items():
-            if type(each) not in _ATOMS:
+            kind = type(each)
+            # A finite float is one as well: the others leave NaN here.
+            if kind not in _ATOMS and not (kind is float and each - each == 0):
                 copy[key] = copied(each, depth + 1)
         return copy
-    if kind is float and math.isfinite(value):
-        return value
-    if (kind is list or kind is tuple) and depth < utils.MAX_DEPTH:
+    if kind is list or kind is tuple:
         return [
             each if type(each) in _ATOMS else copied(each, depth + 1) for each in value
         ]
-    if isinstance(value, (str, int)):
+    if kind is float and math.isfinite(value) or issubclass(kind, (str, int)):
         return value
     raise TypeError(kind.__name__)
 

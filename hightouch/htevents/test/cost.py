@@ -23,8 +23,8 @@ EVENTS = 200
 # Calls of functions, Python's and C's, for an event; the most that a Python we support
 # makes. Of a delivery nearly all are those of requests (another release of it may need
 # another bound), shared by 100 events.
-TRACK_CALLS = 52
-TRACK_SPOOLED_CALLS = 75
+TRACK_CALLS = 50
+TRACK_SPOOLED_CALLS = 73
 DELIVERY_CALLS = 20
 
 PROPERTIES = {
