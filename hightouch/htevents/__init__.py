@@ -17,7 +17,7 @@ import threading
 from types import ModuleType
 from typing import Any, Optional, Union
 
-from hightouch.htevents import fork, settings
+from hightouch.htevents import fork, lifecycle, settings
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
 from hightouch.htevents.client import (
     BeforeSend,
@@ -65,6 +65,7 @@ __all__ = [
     'Proxies',
     'Result',
     'Stats',
+    'Timeout',
     'Timestamp',
     'Traits',
     'ValidationError',
@@ -108,7 +109,7 @@ on_success: Optional[OnSuccess] = Client.DefaultConfig.on_success
 before_send: Optional[BeforeSend] = Client.DefaultConfig.before_send
 block_timeout: float = Client.DefaultConfig.block_timeout
 session: Any = Client.DefaultConfig.session
-shutdown_timeout: Optional[Timeout] = Client.DefaultConfig.shutdown_timeout
+shutdown_timeout: Optional[float] = Client.DefaultConfig.shutdown_timeout
 spool_dir: Union[None, str, 'os.PathLike[str]'] = Client.DefaultConfig.spool_dir
 spool_fsync: bool = Client.DefaultConfig.spool_fsync
 spool_max_bytes: int = Client.DefaultConfig.spool_max_bytes
@@ -151,9 +152,14 @@ def _get_client() -> Client:
 
 
 def _client_if_configured() -> Optional[Client]:
-    if default_client is None and not settings.find_write_key(write_key):
-        return None
-    return default_client or _get_client()
+    client = default_client
+    if (
+        client is None
+        and settings.find_write_key(write_key)
+        and not lifecycle.is_over()
+    ):
+        client = _get_client()
+    return client
 
 
 def _warn_of_unknown_settings() -> None:

@@ -4,6 +4,7 @@ import logging
 import math
 import numbers
 import os
+import sys
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
@@ -134,7 +135,7 @@ class Client:
         max_queue_size = check_whole('max_queue_size', max_queue_size)
         max_retries = check_whole('max_retries', max_retries)
         timeout = settings.check_timeout(timeout)
-        thread = check_whole('thread', thread, 1, bounded=True)
+        thread = check_whole('thread', thread, 1, sys.maxsize)
         upload_size = check_whole('upload_size', upload_size, 1)
         upload_interval = check_seconds('upload_interval', upload_interval)
         log_handler = settings.check_log_handler(log_handler)
@@ -170,6 +171,12 @@ class Client:
         self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
+            expect(
+                isinstance(oauth_auth_server or '', str),
+                'oauth_auth_server',
+                'a URL, of the server that gives the tokens',
+                oauth_auth_server,
+            )
             from hightouch.htevents.oauth_manager import OauthManager
 
             self.oauth_manager = OauthManager(
@@ -181,11 +188,6 @@ class Client:
                 timeout,
                 proxies=proxies,
                 session=session,
-            )
-        elif any(oauth):
-            log.warning(
-                'OAuth is off: oauth_client_id, oauth_client_key and oauth_key_id are '
-                'needed together, and only a part of them was given'
             )
 
         encoding.preload()
@@ -224,6 +226,17 @@ class Client:
         self.queue.on_loss = self._dispatcher.report
         if send:
             self.queue.on_put = self._dispatcher.put
+        # Last, when the client's own log handler can hear it.
+        if any(oauth) and not all(oauth):
+            log.warning(
+                'OAuth is off: oauth_client_id, oauth_client_key and oauth_key_id are '
+                'needed together, and only a part of them was given'
+            )
+        if host is not None and not settings.has_scheme(host):
+            log.warning(
+                'host: expected a URL that begins with https:// or http://, got a str '
+                'without; requests to it will fail. Write https:// in front of it'
+            )
         if self.queue.has_backlog():
             self._dispatcher.start()
 
@@ -546,7 +559,8 @@ class Client:
         if self._before_send is not None:
             scrubbed = self._scrub(message)
             if scrubbed is None:
-                self.queue.refuse()
+                if self.send:
+                    self.queue.refuse()
                 return False, message
             body, message = encode(scrubbed)
         else:
@@ -571,9 +585,9 @@ class Client:
         return accepted, message
 
     def _scrub(self, message: Message) -> Optional[Message]:
-        # On a copy: the caller's own nested objects are not before_send's to change.
+        # On a copy: if it raises, what is reported and returned is the whole message.
         assert self._before_send is not None
-        copy = utils.clean(message)
+        copy = _copied('', message, 0)
         try:
             scrubbed = self._before_send(copy)
         except Exception as error:
@@ -612,7 +626,8 @@ class Client:
             reported through ``on_error``; False when time ran out: nothing is dropped
         """
         fork.check()
-        return self._dispatcher.flush(_checked_timeout(timeout))
+        timeout = _checked_timeout(timeout)
+        return not self.send or self._dispatcher.flush(timeout)
 
     def shutdown(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
         """Flush, then end the threads; what is not delivered in time is reported lost.
@@ -623,7 +638,11 @@ class Client:
         :returns: as `flush`
         """
         fork.check()
-        return self._dispatcher.shutdown(_checked_timeout(timeout))
+        timeout = _checked_timeout(timeout)
+        if self.send:
+            return self._dispatcher.shutdown(timeout)
+        self._dispatcher.retire()
+        return True
 
     def join(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
         """Do the same as `shutdown`."""
@@ -737,17 +756,22 @@ def _as_text(value: Any) -> Any:
         )
 
 
-def _copied(name: str, value: Optional[Mapping[str, object]]) -> Message:
-    """Return a dict of the caller's as it goes on the wire; {} for anything falsy."""
+def _copied(
+    name: str, value: Optional[Mapping[str, object]], depth: int = 1
+) -> Message:
+    """Return a dict of the caller's as it goes on the wire; {} for anything falsy.
+
+    :param depth: its level in the message
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):
         expect(_is_falsy(value), name, 'a dict', value)
         return {}
     try:
-        copied = encoding.copied(value)
-    except Exception:  # no plain values only, or another thread is changing it
-        copied = utils.clean(value, name)
+        copied = encoding.copied(value, depth)
+    except Exception:  # not of plain values only, or another thread is changing it
+        copied = utils.clean(value, name, depth)
     return copied if isinstance(copied, dict) else {}
 
 

@@ -48,11 +48,11 @@ class Signal:
         return self._lock.acquire(True, min(timeout, threading.TIMEOUT_MAX))
 
 
-def is_started(thread: threading.Thread) -> bool:
-    """Start a thread; False when there is none to be had.
+def try_start(thread: threading.Thread) -> bool:
+    """Start a thread; return False if that is not possible.
 
-    That is a limit of the system, an interpreter that shuts down, or a test that has
-    replaced ``Thread.start`` for a while.
+    The reason may be a limit of the system, an interpreter that is shutting down, or a
+    test that replaced ``Thread.start``.
     """
     try:
         thread.start()

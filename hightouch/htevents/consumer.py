@@ -37,7 +37,8 @@ from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
 if TYPE_CHECKING:
     from hightouch.htevents.foreign_queue import ForeignQueue
 
-_post = post
+# An application's tests may patch it here or in request.
+_original_post = post
 
 # Bytes of JSON that one message may take: the collector refuses larger ones.
 MAX_MSG_SIZE = 32 << 10
@@ -259,9 +260,8 @@ class Consumer(threading.Thread):
         kwargs: Dict[str, Any] = {}
         if self._lease is not None:
             kwargs['session'] = self._lease.get()
-        # An application's tests may have patched either name.
-        function = post if post is not _post else request.post
-        function(
+        send = post if post is not _original_post else request.post
+        send(
             self.write_key,
             self.host,
             gzip=self.gzip,

@@ -9,8 +9,8 @@ from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import (
     Deadline,
     delivery_depth,
-    is_started,
     monotonic,
+    try_start,
 )
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
@@ -192,7 +192,7 @@ class Dispatcher:
         for consumer in self.consumers:
             if consumer.ident is not None:
                 continue
-            if not is_started(consumer):
+            if not try_start(consumer):
                 # Events wait for a flush, the exit, or the next try.
                 self._next_start = monotonic() + pool.START_RETRY_INTERVAL
                 return

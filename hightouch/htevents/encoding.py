@@ -1,14 +1,14 @@
 """A message becomes bytes, once.
 
-Common values are copied (`copied`), and one call of the C encoder writes them. Only when
-one of the two stumbles is the message copied into plain values (`utils.clean`), which
-never fails, and encoded again. With orjson installed (the extra ``fast``) that is tried
-first.
+A message of plain values is copied by `copied`, and one call of the C encoder writes it.
+Only if one of the two fails, `utils.clean` makes plain values of it, which never fails, and
+it is encoded again. With orjson installed (the extra ``fast``) that is tried first.
 """
 
 import json
 import math
 from datetime import date, datetime, timezone
+from enum import Enum
 from functools import lru_cache
 from json import encoder
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -57,6 +57,7 @@ _ATOMS = frozenset({str, int, bool, type(None), datetime, date})
 def copied(value: Any, depth: int = 0) -> Any:
     """Copy a value of plain containers, so that later changes to either stay there.
 
+    :param depth: its level in the message
     :raises Exception: when there is anything in it that `utils.clean` would convert
     """
     kind = type(value)
@@ -66,17 +67,19 @@ def copied(value: Any, depth: int = 0) -> Any:
         copy: Any = value.copy()
         ''.join(copy)  # raises, unless all keys are texts
         for key, each in copy.items():
-            kind = type(each)
-            # A finite float is one as well: the others leave NaN here.
-            if kind not in _ATOMS and not (kind is float and each - each == 0):
+            of = type(each)
+            # `each - each` is NaN for NaN and the infinities.
+            if of not in _ATOMS and not (of is float and each - each == 0):
                 copy[key] = copied(each, depth + 1)
         return copy
     if kind is list or kind is tuple:
         return [
             each if type(each) in _ATOMS else copied(each, depth + 1) for each in value
         ]
-    if kind is float and math.isfinite(value) or issubclass(kind, (str, int)):
+    if kind is float and math.isfinite(value):
         return value
+    if issubclass(kind, str) and not issubclass(kind, Enum):
+        return str.__str__(value)
     raise TypeError(kind.__name__)
 
 
@@ -93,9 +96,9 @@ def encode(message: Any) -> Tuple[bytes, Any]:
 
 
 def encode_plain(message: Any) -> Tuple[bytes, Any]:
-    """Do the same for a message that `copied` or `utils.clean` made, or its parts.
+    """Encode a message of plain values; clean it first only if the encoder fails.
 
-    The message is returned, or a cleaned copy if it had to be copied.
+    :returns: the JSON, and the message as it goes on the wire: the given one, or a copy
     """
     try:
         return _fast(message), message
@@ -116,11 +119,10 @@ def preload() -> None:
     try:
         orjson = __import__('orjson')
         made = _make_fast(orjson)
-        # Not there, not for this interpreter, or a test's stand-in: an extra, not a need.
-        if orjson.dumps(_SAMPLE) == _stdlib(_SAMPLE):
+        if orjson.dumps(_SAMPLE) == _stdlib(_SAMPLE):  # else it is a test's stand-in
             _fast = made
     except Exception:
-        pass
+        pass  # not there, or not for this interpreter: an extra, not a need
 
 
 def _make_fast(orjson: Any) -> Callable[[Any], bytes]:

@@ -11,9 +11,15 @@ from typing import Any, Optional
 RETRYABLE_STATUSES = frozenset({408, 429} | (set(range(500, 600)) - {501, 505}))
 
 
-# Exceptions of requests that say that a setting is wrong, by name, with those that are
-# derived from them: nothing is imported here, and old releases lack some.
-_WRONG_SETTING = {'InvalidURL', 'InvalidSchema', 'MissingSchema', 'InvalidHeader'}
+# Exceptions of requests and urllib3 that say that a setting is wrong, and the bases of
+# such exceptions. By name: nothing is imported here, and old releases lack some.
+_WRONG_SETTING = {
+    'InvalidURL',
+    'InvalidSchema',
+    'MissingSchema',
+    'InvalidHeader',
+    'LocationValueError',
+}
 
 
 class ValidationError(AssertionError):

@@ -10,7 +10,7 @@ import os
 from typing import Any
 from weakref import WeakSet
 
-# Bound here, and taken from here: a test that replaces os.getpid has not forked.
+# The original, wherever we ask whether we were forked: a test may replace os.getpid.
 getpid = os.getpid
 
 _owners: 'WeakSet[Any]' = WeakSet()

@@ -54,15 +54,14 @@ log = _Log()
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to sys.stderr as it is then: a test may have replaced it for a while."""
+    """Writes to sys.stderr, looked up for each line: a test may replace it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # the one of StreamHandler would keep a stream
 
     @property
     def stream(self) -> Any:
         return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        pass
 
 
 class _Handlers:

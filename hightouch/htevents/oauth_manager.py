@@ -82,12 +82,12 @@ class OauthManager:
     ) -> None:
         import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
 
-        self.client_id = _as_text(client_id)
-        self.key_id = _as_text(key_id)
+        self.client_id = _stripped(client_id)
+        self.key_id = _stripped(key_id)
         self.auth_server = remove_trailing_slash(
-            _as_text(auth_server or DefaultConfig.oauth_auth_server)
+            _stripped(auth_server or DefaultConfig.oauth_auth_server)
         )
-        self.scope = _as_text(scope or DefaultConfig.oauth_scope)
+        self.scope = scope or DefaultConfig.oauth_scope
         self.timeout = timeout
         self.max_retries = max_retries
         self._client_key = client_key
@@ -296,9 +296,11 @@ class OauthManager:
         )
 
 
-def _as_text(value: Any) -> str:
-    """Return an id or a URL as it was meant: numbers as text, no white space around it."""
-    return (value.decode('utf-8') if isinstance(value, bytes) else str(value)).strip()
+def _stripped(value: Any) -> str:
+    """Return the text of an id or a URL, without the white space around it."""
+    if isinstance(value, bytes):
+        value = value.decode('utf-8', 'replace')
+    return str(value).strip()
 
 
 class _Token:

@@ -26,7 +26,7 @@ from time import sleep
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from hightouch.htevents import fork
-from hightouch.htevents.concurrency import Signal, is_started, monotonic
+from hightouch.htevents.concurrency import Signal, monotonic, try_start
 from hightouch.htevents.fork import getpid
 from hightouch.htevents.logs import log
 
@@ -189,7 +189,7 @@ class Pool:
         # Before it runs: what is called meanwhile has to wake it.
         self._started = True
         try:
-            if not is_started(watch):
+            if not try_start(watch):
                 self._started = False
                 self._next_start = monotonic() + START_RETRY_INTERVAL
                 self._forget()
@@ -304,7 +304,7 @@ class Pool:
         worker = _Worker(self._work)
         self._workers.append(worker)
         try:
-            started = is_started(worker)
+            started = try_start(worker)
         except BaseException:
             self._workers.remove(worker)
             raise

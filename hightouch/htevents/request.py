@@ -3,8 +3,10 @@
 import json
 import logging
 import re
+from base64 import b64encode
 from datetime import date, datetime
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
+from urllib.parse import unquote_to_bytes
 
 from hightouch.htevents import sessions
 from hightouch.htevents.batch import Batch
@@ -165,25 +167,30 @@ def is_token(value: Any) -> bool:
 def authentication(token: Optional[str], session: Any, url: str) -> Any:
     """Return the ``auth`` of a request: it keeps ~/.netrc out.
 
-    Without one, requests looks the host up there and replaces our header. Without a token
-    a user's own session keeps its ``auth``, and else the URL its credentials.
+    Without one, requests looks the host up there and replaces our header. A token comes
+    first, then the ``auth`` of a user's own session, then the credentials of the URL.
     """
-    if token is None and getattr(session, 'auth', None) is not None:
+    if token is not None:
+        header = 'Bearer ' + token
+    elif getattr(session, 'auth', None) is not None:
         return None
-    if token is None and '@' in url:
-        from requests.auth import HTTPBasicAuth
-        from requests.utils import get_auth_from_url
-
-        credentials = get_auth_from_url(url)
-        if any(credentials):
-            return HTTPBasicAuth(*credentials)
+    else:
+        header = _basic(url)
 
     def apply(prepared: Any) -> Any:
-        if token is not None:
-            prepared.headers['Authorization'] = 'Bearer ' + token
+        if header:
+            prepared.headers['Authorization'] = header
         return prepared
 
     return apply
+
+
+def _basic(url: str) -> str:
+    credentials, at, _ = url.partition('//')[2].partition('/')[0].rpartition('@')
+    if not at:
+        return ''
+    user, _, password = (unquote_to_bytes(each) for each in credentials.partition(':'))
+    return 'Basic ' + b64encode(user + b':' + password).decode('ascii')
 
 
 def read(response: Any, secrets: Sequence[str] = ()) -> Optional[APIError]:
@@ -245,11 +252,13 @@ def normalize_proxies(value: Any) -> Optional[Dict[str, Optional[str]]]:
             url = 'http://' + url
         return {'http': url, 'https': url}
     if isinstance(value, Mapping):
-        # None is a word, too: no proxy for this scheme, whatever the environment says.
-        proxies = {scheme: url or None for scheme, url in value.items()}
-        given = [*proxies, *filter(None, proxies.values())]
-        if all(isinstance(each, str) for each in given):
-            return {scheme: url and url.strip() for scheme, url in proxies.items()}
+        # None says, as in requests: not the proxy of this scheme in the environment.
+        proxies = {
+            scheme: (url.strip() if isinstance(url, str) else url) or None
+            for scheme, url in value.items()
+        }
+        if all(isinstance(each, str) for each in [*proxies, *proxies.values()] if each):
+            return proxies
     raise ValidationError(
         "proxies: expected a dict such as {'https': 'http://proxy:8080'}, "
         "'host:port' or a URL, got %s" % type(value).__name__

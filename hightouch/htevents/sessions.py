@@ -139,7 +139,10 @@ def _make_session() -> Any:
             key = (given, [os.environ.get(name) for name in _VARIABLES])
             known, settings = self._merged
             if known != key:
-                settings = super().merge_environment_settings(*given)
+                # With a copy: it changes the dict, and that is a part of the key.
+                settings = super().merge_environment_settings(
+                    url, dict(given[1]), stream, verify, cert
+                )
                 self._merged = (key, settings)
             return dict(settings, proxies=dict(settings['proxies'] or {}))
 

@@ -6,10 +6,9 @@ import os
 import sys
 from numbers import Number
 from threading import TIMEOUT_MAX
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents.errors import ValidationError
-from hightouch.htevents.logs import log
 
 # As in requests: seconds, or a pair, for the connection and between bytes of an answer.
 Timeout = Union[float, Tuple[Optional[float], Optional[float]]]
@@ -84,70 +83,69 @@ def _as_number(value: Any) -> Any:
     return number if number == number else None
 
 
-def _check_number(name: str, value: Any, expected: str, least: float) -> Any:
+def _check_number(
+    name: str, value: Any, expected: str, valid: Callable[[float], bool]
+) -> Any:
     number = _as_number(value)
     expect(number is not None, name, expected, value)
-    if number < least:
-        raise ValidationError('%s: expected %s, got %r' % (name, expected, value))
+    if not valid(number):
+        text = '%g' % number if abs(number) < sys.maxsize else 'a larger number'
+        raise ValidationError('%s: expected %s, got %s' % (name, expected, text))
     return number
 
 
 def check_whole(
-    name: str, value: Any, least: float = -math.inf, bounded: bool = False
+    name: str, value: Any, least: float = -math.inf, most: float = math.inf
 ) -> int:
-    """Return a number as an int, rounded up; infinity as the largest one if unbounded.
+    """Return a number as an int: rounded up, and an infinity as ``sys.maxsize`` or 0.
 
-    :param least: the smallest valid one
-    :param bounded: whether infinity is invalid
-    :raises ValidationError: when it is none of these
+    :raises ValidationError: when it is not a number from ``least`` to ``most``
     """
     expected = 'a whole number' + ('' if least < 0 else ', at least %d' % least)
-    number: float = _check_number(name, value, expected, least)
+    number: float = _check_number(
+        name, value, expected, lambda number: least <= number <= most
+    )
     if number in (math.inf, -math.inf):
-        expect(not bounded, name, expected, value)
-        return sys.maxsize if number > 0 else -1
+        return sys.maxsize if number > 0 else 0
     return math.ceil(number)
 
 
 def check_seconds(name: str, value: Any) -> float:
     """Return a number of seconds, at least 0; raise `ValidationError`."""
-    number: float = _check_number(name, value, 'a number of seconds, at least 0', 0)
+    expected = 'a number of seconds, at least 0'
+    number: float = _check_number(name, value, expected, lambda number: number >= 0)
     return number
 
 
 def check_timeout(value: Any) -> Optional[Timeout]:
     """Return a request's timeout as ``requests`` takes it; raise `ValidationError`."""
-    if value is None:
-        return None
     if isinstance(value, tuple) and len(value) == 2:
         return _check_part(value[0]), _check_part(value[1])
-    seconds: Optional[float] = _check_part(value)
-    return seconds
+    return _check_part(value)
 
 
-def _check_part(value: Any) -> Any:
+def _check_part(value: Any) -> Optional[float]:
+    if value is None:
+        return None
     expected = (
         'seconds, more than 0 and finite, or a pair of them (for the connection, and '
         'between bytes of the answer); None waits without bound'
     )
-    if value is None:
-        return None
-    number = _as_number(value)
-    expect(number is not None, 'timeout', expected, value)
     # Sockets take no other: each request would fail.
-    if not 0 < number <= TIMEOUT_MAX:
-        raise ValidationError('timeout: expected %s, got %r' % (expected, value))
-    return number
+    seconds: float = _check_number(
+        'timeout', value, expected, lambda number: 0 < number <= TIMEOUT_MAX
+    )
+    return seconds
 
 
 def find_write_key(value: Any) -> Any:
-    """Return the write key that counts: the given one, else that of the environment."""
+    """Return the write key to use: the given one, else the one of the environment."""
     key = value.strip() if isinstance(value, str) else value
     return key or os.environ.get(ENV_WRITE_KEY, '').strip()
 
 
 def check_write_key(value: Optional[str]) -> str:
-    """Return the write key that counts; raise `ValidationError` if there is none."""
+    """Return the write key to use; raise `ValidationError` if there is none."""
     key = find_write_key(value)
     expect(
         isinstance(key, str) and bool(key),
@@ -160,24 +158,18 @@ def check_write_key(value: Optional[str]) -> str:
 
 
 def check_host(value: Optional[str]) -> Optional[str]:
-    """Return the base URL that counts: given, of the environment, or None.
-
-    One without a scheme is the server's answer to give, as in releases before 0.1: each
-    request fails. It is said in the log at once.
+    """Return the base URL to use, None for the default one.
 
     :raises ValidationError: when it is not a str
     """
-    expected = 'a URL that begins with https:// or http://'
     host = value or os.environ.get(ENV_HOST) or ''
-    expect(isinstance(host, str), 'host', expected + ', or None', value)
-    host = host.strip()
-    if host and not host.lower().startswith(('http://', 'https://')):
-        log.warning(
-            'host: expected %s, got a str without; no event can be delivered. '
-            'Write https:// in front of it',
-            expected,
-        )
-    return host or None
+    expect(isinstance(host, str), 'host', 'a URL such as https://…, or None', value)
+    return host.strip() or None
+
+
+def has_scheme(host: str) -> bool:
+    """Whether a base URL has one of the schemes that requests can be sent with."""
+    return host.lower().startswith(('http://', 'https://'))
 
 
 def check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:

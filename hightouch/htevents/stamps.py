@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime, timezone
-from os import urandom
+from os import urandom  # the original: a test may replace it, and ids are made ahead
 from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 

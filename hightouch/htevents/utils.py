@@ -12,9 +12,9 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from hightouch.htevents.logs import log
 
-# Levels of dicts and lists; what is deeper becomes null. Whoever reads JSON recursively
-# must be able to read ours. 100 are for a value of the application, and four for what is
-# around it: the properties, the message, the batch and the body.
+# Levels of dicts and lists in a message; what is deeper becomes null, because a reader of
+# JSON may be recursive. A value of the application may have 100; the others are for what
+# is around it, such as the properties and the message.
 MAX_DEPTH = 104
 
 # Seconds around the local time within which a naive datetime is taken for local.
@@ -50,15 +50,16 @@ def remove_trailing_slash(host: str) -> str:
     return host.rstrip('/')
 
 
-def clean(item: Any, path: str = '') -> Any:
+def clean(item: Any, path: str = '', depth: int = 0) -> Any:
     """Copy a value into what JSON can carry; dates stay objects. Never raises.
 
     What cannot be carried becomes null or its ``str()``, with one warning that names
     its path and type, never its value. Does not change ``item``.
 
-    :param path: of the item itself, for warnings
+    :param path: of the item itself in the message, for warnings
+    :param depth: of the item itself in the message
     """
-    return _Cleaner().clean(item, path, 0)
+    return _Cleaner().clean(item, path, depth)
 
 
 class _Cleaner:

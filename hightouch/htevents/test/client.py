@@ -28,7 +28,6 @@ from hightouch.htevents.test.support import (
 from hightouch.htevents.version import VERSION
 
 
-# Every call with the least it needs.
 class QueryDict(dict):  # type: ignore[type-arg]
     """Stores lists and says their last values, as Django's does."""
 
@@ -43,6 +42,7 @@ class Text(str):
     pass
 
 
+# Every call with the least it needs.
 CALLS = {
     'identify': {'user_id': 'user'},
     'track': {'user_id': 'user', 'event': 'event'},
@@ -146,6 +146,8 @@ class CallTest(TestCase):
             message = getattr(client, call)(**arguments)[1]
             client.flush(LIMIT)
             self.assertEqual(self.collector.events[-1], message)
+            if name in ('properties', 'traits'):
+                self.assertIs(type(message[name]['text']), str)
 
     def test_the_message_returned_shares_nothing_with_the_callers_objects(self) -> None:
         for call, name in (
@@ -331,6 +333,8 @@ class CallTest(TestCase):
             {'upload_interval': -1},
             {'timeout': (1, 0)},
             {'timeout': (1, 2, 3)},
+            {'timeout': 10**5000},
+            {'upload_interval': -(10**5000)},
             {'log_handler': logging.StreamHandler},
             {'log_handler': 5},
             {'upload_interval': 'soon'},
@@ -342,7 +346,7 @@ class CallTest(TestCase):
             {'before_send': 1},
             {'proxies': 7},
         ):  # type: Any
-            with self.assertRaises(AssertionError, msg=str(wrong)) as caught:
+            with self.assertRaises(AssertionError, msg=str(list(wrong))) as caught:
                 Client(**dict({'write_key': 'k'}, **wrong))
             self.assertIn('expected', str(caught.exception))
 
@@ -388,10 +392,9 @@ class CallTest(TestCase):
     def test_a_host_without_a_scheme_is_warned_of_and_loses_its_events_at_once(
         self,
     ) -> None:
-        lost = Recorder()
-        with LogCatcher() as log:
-            client = self.client(host='example.com', on_error=lost)
-        (line,) = log.lines(logging.WARNING)
+        lost, lines = Recorder(), LogCatcher()
+        client = self.client(host='example.com', on_error=lost, log_handler=lines)
+        (line,) = lines.lines(logging.WARNING)
         self.assertIn('https://', line)
         self.assertEqual(client.host, 'example.com')
         client.track('u', 'e')
@@ -472,7 +475,7 @@ class DeliveryTest(TestCase):
 
     def test_send_false_checks_and_builds_and_does_nothing_else(self) -> None:
         client = self.client(send=False, max_queue_size=1, thread=2)
-        threads = threading.active_count()
+        threads = set(threading.enumerate())
         with LogCatcher() as log:
             for number in range(10050):
                 accepted, message = client.track('user', 'event', {'n': number})
@@ -484,9 +487,10 @@ class DeliveryTest(TestCase):
         self.assertEqual((stats.accepted, stats.pending, stats.refused), (0, 0, 0))
         self.assertRaises(AssertionError, client.track, None, 'event')
         self.assertRaises(RuntimeError, client.track, 'user', 'e' * MAX_MSG_SIZE)
+        client.queue.put({'put': 'by hand'})
         self.assertTrue(client.flush(0) and client.shutdown(0) and client.join(0))
         self.assertIs(client.track('user', 'event')[0], True)
-        self.assertEqual(threading.active_count(), threads)
+        self.assertEqual(set(threading.enumerate()) - threads, set())
         self.assertEqual(self.collector.requests, [])
 
     def test_send_false_applies_to_sync_mode_and_before_send_as_well(self) -> None:
@@ -496,6 +500,7 @@ class DeliveryTest(TestCase):
         self.assertEqual(client.track('user', 'event'), (True, {'scrubbed': True}))
         dropping = self.client(send=False, before_send=lambda message: None)
         self.assertIs(dropping.track('user', 'event')[0], False)
+        self.assertEqual(dropping.stats().refused, 0)
         self.assertEqual(self.collector.requests, [])
 
     def test_a_full_queue_refuses_exactly_what_is_too_much_and_warns_once(self) -> None:

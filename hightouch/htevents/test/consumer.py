@@ -327,6 +327,23 @@ class RetryTest(TestCase):
             with self.assertRaises(type(error)):
                 self.request([error])
 
+    def test_a_host_that_no_request_can_have_is_tried_once(self) -> None:
+        for host in (
+            'example.com',
+            'ftp://example.com',
+            'http://',
+            'http://[::1',
+            'http://u:p@[::1',
+            'http://user:password@',
+            'http://%s.invalid' % ('a' * 70),
+            'http://127.0.0.1:port',
+        ):
+            lost = Recorder()
+            client = self.client(host=host, on_error=lost, upload_interval=0.01)
+            client.track('user', 'event')
+            self.assertTrue(lost.wait_for(1))
+            self.assertEqual(client.stats().retried, 0, host)
+
     def test_waits_are_jittered_grow_and_are_capped(self) -> None:
         for attempt, cap in ((0, 1), (3, 8), (5, 30), (1000, 30)):
             waits = [wait_time(attempt) for _ in range(200)]

@@ -2,6 +2,7 @@ import inspect
 import logging
 import os
 import threading
+import typing
 import unittest
 from typing import Any
 
@@ -26,6 +27,7 @@ ALIASES = {
     'Properties',
     'Proxies',
     'Result',
+    'Timeout',
     'Timestamp',
     'Traits',
 }
@@ -218,8 +220,11 @@ class ModuleTest(TestCase):
             and not name.startswith('_')
         }
         self.assertEqual(set(htevents.__all__), ours | ALIASES | {'__version__'})
-        for name in ALIASES:
-            self.assertIn('.', repr(getattr(htevents, name)), name)  # typing.Mapping[…]
+        hints = typing.get_type_hints(htevents.track)
+        for name in ('properties', 'context', 'integrations', 'timestamp'):
+            alias = getattr(htevents, name.capitalize())
+            self.assertEqual(hints[name], typing.Optional[alias])
+        self.assertEqual(hints['return'], htevents.Result)
         self.assertEqual(htevents.__version__, VERSION)
 
     def test_an_import_loads_no_http_and_no_cryptography(self) -> None:

@@ -66,9 +66,10 @@ class OauthTest(TestCase):
         )
 
     def test_credentials_in_a_url_are_sent_and_only_a_token_replaces_them(self) -> None:
-        basic = 'Basic ' + base64.b64encode(b'us@er:pa ss').decode('ascii')
+        plain = 'ł@er:pa ss'.encode('utf-8')
+        basic = 'Basic ' + base64.b64encode(plain).decode('ascii')
         mine = 'Basic ' + base64.b64encode(b'me:secret').decode('ascii')
-        url = self.collector.url.replace('//', '//us%40er:pa%20ss@')
+        url = self.collector.url.replace('//', '//ł%40er:pa%20ss@')
         with tempfile.TemporaryDirectory() as home:
             netrc = os.path.join(home, '.netrc')
             with open(netrc, 'w') as file:

@@ -99,7 +99,7 @@ class PostTest(TestCase):
         self.assertIsNone(request.normalize_proxies(None))
         for none in ('', ' ', {}, [], (), 0, False):
             self.assertIsNone(request.normalize_proxies(none))
-        for word in ({'http': None, 'https': None}, {'http': '', 'https': False}):
+        for word in ({'http': None, 'https': None}, {'http': ' ', 'https': False}):
             self.assertEqual(
                 request.normalize_proxies(word), {'http': None, 'https': None}
             )

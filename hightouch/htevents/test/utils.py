@@ -315,6 +315,19 @@ class ValueTest(unittest.TestCase):
         copied['b'][3]['c'].append(1)
         self.assertEqual(message['b'][3], {'c': ()})  # type: ignore[index]
 
+    def test_an_enum_is_its_value_whatever_is_beside_it(self) -> None:
+        class Label(str, enum.Enum):
+            RED = 'red'
+
+            def __new__(cls, text: str) -> Any:
+                member = str.__new__(cls, 'label')
+                member._value_ = text
+                return member
+
+        for beside in (1, {1}):
+            for value in ({'in': Label.RED, 'beside': beside}, [Label.RED, beside]):
+                self.assertEqual(json.dumps(self.wire(value)).count('"red"'), 1)
+
     def test_a_stand_in_for_orjson_is_not_used(self) -> None:
         before = encoding._fast
         self.addCleanup(setattr, encoding, '_fast', before)
