@@ -162,12 +162,18 @@ def _client_if_configured() -> Optional[Client]:
     return client
 
 
+def _is_unknown(name: str, value: Any) -> bool:
+    if name.startswith('_') or name in settings.NAMES or isinstance(value, ModuleType):
+        return False
+    # A Timeout that is not our name for a type was meant to be the timeout.
+    changed = name.lower() in settings.NAMES and value is not _original.get(name)
+    return name not in _original or changed
+
+
 def _warn_of_unknown_settings() -> None:
     """Name the attributes that were set on this module and are not settings."""
     unknown = [
-        name
-        for name, value in list(globals().items())
-        if not (name in _names or name[0] == '_' or isinstance(value, ModuleType))
+        name for name, value in list(globals().items()) if _is_unknown(name, value)
     ]
     if unknown:
         import difflib
@@ -481,4 +487,4 @@ def join(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
 
 
 # All that an application may find here: another name was meant to be a setting.
-_names = frozenset(globals())
+_original = dict(globals())

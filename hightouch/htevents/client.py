@@ -19,6 +19,7 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.logs import log
+from hightouch.htevents.oauth_manager import OauthManager
 from hightouch.htevents.request import bare, normalize_proxies
 from hightouch.htevents.settings import (
     Proxies,
@@ -135,7 +136,7 @@ class Client:
         max_queue_size = check_whole('max_queue_size', max_queue_size)
         max_retries = check_whole('max_retries', max_retries)
         timeout = settings.check_timeout(timeout)
-        thread = check_whole('thread', thread, 1, sys.maxsize)
+        thread = check_whole('thread', thread, 0 if sync_mode else 1, sys.maxsize)
         upload_size = check_whole('upload_size', upload_size, 1)
         upload_interval = check_seconds('upload_interval', upload_interval)
         log_handler = settings.check_log_handler(log_handler)
@@ -168,7 +169,7 @@ class Client:
         self._block_timeout = block_timeout
         self._to_warn = [True]  # taken by the one thread that warns of refused events
 
-        self.oauth_manager: Any = None
+        self.oauth_manager: Optional[OauthManager] = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
             expect(
@@ -177,8 +178,6 @@ class Client:
                 'a URL, of the server that gives the tokens',
                 oauth_auth_server,
             )
-            from hightouch.htevents.oauth_manager import OauthManager
-
             self.oauth_manager = OauthManager(
                 oauth_client_id,
                 oauth_client_key,

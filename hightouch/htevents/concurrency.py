@@ -8,9 +8,13 @@ from typing import Any, Callable, Dict, Optional
 from hightouch.htevents import fork
 
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
-# be over. So this is not time.monotonic, which time_machine replaces inside of C, and not a
-# function of the module time itself, which freezegun replaces wherever it finds one.
-monotonic = partial(time.perf_counter)
+# be over. time_machine replaces time.monotonic inside of C. freezegun replaces it, and
+# time.perf_counter, wherever a module has one: also here, if it is at work when we are
+# imported. Neither knows clock_gettime (which Windows lacks), nor looks into a partial.
+if hasattr(time, 'clock_gettime'):
+    monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+else:
+    monotonic = partial(time.perf_counter)
 
 # Seconds that a step may take which is tried although time is over already.
 LAST_TRY = 0.1

@@ -5,6 +5,7 @@ thread delivers through one as well (``sync_mode``, and a flush where no thread 
 """
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 from hightouch.htevents import request
@@ -23,6 +24,7 @@ from hightouch.htevents.errors import (
     ExpiredError,
     OauthError,
     describe,
+    is_of_network,
     is_retryable,
 )
 from hightouch.htevents.errors import FatalError as FatalError
@@ -37,7 +39,8 @@ from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
 if TYPE_CHECKING:
     from hightouch.htevents.foreign_queue import ForeignQueue
 
-# An application's tests may patch it here or in request.
+# A test of an application may patch it, here or in request. Then that is called as
+# releases before 0.1 called it, with a list of dicts.
 _original_post = post
 
 # Bytes of JSON that one message may take: the collector refuses larger ones.
@@ -72,7 +75,8 @@ class Consumer(threading.Thread):
     :param proxies: as in ``requests``
     :param oauth_manager: gives tokens through ``get_token()``
     :param on_success: called with the list of messages that were acknowledged
-    :param lease: gives the ``requests.Session`` to send with through ``get()``
+    :param lease: gives the ``requests.Session`` to send with through ``get()``, and after
+        ``renew()`` a new one
     :param on_end: called as the thread's last act
     """
 
@@ -216,6 +220,8 @@ class Consumer(threading.Thread):
                 return self._post(batch)
             except Exception as error:
                 self._source.note_error(error)
+                if self._lease is not None and not is_of_network(error):
+                    self._lease.renew()
                 if getattr(error, 'token_refused', False) and not token_renewed:
                     token_renewed = True  # the next try gets a new one
                     continue
@@ -255,12 +261,14 @@ class Consumer(threading.Thread):
         return True
 
     def _post(self, batch: List[Any]) -> None:
-        if not isinstance(batch, Batch):
-            batch = Batch([encode(message)[0] for message in batch], 0)
-        kwargs: Dict[str, Any] = {}
-        if self._lease is not None:
-            kwargs['session'] = self._lease.get()
         send = post if post is not _original_post else request.post
+        if send is _original_post:
+            if not isinstance(batch, Batch):
+                batch = Batch([encode(message)[0] for message in batch], 0)
+            session = None if self._lease is None else self._lease.get()
+            send = partial(send, session=session)
+        elif isinstance(batch, Batch):
+            batch = batch.messages()
         send(
             self.write_key,
             self.host,
@@ -269,7 +277,6 @@ class Consumer(threading.Thread):
             proxies=self.proxies,
             oauth_manager=self.oauth_manager,
             batch=batch,
-            **kwargs,
         )
 
     # -- a batch ---------------------------------------------------------------------

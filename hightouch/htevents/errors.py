@@ -183,6 +183,13 @@ def is_retryable(error: BaseException) -> bool:
     )
 
 
+def is_of_network(error: BaseException) -> bool:
+    """Whether an error is an answer of the server, or a failure on the way to it."""
+    if isinstance(error, APIError):
+        return True
+    return isinstance(error, OSError) and is_retryable(error)
+
+
 def describe(error: BaseException) -> str:
     """Name an error in a text that is safe in a log: its kind and status, no payload."""
     status = getattr(error, 'status', None)

@@ -3,11 +3,8 @@
 There is no thread here: who needs a token gets it, and when several do, one asks.
 """
 
-import calendar
 import threading
 import time
-import uuid
-from email.utils import parsedate_tz
 from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork, sessions
@@ -24,6 +21,7 @@ from hightouch.htevents.request import (
 )
 from hightouch.htevents.retry import parse_retry_after, wait_time
 from hightouch.htevents.settings import DefaultConfig, Timeout
+from hightouch.htevents.stamps import new_message_id
 from hightouch.htevents.utils import remove_trailing_slash
 
 ASSERTION_TYPE = 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer'
@@ -213,7 +211,7 @@ class OauthManager:
             'aud': bare(self.auth_server),
             'iat': now - ISSUED_AGO,
             'exp': now + VALID_FOR,
-            'jti': str(uuid.uuid4()),
+            'jti': new_message_id(),
         }
         import jwt
 
@@ -279,6 +277,10 @@ class OauthManager:
         return _Token(str(text), now, _life(fields.get('expires_in')))
 
     def _note_skew(self, value: Optional[str]) -> bool:
+        # Here, for the sake of the import: and requests has imported both already.
+        import calendar
+        from email.utils import parsedate_tz
+
         try:
             date = parsedate_tz(value) if value else None
             if date is None:

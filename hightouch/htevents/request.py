@@ -172,7 +172,7 @@ def authentication(token: Optional[str], session: Any, url: str) -> Any:
     """
     if token is not None:
         header = 'Bearer ' + token
-    elif getattr(session, 'auth', None) is not None:
+    elif getattr(session, 'auth', None):
         return None
     else:
         header = _basic(url)
@@ -186,8 +186,8 @@ def authentication(token: Optional[str], session: Any, url: str) -> Any:
 
 
 def _basic(url: str) -> str:
-    credentials, at, _ = url.partition('//')[2].partition('/')[0].rpartition('@')
-    if not at:
+    credentials, _, _ = url.partition('//')[2].partition('/')[0].rpartition('@')
+    if not credentials:
         return ''
     user, _, password = (unquote_to_bytes(each) for each in credentials.partition(':'))
     return 'Basic ' + b64encode(user + b':' + password).decode('ascii')

@@ -53,10 +53,14 @@ class _Shared:
             made_of = _ingredients()
             if self.session is None or any(map(is_not, made_of, self._made_of)):
                 # A test had replaced something (mock.patch), or has now: what was made
-                # then must not outlast it. No close: another thread may be using it.
+                # then must not outlast it.
                 self.session = _make_session()
                 self._made_of = made_of
             return self.session
+
+    def drop(self) -> None:
+        with self.lock:
+            self.session = None  # no close: another thread may be using it
 
     def release(self) -> None:
         with self.lock:
@@ -220,6 +224,14 @@ class Lease:
             session = _shared.acquire()
             self._held = True
             return session
+
+    def renew(self) -> None:
+        """Have the next `get` open a new session, because this one seems to be broken.
+
+        So it is when a test had replaced anything at all that requests is made of.
+        """
+        if self._own is None:
+            _shared.drop()
 
     def close(self) -> None:
         """End the lease; twice is harmless. Used again, it is a new one."""

@@ -97,7 +97,7 @@ def _check_number(
 def check_whole(
     name: str, value: Any, least: float = -math.inf, most: float = math.inf
 ) -> int:
-    """Return a number as an int: rounded up, and an infinity as ``sys.maxsize`` or 0.
+    """Return a number as an int from 0 to ``sys.maxsize``, rounded up.
 
     :raises ValidationError: when it is not a number from ``least`` to ``most``
     """
@@ -105,9 +105,9 @@ def check_whole(
     number: float = _check_number(
         name, value, expected, lambda number: least <= number <= most
     )
-    if number in (math.inf, -math.inf):
-        return sys.maxsize if number > 0 else 0
-    return math.ceil(number)
+    if number > sys.maxsize:
+        return sys.maxsize
+    return 0 if number < 0 else math.ceil(number)
 
 
 def check_seconds(name: str, value: Any) -> float:
@@ -162,9 +162,9 @@ def check_host(value: Optional[str]) -> Optional[str]:
 
     :raises ValidationError: when it is not a str
     """
-    host = value or os.environ.get(ENV_HOST) or ''
+    host = value or ''
     expect(isinstance(host, str), 'host', 'a URL such as https://…, or None', value)
-    return host.strip() or None
+    return host.strip() or os.environ.get(ENV_HOST, '').strip() or None
 
 
 def has_scheme(host: str) -> bool:

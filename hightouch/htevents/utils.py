@@ -85,6 +85,8 @@ class _Cleaner:
             return _lost(item, path, 'raised an error; it is sent as null')
 
     def _clean_other(self, item: Any, path: str, depth: int) -> Any:
+        if isinstance(item, (type, ModuleType)):
+            return _lost(item, path, 'is code, not data; it is sent as null')
         for types, convert in _SCALARS:
             if isinstance(item, types):
                 return convert(self, item, path, depth)
@@ -102,14 +104,15 @@ class _Cleaner:
             return self._container(
                 item, path, depth, lambda *_: self._mapping(values, path, depth)
             )
-        if hasattr(item, 'dtype') and callable(getattr(item, 'tolist', None)):
+        kind = type(item)  # an instance of Mock has any name
+        if hasattr(kind, 'dtype') and callable(getattr(kind, 'tolist', None)):
             # numpy and what is like it; a plain value, or lists that are no deeper
             plain = item.tolist()
             if type(plain) is type(item):
                 return _number(plain)  # a longdouble, which Python has no type for
             return self.clean(plain, path, depth)
         meant = isinstance(item, numbers.Number) or _is_textual(item)
-        if not meant and (callable(item) or isinstance(item, ModuleType)):
+        if not meant and callable(item):
             return _lost(item, path, 'is code, not data; it is sent as null')
         text = _text(str(item))
         if not meant:
@@ -167,8 +170,6 @@ def _pairs(item: Any) -> List[Tuple[Any, Any]]:
 def _fields(item: Any) -> Optional[Dict[str, Any]]:
     """The fields of a dataclass, attrs or pydantic object; None for anything else."""
     kind = type(item)
-    if isinstance(item, type):
-        return None
     declared = getattr(kind, '__attrs_attrs__', None)
     if hasattr(kind, '__dataclass_fields__') and 'dataclasses' in sys.modules:
         declared = sys.modules['dataclasses'].fields(item)  # without its ClassVars
@@ -229,9 +230,10 @@ def _is_a(item: Any, module: str, name: str) -> bool:
 
 def _is_textual(item: Any) -> bool:
     """Whether str() is what was meant: UUIDs, paths, strings that are made late."""
-    if _is_a(item, 'uuid', 'UUID') or hasattr(item, '__fspath__'):
+    kind = type(item)  # an instance of Mock has any name
+    if _is_a(item, 'uuid', 'UUID') or hasattr(kind, '__fspath__'):
         return True
-    return all(hasattr(item, name) for name in ('upper', 'split', 'encode'))
+    return all(hasattr(kind, name) for name in ('upper', 'split', 'encode'))
 
 
 # In this order: an IntEnum is an int, a datetime is a date, a bool is an int.

@@ -356,6 +356,8 @@ class CallTest(TestCase):
             {'max_queue_size': 2.5},
             {'max_queue_size': float('inf')},
             {'max_queue_size': True},
+            {'max_queue_size': 10**30},
+            {'sync_mode': True, 'thread': 0},
             {'max_retries': -1},
             {'max_retries': 2.5},
             {'max_retries': float('inf')},

@@ -238,7 +238,29 @@ class UploadTest(TestCase):
             with mock.patch('hightouch.htevents.%s.post' % module) as post:
                 self.assertTrue(self.consumer(source, upload_interval=0.05).upload())
             self.assertEqual(post.call_args[1]['batch'], [TRACK])
+            self.assertIs(type(post.call_args[1]['batch']), list)
         self.assertEqual(self.collector.requests, [])
+
+    def test_a_patched_post_is_called_as_published(self) -> None:
+        batches = []
+
+        def as_published(
+            write_key: str,
+            host: Any = None,
+            gzip: bool = False,
+            timeout: float = 15,
+            proxies: Any = None,
+            oauth_manager: Any = None,
+            batch: Any = None,
+        ) -> None:
+            batches.append((write_key, host, batch.pop()['event']))
+
+        for module in ('consumer', 'request'):
+            with mock.patch('hightouch.htevents.%s.post' % module, as_published):
+                client = self.client(sync_mode=True, max_retries=0)
+                self.assertTrue(client.track('user', 'event')[0])
+        expected = (TEST_WRITE_KEY, self.collector.url, 'event')
+        self.assertEqual(batches, [expected] * 2)
 
     def test_falsy_callbacks_of_a_consumer_mean_none(self) -> None:
         for none in (None, False, 0, '', []):  # type: Any

@@ -287,6 +287,19 @@ class ThreadFaultTest(TestCase):
             self.addCleanup(each.stop)
         self.check_waits()
 
+    def test_a_clock_that_is_stopped_at_the_import_stops_no_wait(self) -> None:
+        result = run_program(
+            'import time\n'
+            'from unittest import mock\n'
+            'with mock.patch("time.monotonic", return_value=5), '
+            'mock.patch("time.perf_counter", return_value=5):\n'
+            '    from hightouch.htevents import Client\n'
+            '    client = Client("key", "http://127.0.0.1:9", shutdown_timeout=0.1)\n'
+            '    client.track("user", "event")\n'
+            '    print(client.flush(0.1))\n'
+        )
+        self.assertEqual(result.stdout, 'False\n', result.stderr)
+
     @unittest.skipUnless(time_machine, 'needs time_machine before 3, which stops it')
     def test_a_clock_that_is_stopped_inside_of_c_stops_no_wait(self) -> None:
         with time_machine.travel(1e9, tick=False):

@@ -160,12 +160,19 @@ class ModuleTest(TestCase):
         for name, value in misspelt.items():
             setattr(htevents, name, value)
             self.addCleanup(delattr, htevents, name)
+        self.addCleanup(setattr, htevents, 'Timeout', htevents.Timeout)
+        htevents.Timeout = 3  # type: ignore[assignment,misc]
         with LogCatcher() as log:
             htevents.track('user', 'event')
             htevents.track('user', 'event')
             htevents.flush(LIMIT)
         (line,) = log.lines(logging.WARNING)
-        for text in ('max_retry (did you mean max_retries?)', 'mean host?', 'flush_at'):
+        for text in (
+            'max_retry (did you mean max_retries?)',
+            'Host (did you mean host?)',
+            'Timeout (did you mean timeout?)',
+            'flush_at',
+        ):
             self.assertIn(text, line)
 
     def test_the_right_names_and_the_modules_of_the_package_are_no_misspelling(

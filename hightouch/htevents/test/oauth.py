@@ -79,14 +79,16 @@ class OauthTest(TestCase):
                 self.sent(host=url)
                 with requests.Session() as session:
                     self.sent(host=url, session=session)
+                    session.auth = ''
+                    self.sent(host=url, session=session)
                     session.auth = ('me', 'secret')
                     self.sent(host=url, session=session)
                 client = self.oauth_client(host=url, oauth_auth_server=url)
                 client.track('user', 'event')
                 self.assertTrue(client.flush(LIMIT))
         given = [each.headers.get('authorization') for each in self.collector.requests]
-        self.assertEqual(given[:4], [basic, basic, mine, basic])
-        self.assertRegex(given[4], '^Bearer ')
+        self.assertEqual(given[:5], [basic, basic, basic, mine, basic])
+        self.assertRegex(given[5], '^Bearer ')
         self.assertEqual(self.claims()[1]['aud'], self.collector.url)
 
     def fault(self, *steps: Any) -> None:

@@ -63,6 +63,10 @@ class SessionTest(TestCase):
             ('"requests.adapters.HTTPAdapter",', 0),
             ('"requests.adapters.PoolManager",', 0),
             ('"requests.Request",', 0),
+            ('"requests.PreparedRequest.prepare",', 0),
+            ('"requests.Session.prepare_request",', 0),
+            ('"requests.Session.mount",', 0),
+            ('"requests.adapters.HTTPAdapter.init_poolmanager",', 0),
             ('"requests.sessions.PreparedRequest",', 0),
             (
                 '"requests.sessions.get_environ_proxies", lambda *_, **__: {"http": "x:1"}',

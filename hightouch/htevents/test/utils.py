@@ -257,6 +257,12 @@ class ValueTest(unittest.TestCase):
             Callable(),
             'text'.upper,
             functools.partial(int),
+            str,
+            PurePosixPath,
+            enum.Enum,
+            OrderedDict,
+            mock.Mock(),
+            mock.MagicMock(),
             json,
             unittest.TestCase.setUp,
         ):  # type: Any
