@@ -11,11 +11,12 @@ Every setting of `Client` is an attribute of this module, read when the default 
 is made, with the first call. All functions may be called from any thread.
 """
 
+import importlib
 import logging
 import os
 import threading
 from types import ModuleType
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from hightouch.htevents import fork, lifecycle, settings
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
@@ -484,6 +485,15 @@ def join(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
     :raises ValidationError: (an ``AssertionError``) when a setting or the timeout is wrong
     """
     return shutdown(timeout)
+
+
+if not TYPE_CHECKING:  # there every name would be one of ours
+
+    def __getattr__(name: str) -> Any:
+        """Import `oauth_manager`, which few need, when it is looked up (Python 3.7+)."""
+        if name == 'oauth_manager':
+            return importlib.import_module(__name__ + '.oauth_manager')
+        raise AttributeError('module %r has no attribute %r' % (__name__, name))
 
 
 # All that an application may find here: another name was meant to be a setting.

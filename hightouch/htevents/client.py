@@ -19,7 +19,6 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.logs import log
-from hightouch.htevents.oauth_manager import OauthManager
 from hightouch.htevents.request import bare, normalize_proxies
 from hightouch.htevents.settings import (
     Proxies,
@@ -169,7 +168,7 @@ class Client:
         self._block_timeout = block_timeout
         self._to_warn = [True]  # taken by the one thread that warns of refused events
 
-        self.oauth_manager: Optional[OauthManager] = None
+        self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
             expect(
@@ -178,6 +177,8 @@ class Client:
                 'a URL, of the server that gives the tokens',
                 oauth_auth_server,
             )
+            from hightouch.htevents.oauth_manager import OauthManager
+
             self.oauth_manager = OauthManager(
                 oauth_client_id,
                 oauth_client_key,

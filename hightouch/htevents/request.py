@@ -3,10 +3,8 @@
 import json
 import logging
 import re
-from base64 import b64encode
 from datetime import date, datetime
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
-from urllib.parse import unquote_to_bytes
 
 from hightouch.htevents import sessions
 from hightouch.htevents.batch import Batch
@@ -189,6 +187,10 @@ def _basic(url: str) -> str:
     credentials, _, _ = url.partition('//')[2].partition('/')[0].rpartition('@')
     if not credentials:
         return ''
+    # Here, because few URLs have any; and requests has imported both already.
+    from base64 import b64encode
+    from urllib.parse import unquote_to_bytes
+
     user, _, password = (unquote_to_bytes(each) for each in credentials.partition(':'))
     return 'Basic ' + b64encode(user + b':' + password).decode('ascii')
 

@@ -1,6 +1,7 @@
 import inspect
 import logging
 import os
+import sys
 import threading
 import typing
 import unittest
@@ -233,6 +234,18 @@ class ModuleTest(TestCase):
             self.assertEqual(hints[name], typing.Optional[alias])
         self.assertEqual(hints['return'], htevents.Result)
         self.assertEqual(htevents.__version__, VERSION)
+
+    @unittest.skipIf(sys.version_info < (3, 7), 'modules have no __getattr__')
+    def test_the_published_modules_are_attributes(self) -> None:
+        result = run_program(
+            'import hightouch.htevents as htevents\n'
+            'for name in ("client", "consumer", "request", "utils", "version"):\n'
+            '    getattr(htevents, name)\n'
+            'print(htevents.oauth_manager.OauthManager.__name__)\n'
+            'htevents.no_such_name\n'
+        )
+        self.assertEqual(result.stdout, 'OauthManager\n')
+        self.assertIn("AttributeError: module 'hightouch.htevents'", result.stderr)
 
     def test_an_import_loads_no_http_and_no_cryptography(self) -> None:
         result = run_program(
