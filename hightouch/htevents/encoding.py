@@ -76,9 +76,20 @@ def copied(value: Any, depth: int = 0) -> Any:
         return [
             each if type(each) in _ATOMS else copied(each, depth + 1) for each in value
         ]
-    if kind is float and math.isfinite(value):
+    if kind in _ATOMS or kind is float and math.isfinite(value):
         return value
-    if issubclass(kind, str) and not issubclass(kind, Enum):
+    return copied(_plain(value, kind), depth)
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """Return what a subclass says of itself, which may not be what is stored in it."""
+    if issubclass(kind, Enum):
+        return value.value
+    if issubclass(kind, dict):
+        return dict(value.items())
+    if issubclass(kind, (list, tuple)):
+        return list(value)
+    if issubclass(kind, str):
         return str.__str__(value)
     raise TypeError(kind.__name__)
 

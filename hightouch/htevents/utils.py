@@ -111,11 +111,10 @@ class _Cleaner:
             if type(plain) is type(item):
                 return _number(plain)  # a longdouble, which Python has no type for
             return self.clean(plain, path, depth)
-        meant = isinstance(item, numbers.Number) or _is_textual(item)
-        if not meant and callable(item):
+        if callable(item):
             return _lost(item, path, 'is code, not data; it is sent as null')
         text = _text(str(item))
-        if not meant:
+        if not (isinstance(item, numbers.Number) or _is_textual(item)):
             warn_of(item, path, 'is not JSON; its str() is sent')
         return text
 

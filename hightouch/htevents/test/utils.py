@@ -314,8 +314,17 @@ class ValueTest(unittest.TestCase):
 
     def test_common_values_are_copied_without_a_second_look(self) -> None:
         message = {'a': 1, 'b': ['x', None, 1.5, {'c': ()}], 'd': datetime(2026, 1, 1)}
+        Point = namedtuple('Point', 'x y')
+        subclasses = {
+            'e': OrderedDict(a=Point(1, 2)),
+            'f': enum.Enum('Plan', 'PRO').PRO,
+        }
         with mock.patch.object(utils, 'clean') as clean:
             copied = encode(message)[1]
+            self.assertEqual(
+                encode(subclasses),
+                (b'{"e":{"a":[1,2]},"f":1}', {'e': {'a': [1, 2]}, 'f': 1}),
+            )
         clean.assert_not_called()
         self.assertEqual(copied, dict(message, b=['x', None, 1.5, {'c': []}]))
         copied['b'][3]['c'].append(1)
