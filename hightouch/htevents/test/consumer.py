@@ -350,16 +350,17 @@ class RetryTest(TestCase):
                 self.request([error])
 
     def test_a_host_that_no_request_can_have_is_tried_once(self) -> None:
-        for host in (
+        hosts = [
             'example.com',
             'ftp://example.com',
             'http://',
-            'http://[::1',
-            'http://u:p@[::1',
             'http://user:password@',
             'http://%s.invalid' % ('a' * 70),
             'http://127.0.0.1:port',
-        ):
+        ]
+        if hasattr(requests.exceptions, 'InvalidHeader'):  # older ones raise a ValueError
+            hosts += ['http://[::1', 'http://u:p@[::1']
+        for host in hosts:
             lost = Recorder()
             client = self.client(host=host, on_error=lost, upload_interval=0.01)
             client.track('user', 'event')
