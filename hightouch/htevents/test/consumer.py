@@ -358,7 +358,8 @@ class RetryTest(TestCase):
             'http://%s.invalid' % ('a' * 70),
             'http://127.0.0.1:port',
         ]
-        if hasattr(requests.exceptions, 'InvalidHeader'):  # older ones raise a ValueError
+        # Older releases raise a plain ValueError for these.
+        if hasattr(requests.exceptions, 'InvalidHeader'):
             hosts += ['http://[::1', 'http://u:p@[::1']
         for host in hosts:
             lost = Recorder()
