@@ -19,7 +19,7 @@ from hightouch.htevents.request import (
     normalize_proxies,
     shortened,
 )
-from hightouch.htevents.retry import parse_retry_after, wait_time
+from hightouch.htevents.retry import parse_http_date, parse_retry_after, wait_time
 from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import new_message_id
 from hightouch.htevents.utils import remove_trailing_slash
@@ -277,16 +277,8 @@ class OauthManager:
         return _Token(str(text), now, _life(fields.get('expires_in')))
 
     def _note_skew(self, value: Optional[str]) -> bool:
-        # Here, for the sake of the import: and requests has imported both already.
-        import calendar
-        from email.utils import parsedate_tz
-
-        try:
-            date = parsedate_tz(value) if value else None
-            if date is None:
-                return False
-            server = calendar.timegm(date[:6] + (0, 0, 0)) - (date[9] or 0)
-        except (TypeError, ValueError, IndexError, OverflowError):
+        server = parse_http_date(value) if value else None
+        if server is None:
             return False
         self._skew = server - self._clock()
         return True

@@ -1,4 +1,4 @@
-"""When to try again: two small functions without state."""
+"""When to try again: small functions without state."""
 
 import time
 from typing import Optional
@@ -42,7 +42,15 @@ def parse_retry_after(
     else:
         # An infinity is cut by wait_time; NaN is no number to wait for.
         return max(0.0, seconds) if seconds == seconds else None
-    # Here, because few servers send a date; and requests has imported both already.
+    moment = parse_http_date(value)
+    if moment is None:
+        return None
+    return max(0.0, moment - (time.time() if now is None else now))
+
+
+def parse_http_date(value: str) -> Optional[int]:
+    """Read an HTTP date: seconds since the epoch; None if it is not one."""
+    # Here, because few answers need it; and requests has imported both already.
     import calendar
     from email.utils import parsedate_tz
 
@@ -50,7 +58,6 @@ def parse_retry_after(
         date = parsedate_tz(value)
         if date is None:
             return None
-        moment = calendar.timegm(date[:6] + (0, 0, 0)) - (date[9] or 0)
+        return calendar.timegm(date[:6] + (0, 0, 0)) - (date[9] or 0)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    return max(0.0, moment - (time.time() if now is None else now))
