@@ -10,7 +10,6 @@ import os
 import queue
 import signal
 import sys
-import tempfile
 import threading
 import time
 import unittest
@@ -39,6 +38,7 @@ from hightouch.htevents.test.support import (
     Recorder,
     TestCase,
     make_key,
+    netrc,
     run_program,
 )
 
@@ -435,22 +435,17 @@ class DeliveryFaultTest(TestCase):
         self.assertEqual(len(self.collector.events), 100)
 
     def test_fault_16_netrc_redirects_and_cookies_change_nothing(self) -> None:
-        with tempfile.TemporaryDirectory() as home:
-            netrc = os.path.join(home, '.netrc')
-            with open(netrc, 'w') as file:
-                file.write('machine 127.0.0.1 login user password secret\n')
-            os.chmod(netrc, 0o600)
-            with mock.patch.dict(os.environ, {'NETRC': netrc, 'HOME': home}):
-                with Collector() as other:
-                    self.collector.script(
-                        Fault(200, {'Set-Cookie': 'tenant=1; Path=/'}),
-                        Fault(307, {'Location': other.url + '/v1/batch'}),
-                    )
-                    client = self.client()
-                    for _ in range(3):
-                        client.track('user', 'event')
-                        self.assertTrue(client.flush(LIMIT))
-                    self.assertEqual(other.requests, [])
+        with netrc('user', 'secret'):
+            with Collector() as other:
+                self.collector.script(
+                    Fault(200, {'Set-Cookie': 'tenant=1; Path=/'}),
+                    Fault(307, {'Location': other.url + '/v1/batch'}),
+                )
+                client = self.client()
+                for _ in range(3):
+                    client.track('user', 'event')
+                    self.assertTrue(client.flush(LIMIT))
+                self.assertEqual(other.requests, [])
         self.assertEqual(client.stats().failed, 1)
         for each in self.collector.requests:
             self.assertNotIn('authorization', each.headers)

@@ -1,8 +1,6 @@
 import base64
 import json
 import logging
-import os
-import tempfile
 import threading
 import time
 import unittest
@@ -15,7 +13,13 @@ from hightouch.htevents import request
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.concurrency import Deadline, within
 from hightouch.htevents.consumer import Consumer
-from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, make_key
+from hightouch.htevents.test.support import (
+    LIMIT,
+    LogCatcher,
+    TestCase,
+    make_key,
+    netrc,
+)
 
 
 class OauthTest(TestCase):
@@ -70,22 +74,17 @@ class OauthTest(TestCase):
         basic = 'Basic ' + base64.b64encode(plain).decode('ascii')
         mine = 'Basic ' + base64.b64encode(b'me:secret').decode('ascii')
         url = self.collector.url.replace('//', '//ł%40er:pa%20ss@')
-        with tempfile.TemporaryDirectory() as home:
-            netrc = os.path.join(home, '.netrc')
-            with open(netrc, 'w') as file:
-                file.write('machine 127.0.0.1 login other password other\n')
-            os.chmod(netrc, 0o600)
-            with mock.patch.dict(os.environ, {'NETRC': netrc, 'HOME': home}):
-                self.sent(host=url)
-                with requests.Session() as session:
-                    self.sent(host=url, session=session)
-                    session.auth = ''
-                    self.sent(host=url, session=session)
-                    session.auth = ('me', 'secret')
-                    self.sent(host=url, session=session)
-                client = self.oauth_client(host=url, oauth_auth_server=url)
-                client.track('user', 'event')
-                self.assertTrue(client.flush(LIMIT))
+        with netrc('other', 'other'):
+            self.sent(host=url)
+            with requests.Session() as session:
+                self.sent(host=url, session=session)
+                session.auth = ''
+                self.sent(host=url, session=session)
+                session.auth = ('me', 'secret')
+                self.sent(host=url, session=session)
+            client = self.oauth_client(host=url, oauth_auth_server=url)
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
         given = [each.headers.get('authorization') for each in self.collector.requests]
         self.assertEqual(given[:5], [basic, basic, basic, mine, basic])
         self.assertRegex(given[5], '^Bearer ')

@@ -1,12 +1,15 @@
 """What several test modules need."""
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Iterator, List, Optional
+from unittest import mock
 
 from hightouch.htevents import Client
 from hightouch.htevents.collector import Collector, Fault
@@ -98,6 +101,18 @@ class LogCatcher(logging.Handler):
     def __exit__(self, *exc_info: object) -> None:
         self._logger.removeHandler(self)
         self._logger.setLevel(self._before)
+
+
+@contextlib.contextmanager
+def netrc(login: str, password: str) -> Iterator[None]:
+    """Have a ~/.netrc with credentials for loopback."""
+    with tempfile.TemporaryDirectory() as home:
+        path = os.path.join(home, '.netrc')
+        with open(path, 'w') as file:
+            file.write('machine 127.0.0.1 login %s password %s\n' % (login, password))
+        os.chmod(path, 0o600)
+        with mock.patch.dict(os.environ, {'NETRC': path, 'HOME': home}):
+            yield
 
 
 def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':
