@@ -57,8 +57,11 @@ _ATOMS = frozenset({str, int, bool, type(None), datetime, date})
 def copied(value: Any, depth: int = 0) -> Any:
     """Copy a value of plain containers, so that later changes to either stay there.
 
+    Plain are dict, list, tuple, str, int, float, bool, None and dates. A subclass of dict,
+    list, tuple or str becomes one of these, and an enum its value.
+
     :param depth: its level in the message
-    :raises Exception: when there is anything in it that `utils.clean` would convert
+    :raises Exception: when there is anything else in it: that is for `utils.clean`
     """
     kind = type(value)
     if depth >= utils.MAX_DEPTH:
