@@ -457,8 +457,10 @@ class _Handler(BaseHTTPRequestHandler):
         return _answer(404, {'code': 'not_found', 'message': 'no such path'})
 
     def _write(self, answer: Fault) -> None:
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
+        self.send_response_only(answer.status)
+        headers = {'Server': self.version_string(), 'Date': self.date_time_string()}
+        headers.update(answer.headers)
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header('Content-Length', str(len(answer.body)))
         self.end_headers()
