@@ -157,7 +157,8 @@ class within:
     """Bound what the current thread waits for in a stretch of code: see `bounded`.
 
     For what lies between us and the wait, and takes no deadline: a method that a subclass
-    may have replaced, or the application's own OAuth manager.
+    may have replaced, or the application's own OAuth manager. Who opens one retries what
+    fails in it; nothing in it does so on its own.
 
     :ivar cut_short: set by who gave up because of the deadline, and for no other reason
     """
@@ -180,6 +181,12 @@ def budget() -> within:
     """What the current thread works `within`."""
     scope = _scopes.present()
     return (scope and scope.budget) or within(Deadline(None))
+
+
+def is_budgeted() -> bool:
+    """Whether the current thread works `within` something."""
+    scope = _scopes.present()
+    return scope is not None and scope.budget is not None
 
 
 def bounded(timeout: Any) -> Any:

@@ -33,7 +33,7 @@ from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.fork import getpid
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import DEFAULT_HOST, bare, post
-from hightouch.htevents.retry import wait_time
+from hightouch.htevents.retry import MIN_WAIT, Retries
 from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
 
 if TYPE_CHECKING:
@@ -209,32 +209,32 @@ class Consumer(threading.Thread):
         """Send a batch (messages), with retries; raises the last error."""
         scope = budget()
         # What is on the disk can wait: it is tried again until it is delivered.
-        retries = float('inf') if self._source.durable else self.retries
-        attempt = 0
-        token_renewed = False
+        limit = float('inf') if self._source.durable else self.retries
+        retries = Retries(limit, self._is_final)
         last = False
-        while True:
-            if attempt or token_renewed:
+        with within(scope.deadline):
+            while True:
+                try:
+                    return self._post(batch)
+                except Exception as error:
+                    self._source.note_error(error)
+                    if self._lease is not None and not is_of_network(error):
+                        self._lease.renew()
+                    delay = retries.next_wait(error)
+                    if delay is None or last:
+                        scope.cut_short = last
+                        raise
+                    if not self._wait(delay, scope.deadline):
+                        last = True  # for more there is no time
+                        if not self._wait(MIN_WAIT, scope.deadline):
+                            scope.cut_short = True
+                            raise
+                    last = last or not self.running
+                    if any(self._expired(batch)):
+                        raise
                 self._source.note_retry()
-            try:
-                return self._post(batch)
-            except Exception as error:
-                self._source.note_error(error)
-                if self._lease is not None and not is_of_network(error):
-                    self._lease.renew()
-                if getattr(error, 'token_refused', False) and not token_renewed:
-                    token_renewed = True  # the next try gets a new one
-                    continue
-                if last or attempt >= retries or self._is_final(error):
-                    scope.cut_short = last
-                    raise
-                delay = wait_time(attempt, getattr(error, 'retry_after', None))
-                attempt += 1
-                last = not self._wait(delay, scope.deadline) or not self.running
-                if any(self._expired(batch)):
-                    raise
 
-    def _is_final(self, error: Exception) -> bool:
+    def _is_final(self, error: BaseException) -> bool:
         """Whether an error says that the events will never be taken."""
         if not self._source.durable:
             return not is_retryable(error)
@@ -251,7 +251,7 @@ class Consumer(threading.Thread):
         return []
 
     def _wait(self, seconds: float, deadline: Deadline) -> bool:
-        """Wait; False, at once, when a deadline comes first: one try is left."""
+        """Wait; False, at once, when a deadline comes first."""
         delay = Deadline(seconds)
         while not delay.over:
             left = delay.remaining() or 0

@@ -6,9 +6,11 @@ holds a write key, a private key, a token or the content of an event.
 
 from typing import Any, Optional
 
-# Answers that a later try may turn into a success. 501 (Not Implemented) and 505
-# (HTTP Version Not Supported) will be the same however often one asks.
-RETRYABLE_STATUSES = frozenset({408, 429} | (set(range(500, 600)) - {501, 505}))
+# Answers that a later try may turn into a success: a 1xx is none yet. 501 (Not
+# Implemented) and 505 (HTTP Version Not Supported) are the same however often one asks.
+RETRYABLE_STATUSES = frozenset(
+    {408, 429} | set(range(100, 200)) | set(range(500, 600)) - {501, 505}
+)
 
 
 # Exceptions of requests and urllib3 that say that a setting is wrong, and the bases of

@@ -5,21 +5,14 @@ There is no thread here: who needs a token gets it, and when several do, one ask
 
 import threading
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Optional
 
-from hightouch.htevents import fork, sessions
-from hightouch.htevents.concurrency import bounded, budget
-from hightouch.htevents.errors import APIError, OauthError, is_retryable
+from hightouch.htevents import exchange, fork
+from hightouch.htevents.concurrency import bounded, is_budgeted
+from hightouch.htevents.errors import APIError, OauthError
 from hightouch.htevents.logs import log
-from hightouch.htevents.request import (
-    USER_AGENT,
-    authentication,
-    bare,
-    is_token,
-    normalize_proxies,
-    shortened,
-)
-from hightouch.htevents.retry import parse_http_date, parse_retry_after, wait_time
+from hightouch.htevents.request import bare, is_token, normalize_proxies, shortened
+from hightouch.htevents.retry import MAX_RETRY_AFTER, Retries, parse_number
 from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import new_message_id
 from hightouch.htevents.utils import remove_trailing_slash
@@ -33,16 +26,15 @@ VALID_FOR = 55
 # Seconds that a token without a usable ``expires_in`` is kept.
 DEFAULT_LIFE = 3600.0
 
-# Seconds that one wait for the token server may take, whatever it asks for: events wait
-# meanwhile, and the consumer's own retries come on top.
-MAX_WAIT = 60.0
-
 # Seconds before a renewal is tried again while the old token is still good.
 RENEW_PAUSE = 10.0
 
 # X-RateLimit-Reset by its size: milliseconds or seconds since 1970, else from now.
 _MILLISECONDS_FROM = 1e11
 _SECONDS_FROM = 1e8
+
+# Seconds by which our clock may differ from the server's, and the server take our JWT.
+_SAME_TIME = 2
 
 _SKEW_MESSAGES = ('token is expired', 'token used before issued')
 
@@ -56,7 +48,8 @@ class OauthManager:
     :param auth_server: base URL of the token server
     :param scope: what the token is for
     :param timeout: seconds for the connection and between bytes of the answer
-    :param max_retries: tries after the first, within one `get_token`; 0: none
+    :param max_retries: tries after the first, within one `get_token`; 0: none. In a
+        delivery there are none: its own retries are the ones that count
     :param proxies: as in ``request.post``
     :param session: the ``requests.Session`` to use; None: the process's
     :param sleep: how to wait, for tests
@@ -107,13 +100,24 @@ class OauthManager:
     def get_token(self) -> str:
         """Give a token that is valid now.
 
-        Blocks while one is asked for, at most for ``max_retries`` waits of a minute; for
-        a flush or an exit no longer than that may take.
+        Blocks while one is asked for, with ``max_retries`` waits in between; in a delivery
+        no longer than that may take.
 
         :raises APIError: when the server refuses, or does not give one
         :raises requests.RequestException: when there is no answer
         :raises TimeoutError: when that was too short for an answer
         """
+        retries = Retries(0 if is_budgeted() else self.max_retries)
+        while True:
+            try:
+                return self._get_token()
+            except Exception as error:
+                delay = None if is_budgeted() else retries.next_wait(error)
+                if delay is None:
+                    raise
+            self._sleep(delay)
+
+    def _get_token(self) -> str:
         token = self._token
         now = self._clock()
         if token is not None and now < token.renew_at:
@@ -126,7 +130,7 @@ class OauthManager:
         try:
             token = self._token
             if token is None or self._clock() >= token.expires_at:
-                token = self._token = self._ask(self.max_retries)
+                token = self._token = self._ask()
             return token.text
         finally:
             self._lock.release()
@@ -139,10 +143,11 @@ class OauthManager:
         problem = ''
         try:
             if self._token is token:
-                self._token = self._ask(0)
+                self._token = self._ask()
         except Exception as error:
             problem = type(error).__name__
-            token.renew_at = self._clock() + RENEW_PAUSE
+            advice = min(getattr(error, 'retry_after', None) or 0, MAX_RETRY_AFTER)
+            token.renew_at = self._clock() + max(RENEW_PAUSE, advice)
         finally:
             self._lock.release()
         if problem:  # said without the lock: a log handler may deliver
@@ -163,45 +168,23 @@ class OauthManager:
 
     # -- asking ----------------------------------------------------------------------
 
-    def _ask(self, retries: int) -> '_Token':
-        attempt = 0
-        while True:
-            try:
-                return self._ask_once()
-            except _Wait as wait:
-                delay = wait.seconds
-                if attempt >= retries:
-                    raise wait.error
-                if not budget().deadline.leaves(delay):
-                    raise TimeoutError('No OAuth token in time: the clock is off.')
-            except Exception as failure:
-                delay = wait_time(attempt, getattr(failure, 'retry_after', None))
-                delay = min(delay, MAX_WAIT)
-                on_time = budget().deadline.leaves(delay)
-                if attempt >= retries or not (on_time and is_retryable(failure)):
-                    raise
-            attempt += 1
-            self._sleep(delay)
-
-    def _ask_once(self) -> '_Token':
+    def _ask(self) -> '_Token':
         form = {
             'grant_type': 'client_credentials',
             'client_assertion_type': ASSERTION_TYPE,
             'client_assertion': self._sign(),
             'scope': self.scope,
         }
-        url = self.auth_server + '/token'
-        with sessions.Lease(self._session) as session:
-            response = session.post(
-                url,
-                data=form,  # requests encodes it as a form
-                headers={'User-Agent': USER_AGENT},
-                auth=authentication(None, session, url),
-                timeout=bounded(self.timeout),
-                proxies=self._proxies,
-                allow_redirects=False,
-            )
-        return self._read(response, form['client_assertion'])
+        answer = exchange.post(
+            self._session,
+            self.auth_server + '/token',
+            form,  # requests encodes it as a form
+            exchange.HEADERS,
+            None,
+            self.timeout,
+            self._proxies,
+        )
+        return self._read(answer, form['client_assertion'])
 
     def _sign(self) -> str:
         now = int(self._clock() + self._skew)
@@ -232,56 +215,46 @@ class OauthManager:
             ) from None
         return signed.decode('ascii') if isinstance(signed, bytes) else str(signed)
 
-    def _read(self, response: Any, assertion: str) -> '_Token':
-        status = int(response.status_code)
-        skewed = self._note_skew(response.headers.get('Date'))
-        try:
-            payload = response.json()
-        except Exception:  # each version of requests has an error of its own for this
-            payload = None
-        fields: Dict[str, Any] = payload if isinstance(payload, dict) else {}
-        if 200 <= status < 300:
-            return self._read_token(status, fields)
-        code = shortened(fields.get('error', response.reason or ''), [assertion])
-        text = shortened(fields.get('error_description') or '', [assertion])
+    def _read(self, answer: exchange.Answer, assertion: str) -> '_Token':
+        clock_was_wrong = self._set_clock(answer)
+        if 200 <= answer.status < 300:
+            return self._read_token(answer)
+        code = shortened(answer.fields.get('error', answer.reason), [assertion])
+        text = shortened(answer.fields.get('error_description') or '', [assertion])
         text = text or 'The token server refused'
-        error = APIError(
-            status, code, text, parse_retry_after(response.headers.get('Retry-After'))
-        )
-        if status == 429:
-            reset = response.headers.get('X-RateLimit-Reset')
-            delay = parse_reset(reset, self._clock())
-            if delay is not None:
-                error.retry_after = delay
+        now = self._clock()
+        error = APIError(answer.status, code, text, answer.retry_after(now))
+        if answer.status == 429:
+            reset = parse_reset(answer.header('X-RateLimit-Reset'), answer.time(now))
+            error.retry_after = error.retry_after if reset is None else reset
         if error.retryable:
             raise error
         if (
-            status == 400
+            answer.status == 400
             and code == 'invalid_request'
             and any(each in text.lower() for each in _SKEW_MESSAGES)
         ):
-            # Our clock is off. If the answer told how much, the next try is right.
-            final = OauthError(status, code, text)
-            raise _Wait(final, 0.0 if skewed else 1.0)
-        raise OauthError(status, code, text)
+            late = _WrongTimeError(answer.status, code, text)
+            late.token_refused = clock_was_wrong
+            raise late
+        raise OauthError(answer.status, code, text)
 
-    def _read_token(self, status: int, fields: Dict[str, Any]) -> '_Token':
-        text = fields.get('access_token')
+    def _read_token(self, answer: exchange.Answer) -> '_Token':
+        text = answer.fields.get('access_token')
         if not is_token(text):
             raise OauthError(
-                status,
+                answer.status,
                 'invalid_response',
                 'expected an answer with an access_token (visible ASCII), got one without',
             )
         now = self._clock()
-        return _Token(str(text), now, _life(fields.get('expires_in')))
+        return _Token(str(text), now, _life(answer.fields.get('expires_in')))
 
-    def _note_skew(self, value: Optional[str]) -> bool:
-        server = parse_http_date(value) if value else None
-        if server is None:
-            return False
-        self._skew = server - self._clock()
-        return True
+    def _set_clock(self, answer: exchange.Answer) -> bool:
+        """Go by the server's clock from now on; say whether that makes a difference."""
+        now, before = self._clock(), self._skew
+        self._skew = answer.time(now + before) - now
+        return abs(self._skew - before) > _SAME_TIME
 
     def __repr__(self) -> str:
         return '<OauthManager client_id=%r auth_server=%r>' % (
@@ -308,13 +281,13 @@ class _Token:
         self.expires_at = now + life
 
 
-class _Wait(Exception):
-    """Not an answer yet: try again after some seconds, else ``error`` is it."""
+class _WrongTimeError(OauthError):
+    """What we signed is too old for the server, or too new.
 
-    def __init__(self, error: APIError, seconds: float) -> None:
-        super().__init__(error, seconds)
-        self.error = error
-        self.seconds = seconds
+    If its clock is not ours, as if an old token were refused: the next one will do.
+    """
+
+    retryable = True
 
 
 def _life(value: Any) -> float:
@@ -325,19 +298,16 @@ def _life(value: Any) -> float:
     return life if 0 < life < float('inf') else DEFAULT_LIFE
 
 
-def parse_reset(value: Optional[str], now: float) -> Optional[float]:
-    """Read X-RateLimit-Reset: seconds from now, from 0 to ``MAX_WAIT``; None if unusable.
+def parse_reset(value: str, now: float) -> Optional[float]:
+    """Read X-RateLimit-Reset: seconds from now, never negative; None if unusable.
 
     By its size it is milliseconds since 1970, seconds since 1970, or seconds from now.
     """
-    try:
-        number = float(value or '')
-    except ValueError:
-        return None
-    if number != number:
+    number = parse_number(value)
+    if number is None:
         return None
     if number >= _MILLISECONDS_FROM:
         number = number / 1000 - now
     elif number >= _SECONDS_FROM:
         number -= now
-    return min(max(0.0, number), MAX_WAIT)
+    return max(0.0, number)

@@ -3,25 +3,22 @@
 import json
 import logging
 import re
+import time
 from datetime import date, datetime
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
-from hightouch.htevents import sessions
+from hightouch.htevents import exchange
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import bounded
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError, ValidationError
 from hightouch.htevents.logs import log
-from hightouch.htevents.retry import parse_retry_after
 from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
-from hightouch.htevents.version import NAME, VERSION
 
 DEFAULT_HOST = 'https://us-east-1.hightouch-events.com'
 PATH = '/v1/batch'
-USER_AGENT = '%s/%s' % (NAME, VERSION)
 
 # zlib's fastest level: for JSON of this kind it gives most of what the others give, for
 # a fraction of the host's CPU.
@@ -112,21 +109,19 @@ def send(
     request = build(body, host, gzip)
     if log.is_enabled_for(logging.DEBUG):
         log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
-    with sessions.Lease(session) as opened:
-        response = opened.post(
-            request.url,
-            data=request.data,
-            headers=request.headers,
-            auth=authentication(token, opened, request.url),
-            timeout=bounded(timeout),
-            proxies=normalize_proxies(proxies),
-            # A redirect would carry the write key to where nobody meant it to go.
-            allow_redirects=False,
-        )
-    log.debug('answer: HTTP %d', response.status_code)
-    error = read(response, [secret for secret in (write_key, token) if secret])
+    answer = exchange.post(
+        session,
+        request.url,
+        request.data,
+        request.headers,
+        token,
+        timeout,
+        normalize_proxies(proxies),
+    )
+    log.debug('answer: HTTP %d', answer.status)
+    error = failure(answer, [secret for secret in (write_key, token) if secret])
     if error is None:
-        return response
+        return answer.response
     if error.status == 401 and oauth_manager is not None:
         _drop_token(oauth_manager, token)
         error.token_refused = True
@@ -135,7 +130,8 @@ def send(
 
 def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
     """Give URL, headers and data of the request for a body."""
-    headers = {'Content-Type': 'application/json', 'User-Agent': USER_AGENT}
+    headers = dict(exchange.HEADERS)
+    headers['Content-Type'] = 'application/json'
     if gzip:
         headers['Content-Encoding'] = 'gzip'
         body = _compressed(body)
@@ -162,59 +158,19 @@ def is_token(value: Any) -> bool:
     return isinstance(value, str) and re.match(r'[!-~]+\Z', value) is not None
 
 
-def authentication(token: Optional[str], session: Any, url: str) -> Any:
-    """Return the ``auth`` of a request: it keeps ~/.netrc out.
-
-    Without one, requests looks the host up there and replaces our header. A token comes
-    first, then the ``auth`` of a user's own session, then the credentials of the URL.
-    """
-    if token is not None:
-        header = 'Bearer ' + token
-    elif getattr(session, 'auth', None):
-        return None
-    else:
-        header = _basic(url)
-
-    def apply(prepared: Any) -> Any:
-        if header:
-            prepared.headers['Authorization'] = header
-        return prepared
-
-    return apply
-
-
-def _basic(url: str) -> str:
-    credentials, _, _ = url.partition('//')[2].partition('/')[0].rpartition('@')
-    if not credentials:
-        return ''
-    # Here, because few URLs have any; and requests has imported both already.
-    from base64 import b64encode
-    from urllib.parse import unquote_to_bytes
-
-    user, _, password = (unquote_to_bytes(each) for each in credentials.partition(':'))
-    return 'Basic ' + b64encode(user + b':' + password).decode('ascii')
-
-
-def read(response: Any, secrets: Sequence[str] = ()) -> Optional[APIError]:
-    """Turn an answer into an error; None when it is a success (any 2xx).
+def failure(answer: exchange.Answer, secrets: Sequence[str] = ()) -> Optional[APIError]:
+    """Give the error that an answer is; None when it is a success (any 2xx).
 
     :param secrets: masked in the error's text, if the answer repeats them
     """
-    status = int(response.status_code)
-    if 200 <= status < 300:
+    if 200 <= answer.status < 300:
         return None
-    code: Any = response.reason or ''
-    text = response.content[: 4 * MAX_ERROR_TEXT].decode('utf-8', 'replace')
-    try:
-        payload = json.loads(response.content.decode('utf-8'))
-    except (ValueError, RecursionError):
-        payload = None
-    if isinstance(payload, dict):
-        code = payload.get('code', code)
-        text = payload.get('message', text)
-    retry_after = parse_retry_after(response.headers.get('Retry-After'))
+    text = answer.body[: 4 * MAX_ERROR_TEXT].decode('utf-8', 'replace')
     return APIError(
-        status, shortened(code, secrets), shortened(text, secrets), retry_after
+        answer.status,
+        shortened(answer.fields.get('code', answer.reason), secrets),
+        shortened(answer.fields.get('message', text), secrets),
+        answer.retry_after(time.time()),
     )
 
 

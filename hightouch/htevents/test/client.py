@@ -19,7 +19,6 @@ from hightouch.htevents.collector import check_event
 from hightouch.htevents.consumer import MAX_MSG_SIZE
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import (
-    BUSY,
     LIMIT,
     LogCatcher,
     Recorder,
@@ -599,7 +598,7 @@ class DeliveryTest(TestCase):
         self.assertEqual(arrived.calls, [([message],)])
 
     def test_stats_add_up_at_any_time(self) -> None:
-        self.collector.script(BUSY, 200, 404, 'reset', 200)
+        self.collector.script(503, 200, 404, 'reset', 200)
         client = self.client(thread=2, upload_size=7, upload_interval=LIMIT)
         accepted = 0
         for _ in range(500):
@@ -714,7 +713,7 @@ class SyncModeTest(TestCase):
         self.assertTrue(client.join())
 
     def test_it_retries(self) -> None:
-        self.collector.script(BUSY, BUSY)
+        self.collector.script(503, 503)
         client = self.client(sync_mode=True)
         self.assertTrue(client.track('user', 'event')[0])
         self.assertEqual(client.stats().retried, 2)

@@ -2,7 +2,7 @@ import gzip
 import json
 import logging
 import unittest
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 
 import mock
 import requests
@@ -11,7 +11,6 @@ from hightouch.htevents import request
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.errors import ValidationError, is_retryable
-from hightouch.htevents.retry import parse_retry_after
 from hightouch.htevents.test.support import LogCatcher, TestCase
 from hightouch.htevents.version import VERSION
 
@@ -140,25 +139,6 @@ class PostTest(TestCase):
         self.assertEqual(text, '["2026-01-02"]')
         with self.assertRaises(TypeError):
             json.dumps(object(), cls=request.DatetimeSerializer)
-
-
-class RetryAfterTest(unittest.TestCase):
-    def test_it_is_seconds_or_a_date(self) -> None:
-        now = datetime(2026, 1, 1, 0, 0, 0, tzinfo=timezone.utc).timestamp()
-        for value, wanted in (
-            ('7', 7),
-            (' 1.5 ', 1.5),
-            ('-3', 0),
-            ('Thu, 01 Jan 2026 00:01:00 GMT', 60),
-            ('Thu, 01 Jan 2026 01:01:00 +0100', 60),
-            ('Wed, 31 Dec 2025 00:00:00 GMT', 0),
-            ('soon', None),
-            ('', None),
-            (None, None),
-            ('nan', None),
-            ('99, 99 Foo 99999999999 99:99:99 GMT', None),
-        ):
-            self.assertEqual(parse_retry_after(value, now), wanted, value)
 
 
 if __name__ == '__main__':

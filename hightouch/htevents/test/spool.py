@@ -33,7 +33,7 @@ from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.spool import Spool, stream_name, waiting
 from hightouch.htevents.test import support
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
-from hightouch.htevents.test.support import BUSY, LIMIT, LogCatcher, Recorder
+from hightouch.htevents.test.support import LIMIT, LogCatcher, Recorder
 
 # What a child runs before the code of a test: an URL, a directory, a client.
 _HEAD = (
@@ -256,7 +256,7 @@ class PromiseTest(SpoolTestCase):
 
     def test_max_retries_does_not_end_the_tries(self) -> None:
         on_error = Recorder()
-        self.collector.script(*[BUSY] * 5)
+        self.collector.script(*[503] * 5)
         client = self.client(max_retries=0, on_error=on_error)
         client.track('user', 'event')
         self.assertTrue(client.flush(LIMIT))
