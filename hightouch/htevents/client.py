@@ -18,6 +18,7 @@ from hightouch.htevents.errors import (
     ValidationError,
 )
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import bare, normalize_proxies
 from hightouch.htevents.settings import (
@@ -591,6 +592,7 @@ class Client:
         try:
             scrubbed = self._before_send(copy)
         except Exception as error:
+            raise_interruption(error)
             failure = BeforeSendError('before_send raised %s' % type(error).__name__)
             failure.__cause__ = error
         else:
@@ -748,7 +750,8 @@ def _as_text(value: Any) -> Any:
         return value
     try:
         return str(value)
-    except Exception:
+    except Exception as error:
+        raise_interruption(error)
         if isinstance(value, int):  # with more digits than the interpreter prints
             return hex(value)
         raise ValidationError(
@@ -770,7 +773,10 @@ def _copied(
         return {}
     try:
         copied = encoding.copied(value, depth)
-    except Exception:  # not of plain values only, or another thread is changing it
+    except encoding.NotPlain:
+        copied = utils.clean(value, name, depth)
+    except Exception as error:  # of its own code; or another thread is changing it
+        raise_interruption(error)
         copied = utils.clean(value, name, depth)
     return copied if isinstance(copied, dict) else {}
 
@@ -778,7 +784,8 @@ def _copied(
 def _is_falsy(value: Any) -> bool:
     try:
         return not value
-    except Exception:  # an array of numpy has no truth of its own
+    except Exception as error:  # an array of numpy has no truth of its own
+        raise_interruption(error)
         return False
 
 

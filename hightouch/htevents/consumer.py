@@ -5,6 +5,7 @@ thread delivers through one as well (``sync_mode``, and a flush where no thread 
 """
 
 import threading
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
@@ -31,6 +32,7 @@ from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.fork import getpid
+from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import DEFAULT_HOST, bare, post
 from hightouch.htevents.retry import MIN_WAIT, Retries
@@ -217,6 +219,7 @@ class Consumer(threading.Thread):
                 try:
                     return self._post(batch)
                 except Exception as error:
+                    raise_interruption(error)
                     self._source.note_error(error)
                     if self._lease is not None and not is_of_network(error):
                         self._lease.renew()
@@ -332,7 +335,7 @@ class Consumer(threading.Thread):
                         self.gave_back = True
                     else:
                         lost.append((error, part))
-            except BaseException:  # KeyboardInterrupt in a thread of the application
+            except BaseException:  # of the application: see interruption
                 for part in todo:
                     self._source.park(part)
                 raise
@@ -349,6 +352,7 @@ class Consumer(threading.Thread):
                 self.request(batch)
                 return None, False
             except Exception as error:
+                raise_interruption(error)
                 return error, scope.cut_short
 
     def drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
@@ -386,13 +390,17 @@ class Consumer(threading.Thread):
         for error, batch in lost:
             if self._source.claim(batch):
                 kinds.setdefault(describe(error), []).append((error, batch))
-        for losses in kinds.values():
-            batches = [batch for _, batch in losses]
-            try:
-                self.report(losses[0][0], [item for batch in batches for item in batch])
-            finally:
-                for batch in batches:
-                    self._source.acknowledge(batch, delivered=False)
+        with ExitStack() as reports:  # all of them, even if one is interrupted
+            for losses in reversed(list(kinds.values())):  # it begins with the last
+                reports.callback(self._report_lost, losses)
+
+    def _report_lost(self, losses: List[Tuple[Exception, Batch]]) -> None:
+        batches = [batch for _, batch in losses]
+        try:
+            self.report(losses[0][0], [item for batch in batches for item in batch])
+        finally:
+            for batch in batches:
+                self._source.acknowledge(batch, delivered=False)
 
     def _drop(self, error: Exception, message: Any) -> None:
         self.report(error, [message])
@@ -424,11 +432,13 @@ class Consumer(threading.Thread):
     def _call(self, callback: Callable[..., Any], name: str, *args: Any) -> None:
         try:
             callback(*args)
-        except Exception:
+        except Exception as error:
+            raise_interruption(error)
             log.warning('%s raised; delivery goes on', name, exc_info=True)
         except KeyboardInterrupt:
             raise  # in a thread of the application
-        except BaseException:
+        except BaseException as error:
+            raise_interruption(error)
             # sys.exit() in a callback would end this thread, and no other.
             log.warning('%s tried to exit; delivery goes on', name)
 

@@ -134,10 +134,10 @@ class Dispatcher:
         if delivery_depth():
             return self.queue.offer(body)
         delivered = self._inline.deliver(self.queue.admit(body), Deadline(None))
-        if not self.queue.empty():
+        if self.queue.has_waiting():  # from a callback, or an interrupted call
             # One generation only: a callback that tracks for each failure would
             # otherwise keep the application in here for ever.
-            self._inline.drain(Deadline(None), self.queue.qsize())
+            self._inline.drain(Deadline(None), self.queue.qsize() or 1)
         return delivered
 
     def start(self) -> bool:

@@ -14,6 +14,7 @@ from json import encoder
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from hightouch.htevents import utils
+from hightouch.htevents.interruption import raise_interruption
 
 # Written in C; None in a Python without.
 _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
@@ -54,6 +55,10 @@ else:
 _ATOMS = frozenset({str, int, bool, type(None), datetime, date})
 
 
+class NotPlain(Exception):
+    """There is a value that `utils.clean` has to look at."""
+
+
 def copied(value: Any, depth: int = 0) -> Any:
     """Copy a value of plain containers, so that later changes to either stay there.
 
@@ -61,11 +66,12 @@ def copied(value: Any, depth: int = 0) -> Any:
     list, tuple or str becomes one of these, and an enum its value.
 
     :param depth: its level in the message
-    :raises Exception: when there is anything else in it: that is for `utils.clean`
+    :raises NotPlain: when there is anything else in it; or, if a key is not a str, say,
+        any other exception
     """
     kind = type(value)
     if depth >= utils.MAX_DEPTH:
-        raise RecursionError
+        raise NotPlain
     if kind is dict:
         copy: Any = value.copy()
         ''.join(copy)  # raises, unless all keys are texts
@@ -94,7 +100,7 @@ def _plain(value: Any, kind: type) -> Any:
         return list(value)
     if issubclass(kind, str):
         return str.__str__(value)
-    raise TypeError(kind.__name__)
+    raise NotPlain
 
 
 def encode(message: Any) -> Tuple[bytes, Any]:
@@ -104,7 +110,10 @@ def encode(message: Any) -> Tuple[bytes, Any]:
     """
     try:
         plain = copied(message)
-    except Exception:
+    except NotPlain:
+        return _slow(message)
+    except Exception as error:
+        raise_interruption(error)
         return _slow(message)
     return encode_plain(plain)
 
@@ -116,7 +125,8 @@ def encode_plain(message: Any) -> Tuple[bytes, Any]:
     """
     try:
         return _fast(message), message
-    except Exception:
+    except Exception as error:
+        raise_interruption(error)
         return _slow(message)
 
 
@@ -159,7 +169,8 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
         try:
             # A copy: orjson's own holds on to kilobytes that it did not need.
             return b''.join((dumps(message, default, options), b''))
-        except Exception:  # keys that are no str, big integers, …
+        except Exception as error:  # keys that are no str, big integers, …
+            raise_interruption(error)
             return _stdlib(message)
 
     return encode_fast
@@ -169,7 +180,8 @@ def _slow(message: Any) -> Tuple[bytes, Any]:
     cleaned = utils.clean(message)
     try:
         return _stdlib(_dates_as_text(cleaned)), cleaned
-    except Exception:
+    except Exception as error:
+        raise_interruption(error)
         # A date of the application's own class failed: nothing else is left in there.
         cleaned = _dates_as_text(cleaned, fallback=True)
         return _stdlib(cleaned), cleaned
@@ -190,7 +202,8 @@ def _date_as_text(value: Any, fallback: bool) -> Optional[str]:
         text = str(value.isoformat())
         text.encode('utf-8')
         return text
-    except Exception:
+    except Exception as error:
+        raise_interruption(error)
         if not fallback:
             raise
         utils.warn_of(value, '', 'raised an error; it is sent as null')

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from hightouch.htevents import sessions
 from hightouch.htevents.concurrency import Deadline, bounded
+from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.retry import parse_http_date, parse_retry_after
 from hightouch.htevents.settings import Timeout
 from hightouch.htevents.version import NAME, VERSION
@@ -42,8 +43,9 @@ class Answer:
         try:
             # A stand-in for a response, of an application's test, may have no body.
             self.payload = response.json() if body is None else json.loads(body)
-        except Exception:
-            pass  # each version of requests and Python has an error of its own for this
+        except Exception as error:
+            # Each version of requests and Python has an error of its own for this.
+            raise_interruption(error)
 
     @property
     def reason(self) -> str:
@@ -101,6 +103,7 @@ def post(
                 stream=True,
             )
         except Exception as error:
+            raise_interruption(error)
             # A hook of the user's own session raises for a status, say.
             response = getattr(error, 'response', None)
             if not isinstance(getattr(response, 'status_code', None), int):
@@ -178,8 +181,9 @@ def _read_pieces(stream: Any, pieces: List[bytes]) -> bool:
             missing = getattr(stream, 'length', None)
             if not piece or missing == 0:
                 return not missing
-    except Exception:
-        pass  # cut short, or not what HTTP allows: the status is what counts
+    except Exception as error:
+        # It is cut short, or not what HTTP allows: the status is what counts.
+        raise_interruption(error)
     return False
 
 

@@ -11,6 +11,7 @@ import traceback
 from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork
+from hightouch.htevents.interruption import raise_interruption
 
 logger = logging.getLogger('hightouch')
 logger.addHandler(logging.NullHandler())
@@ -41,7 +42,8 @@ class _Log:
     def _say(self, level: int, text: str, args: Any, exc_info: bool) -> None:
         try:
             logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
-        except Exception:
+        except Exception as error:
+            raise_interruption(error)
             if logging.raiseExceptions and sys.stderr is not None:
                 try:
                     # Without its context, an error of ours: that may quote a value.

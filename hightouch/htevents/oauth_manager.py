@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 from hightouch.htevents import exchange, fork
 from hightouch.htevents.concurrency import bounded, is_budgeted
 from hightouch.htevents.errors import APIError, OauthError
+from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import bare, is_token, normalize_proxies, shortened
 from hightouch.htevents.retry import MAX_RETRY_AFTER, Retries, parse_number
@@ -112,6 +113,7 @@ class OauthManager:
             try:
                 return self._get_token()
             except Exception as error:
+                raise_interruption(error)
                 delay = None if is_budgeted() else retries.next_wait(error)
                 if delay is None:
                     raise
@@ -145,6 +147,7 @@ class OauthManager:
             if self._token is token:
                 self._token = self._ask()
         except Exception as error:
+            raise_interruption(error)
             problem = type(error).__name__
             advice = min(getattr(error, 'retry_after', None) or 0, MAX_RETRY_AFTER)
             token.renew_at = self._clock() + max(RENEW_PAUSE, advice)
@@ -206,6 +209,7 @@ class OauthManager:
                 headers={'kid': self.key_id},
             )
         except Exception as error:
+            raise_interruption(error)
             # Its text may quote the key, and so may its context.
             raise OauthError(
                 0,

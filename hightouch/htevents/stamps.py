@@ -8,6 +8,7 @@ from typing import Any, List, Tuple
 
 from hightouch.htevents import fork, utils
 from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.interruption import raise_interruption
 
 # Ids made of one read of the system's random numbers: the call costs more than an id.
 _IDS_PER_READ = 256
@@ -101,13 +102,15 @@ def to_iso(value: Any) -> str:
         )
     try:
         return _written(utils.guess_timezone(moment))
-    except Exception:
-        pass  # a tzinfo or a class of the application's own may raise anything
+    except Exception as error:
+        # A tzinfo or a class of the application's own may raise anything.
+        raise_interruption(error)
     try:
         day = (moment.year, moment.month, moment.day)
         clock = (moment.hour, moment.minute, moment.second, moment.microsecond)
         return _written(datetime(*day, *clock, tzinfo=timezone.utc))
-    except Exception:
+    except Exception as error:
+        raise_interruption(error)
         raise ValidationError(
             'timestamp: expected a datetime, got %s, which is not a time'
             % type(value).__name__

@@ -10,6 +10,7 @@ from enum import Enum
 from types import ModuleType
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
+from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 
 # Levels of dicts and lists in a message; what is deeper becomes null, because a reader of
@@ -80,7 +81,8 @@ class _Cleaner:
             return self._clean_other(item, path, depth)
         except RecursionError:
             return _lost(item, path, 'is nested too deeply; it is sent as null')
-        except Exception:
+        except Exception as error:
+            raise_interruption(error)
             # Its own code raised (__str__, __iter__, a property, …)
             return _lost(item, path, 'raised an error; it is sent as null')
 
@@ -138,7 +140,8 @@ class _Cleaner:
         for key, value in _pairs(item):
             try:
                 name = _text(_key(key))
-            except Exception:
+            except Exception as error:
+                raise_interruption(error)
                 _lost(key, path, 'raised an error as a key; its value is left out')
                 continue
             copied[name] = self.clean(value, _join(path, name), depth + 1)
@@ -156,8 +159,8 @@ def _snapshot(make: Callable[[Any], Any], item: Any) -> Any:
     for _ in range(3):
         try:
             return make(item)
-        except RuntimeError:
-            pass
+        except RuntimeError as error:
+            raise_interruption(error)
     return make(item)
 
 
