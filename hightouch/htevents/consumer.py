@@ -7,6 +7,7 @@ thread delivers through one as well (``sync_mode``, and a flush where no thread 
 import threading
 from contextlib import ExitStack
 from functools import partial
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 from hightouch.htevents import request
@@ -26,6 +27,7 @@ from hightouch.htevents.errors import (
     OauthError,
     describe,
     is_of_network,
+    is_of_setup,
     is_retryable,
 )
 from hightouch.htevents.errors import FatalError as FatalError
@@ -116,6 +118,7 @@ class Consumer(threading.Thread):
         self.oauth_manager = oauth_manager
         self.on_success: Optional[OnSuccess] = check_callable('on_success', on_success)
         self.running = True
+        self._warned = False  # see _warn_of_setup
         self.began = False  # whether the thread has come to run()
         self._lease = lease
         self._on_end = on_end
@@ -221,6 +224,8 @@ class Consumer(threading.Thread):
                 except Exception as error:
                     raise_interruption(error)
                     self._source.note_error(error)
+                    if is_of_setup(error):
+                        self._warn_of_setup(error)
                     if self._lease is not None and not is_of_network(error):
                         self._lease.renew()
                     delay = retries.next_wait(error)
@@ -236,6 +241,17 @@ class Consumer(threading.Thread):
                     if any(self._expired(batch)):
                         raise
                 self._source.note_retry()
+
+    def _warn_of_setup(self, error: Exception) -> None:
+        # At once: until the last retry it may take minutes, with a spool for ever.
+        if self._warned:
+            return
+        self._warned = True
+        log.warning(
+            'Requests to %s fail, and are tried again: %s',
+            bare(self.host or DEFAULT_HOST),
+            request.shortened(str(error), [self.write_key]),
+        )
 
     def _is_final(self, error: BaseException) -> bool:
         """Whether an error says that the events will never be taken."""
@@ -431,7 +447,10 @@ class Consumer(threading.Thread):
 
     def _call(self, callback: Callable[..., Any], name: str, *args: Any) -> None:
         try:
-            callback(*args)
+            result = callback(*args)
+            if isinstance(result, CoroutineType):  # of a lambda, say
+                result.close()
+                log.warning('%s returned a coroutine, which nobody awaits', name)
         except Exception as error:
             raise_interruption(error)
             log.warning('%s raised; delivery goes on', name, exc_info=True)

@@ -270,7 +270,8 @@ class Dispatcher:
             return
         error = NotDeliveredError(
             'The client was shut down before these events were delivered; some may '
-            'have arrived without an answer.'
+            'have arrived without an answer.',
+            self.queue.stats().last_error,
         )
         try:
             self.report(error, [each for batch in batches for each in batch])

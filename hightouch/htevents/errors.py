@@ -118,14 +118,19 @@ class NotDeliveredError(Exception):
     """Accepted events could not be delivered before time ran out.
 
     :ivar reason: why, as text
+    :ivar last_error: the last error of a request, as a short text without payload; None
+        when there was none
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, last_error: Optional[str] = None) -> None:
+        super().__init__(reason, last_error)
         self.reason = reason
+        self.last_error = last_error
 
     def __str__(self) -> str:
-        return self.reason
+        if self.last_error is None:
+            return self.reason
+        return '%s The last error was: %s' % (self.reason, self.last_error)
 
 
 class ExpiredError(Exception):
@@ -192,9 +197,28 @@ def is_of_network(error: BaseException) -> bool:
     return isinstance(error, OSError) and is_retryable(error)
 
 
+def is_of_setup(error: BaseException) -> bool:
+    """Whether somebody has to mend something here: TLS, or a file that cannot be read."""
+    if type(error) is OSError:  # as requests tells of a certificate that is not there
+        return True
+    seen = set()
+    cause: Optional[BaseException] = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, (FileNotFoundError, PermissionError)):
+            return True
+        if any(each.__name__ == 'SSLError' for each in type(cause).__mro__):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 def describe(error: BaseException) -> str:
     """Name an error in a text that is safe in a log: its kind and status, no payload."""
     status = getattr(error, 'status', None)
+    if isinstance(error, NotDeliveredError):
+        last = error.last_error
+        return 'not delivered in time' + (' (last error: %s)' % last if last else '')
     if isinstance(error, OauthError):
         return 'no OAuth token' + (' (HTTP %d)' % status if status else '')
     if isinstance(status, int):

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import sys
+from functools import partial
 from numbers import Number
 from threading import TIMEOUT_MAX
 from typing import Any, Callable, Mapping, Optional, Tuple, Union
@@ -203,6 +204,31 @@ def check_log_handler(value: Any) -> Optional[logging.Handler]:
 def check_callable(name: str, value: Any) -> Any:
     """Return a callback, None for anything falsy; raise `ValidationError`."""
     if callable(value):
+        kind = _kind_that_does_not_run(value)
+        if kind:
+            raise ValidationError(
+                '%s: expected a plain function, got %s, of which a call runs nothing. '
+                'It is called on a thread without an event loop: start what is async '
+                'from a plain one, say by asyncio.run_coroutine_threadsafe'
+                % (name, kind)
+            )
         return value
     expect(not value, name, 'a callable or None', value)
     return None
+
+
+def _kind_that_does_not_run(function: Any) -> str:
+    """Name the kind of a function whose call only makes an object; '' for the others."""
+    import inspect  # there already: backoff needs it
+
+    while isinstance(function, partial):
+        function = function.func
+    if inspect.iscoroutinefunction(function):  # knows those that are marked as such
+        return 'an async function'
+    for each in (function, getattr(type(function), '__call__', None)):
+        flags = getattr(getattr(each, '__code__', None), 'co_flags', 0)
+        if flags & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE):
+            return 'an async function'
+        if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+            return 'a generator function'
+    return ''

@@ -1,22 +1,28 @@
 import contextlib
 import copy
+import gc
 import io
 import json
 import logging
 import threading
+import types
 import unittest
+import warnings
 from collections import OrderedDict
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import Any, Dict
 from uuid import UUID
 
+import mock
 import requests
 
 from hightouch.htevents import BeforeSendError, Client, MessageTooLargeError
 from hightouch.htevents.collector import check_event
-from hightouch.htevents.consumer import MAX_MSG_SIZE
+from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer
+from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import (
     LIMIT,
@@ -414,6 +420,64 @@ class CallTest(TestCase):
             stats = client.stats()
             self.assertEqual((stats.delivered, stats.failed), (1, 1))
 
+    def test_callbacks_that_a_call_does_not_run_are_refused_with_the_reason(
+        self
+    ) -> None:
+        async def plain(*args: Any) -> None:
+            ...
+
+        async def generating(*args: Any) -> Any:
+            yield args
+
+        def yielding(*args: Any) -> Any:
+            yield args
+
+        @types.coroutine
+        def old(*args: Any) -> Any:
+            yield from ()
+
+        class Methods:
+            async def __call__(self, *args: Any) -> None:
+                ...
+
+            async def method(self, *args: Any) -> None:
+                ...
+
+            @classmethod
+            async def of_the_class(cls, *args: Any) -> None:
+                ...
+
+            @staticmethod
+            async def static(*args: Any) -> None:
+                ...
+
+        refused = [plain, generating, yielding, old, Methods(), Methods().method]
+        refused += [Methods.of_the_class, Methods.static, partial(partial(plain), 1)]
+        if hasattr(mock, 'AsyncMock'):
+            refused.append(mock.AsyncMock())
+        for name in ('on_error', 'on_success', 'before_send'):
+            for callback in refused:  # type: Any
+                with self.assertRaises(ValidationError) as caught:
+                    Client('key', **{name: callback})
+                self.assertIn(name, str(caught.exception))
+                self.assertRegex(str(caught.exception), 'got an? (async|generator)')
+            for callback in (mock.Mock(), mock.MagicMock(), print, Recorder(), dict):
+                self.client(**{name: callback})
+        with self.assertRaises(ValidationError):
+            Consumer(None, 'key', on_error=plain)
+
+    def test_a_callback_that_returns_a_coroutine_is_one_warning(self) -> None:
+        async def later(*args: Any) -> None:
+            ...
+
+        client = self.client(sync_mode=True, on_success=lambda *args: later(*args))
+        with LogCatcher() as log, warnings.catch_warnings():
+            warnings.simplefilter('error')
+            client.track('user', 'event')
+            gc.collect()
+            ((line,)) = log.lines(logging.WARNING)
+        self.assertIn('coroutine', line)
+
     def test_a_timeout_that_is_no_number_is_an_assertion_error(self) -> None:
         with self.assertRaises(AssertionError):
             self.quiet.flush('soon')  # type: ignore[arg-type]
@@ -532,13 +596,13 @@ class DeliveryTest(TestCase):
 
         with LogCatcher() as log:
             fill()
-            for taken, warnings in ((1, 1), (2, 1), (10, 2)):
+            for taken, warned in ((1, 1), (2, 1), (10, 2)):
                 for _ in range(taken):
                     client.queue.get_nowait()
                     client.queue.task_done()
                 fill()
                 lines = [each for each in log.lines() if 'full' in each]
-                self.assertEqual(len(lines), warnings)
+                self.assertEqual(len(lines), warned)
 
     def test_what_is_put_into_the_queue_by_hand_is_sent_too(self) -> None:
         message = Client(TEST_WRITE_KEY, send=False).track('user', 'event')[1]

@@ -1,5 +1,7 @@
 import json
 import logging
+import os
+import pickle
 import queue
 import threading
 import unittest
@@ -10,7 +12,7 @@ import requests
 
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
-from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.errors import NotDeliveredError, ValidationError
 from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.request import APIError
 from hightouch.htevents.sessions import Lease
@@ -366,6 +368,26 @@ class RetryTest(TestCase):
             self.assertTrue(lost.wait_for(1))
             self.assertEqual(client.stats().retried, 0, host)
 
+    def test_what_somebody_has_to_mend_is_one_warning_at_the_first_try(self) -> None:
+        wrong = requests.Session()
+        wrong.cert = '/nowhere/cert.pem'
+        tls = self.collector.url.replace('http:', 'https:')
+        for session, authorities, text in (
+            (None, '/nowhere/ca.pem', '/nowhere/ca.pem'),
+            (wrong, '', '/nowhere/cert.pem'),
+            (None, '', 'SSL'),  # this is not a server that knows TLS
+        ):
+            settings = {'REQUESTS_CA_BUNDLE': authorities, 'CURL_CA_BUNDLE': ''}
+            with mock.patch.dict(os.environ, settings), LogCatcher() as log:
+                client = self.client(
+                    host=tls, session=session, sync_mode=True, max_retries=2
+                )
+                for _ in range(2):
+                    client.track('user', 'event')
+                self.assertEqual(client.stats().retried, 4)
+                (line,) = [each for each in log.lines() if 'WARNING' in each]
+            self.assertRegex(line, text + '|No such file')  # as old releases say it
+
     def test_a_batch_that_is_lost_makes_one_error_line_and_only_then(self) -> None:
         self.collector.script(503, 503, 503, 503)
         lost = Recorder()
@@ -475,6 +497,26 @@ class ShutdownTest(TestCase):
         self.assertEqual(len(lost.calls), 1)
         self.assertEqual(client.stats().failed, 150)
         self.assert_adds_up(client)
+
+    def test_what_is_not_delivered_in_time_is_reported_with_the_last_error(
+        self
+    ) -> None:
+        self.collector.script(Fault(503, {'Retry-After': '300'}), 'hang')
+        lost = Recorder()
+        with LogCatcher() as log:
+            client = self.client(on_error=lost, max_retries=1)
+            client.track('user', 'event')
+            self.assertTrue(self.collector.wait_for_requests(1))
+            while client.stats().last_error is None:
+                self.assertFalse(client.flush(0.01))
+            self.assertFalse(client.shutdown(0.3))
+            (line,) = log.lines(logging.ERROR)
+        error = lost.calls[0][0]
+        self.assertIsInstance(error, NotDeliveredError)
+        self.assertEqual(error.last_error, 'HTTP 503')
+        self.assertIn('HTTP 503', str(error))
+        self.assertIn('HTTP 503', line)
+        self.assertEqual(pickle.loads(pickle.dumps(error)).args, error.args)
 
     def test_calls_after_it_are_refused_with_one_warning(self) -> None:
         client = self.client()
