@@ -53,12 +53,14 @@ class Signal:
 
 
 def try_start(thread: threading.Thread) -> bool:
-    """Start a thread; return False if that is not possible.
+    """Start a thread, as a daemon; return False if that is not possible.
 
-    The reason may be a limit of the system, an interpreter that is shutting down, or a
-    test that replaced ``Thread.start``.
+    The reason may be a limit of the system, an interpreter that is shutting down, an
+    isolated sub-interpreter, which has no daemons, or a test that replaced
+    ``Thread.start``.
     """
     try:
+        thread.daemon = True
         thread.start()
     except RuntimeError:
         return False

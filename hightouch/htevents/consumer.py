@@ -104,7 +104,11 @@ class Consumer(threading.Thread):
     ) -> None:
         # A daemon: a thread that waits for a server must not keep the process alive.
         # What is queued at interpreter exit is delivered by lifecycle.
-        super().__init__(name='htevents-consumer', daemon=True)
+        super().__init__(name='htevents-consumer')
+        try:
+            self.daemon = True
+        except RuntimeError:
+            pass  # see try_start
         self.queue = queue
         self.write_key = write_key
         self.upload_size = upload_size

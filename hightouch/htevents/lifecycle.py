@@ -13,20 +13,22 @@ from typing import Any, Set
 from hightouch.htevents import fork
 from hightouch.htevents.concurrency import Deadline
 
+# multiprocessing and its forks: with dill, and for Celery.
+_MULTIPROCESSING = ('multiprocessing', 'multiprocess', 'billiard')
+
 
 class _Lifecycle:
     def __init__(self) -> None:
+        self._after_fork()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
         # Dispatchers that may hold undelivered events. Strong references: the client may
         # be gone. Only changed by set.add and set.discard, which are atomic.
         self.active: Set[Any] = set()
         self.over = False
-        self.child_hooked = False
-        fork.register(self)
-
-    def _after_fork(self) -> None:
-        self.active = set()
-        self.over = False
-        self.child_hooked = False
+        # What will tell us of the end of this process, beside atexit.
+        self.hooked: Set[str] = set()
 
 
 _state = _Lifecycle()
@@ -52,19 +54,17 @@ def _hook_child() -> None:
     # The children of multiprocessing leave through os._exit, without atexit; but they
     # run their own finalizers before. Those registered before the child began are
     # cleared there, hence this is done with the first event.
-    if _state.child_hooked:
-        return
-    processes = sys.modules.get('multiprocessing.process')
-    if processes is not None:
-        _state.child_hooked = True
+    for name in _MULTIPROCESSING:
+        processes = sys.modules.get(name + '.process')
+        if processes is None or name in _state.hooked:
+            continue
+        _state.hooked.add(name)
         if type(processes.current_process()).__name__ != '_MainProcess':
-            from multiprocessing import util
-
-            util.Finalize(None, end, exitpriority=0)
-    # Those of Celery leave the same way, and tell of it by a signal of Celery's.
+            sys.modules[name + '.util'].Finalize(None, end, exitpriority=0)
+    # The workers of Celery leave the same way, and tell of it by a signal of Celery's.
     signals = sys.modules.get('celery.signals')
-    if signals is not None:
-        _state.child_hooked = True
+    if signals is not None and 'celery' not in _state.hooked:
+        _state.hooked.add('celery')
         signals.worker_process_shutdown.connect(_end_of_worker, weak=False)
 
 

@@ -72,7 +72,10 @@ class OauthManager:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
+        try:
+            import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
+        except ImportError as error:  # in a sub-interpreter cryptography has no place
+            log.warning('No token can be had, and no event sent: %s', error)
 
         self.client_id = _stripped(client_id)
         self.key_id = _stripped(key_id)
@@ -199,14 +202,18 @@ class OauthManager:
             'exp': now + VALID_FOR,
             'jti': new_message_id(),
         }
-        import jwt
-
         try:
+            import jwt
+
             signed: Any = jwt.encode(
                 claims,
                 self._client_key,
                 algorithm='RS256',
                 headers={'kid': self.key_id},
+            )
+        except ImportError:
+            raise OauthError(
+                0, 'no_cryptography', 'PyJWT and cryptography cannot be imported here'
             )
         except Exception as error:
             raise_interruption(error)

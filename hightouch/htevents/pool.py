@@ -125,7 +125,7 @@ def _nothing() -> None:
 
 class _Worker(threading.Thread):
     def __init__(self, run: Callable[['_Worker'], None]) -> None:
-        super().__init__(name='htevents-worker', daemon=True)
+        super().__init__(name='htevents-worker')
         self.signal = Signal()
         self.engaged = True  # is on its way to work
         self._work = run
@@ -185,7 +185,6 @@ class Pool:
             self._forget()
             return
         watch = _Thread(target=self._watch, name='htevents-watch')
-        watch.daemon = True
         # Before it runs: what is called meanwhile has to wake it.
         self._started = True
         try:

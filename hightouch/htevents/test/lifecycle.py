@@ -3,8 +3,11 @@
 import gc
 import logging
 import os
+import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -139,6 +142,47 @@ class ExitTest(TestCase):
             sorted(each['event'] for each in self.collector.events),
             ['child', 'parent'],
         )
+
+    def test_so_are_those_of_a_child_of_a_package_made_of_multiprocessing(self) -> None:
+        # As multiprocess is, which pathos uses: the same code under another name.
+        import multiprocessing
+
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, 'multiprocess')
+            shutil.copytree(os.path.dirname(multiprocessing.__file__), copy)
+            for path, _, names in os.walk(copy):
+                for name in [each for each in names if each.endswith('.py')]:
+                    with open(os.path.join(path, name), encoding='utf-8') as source:
+                        text = source.read()
+                    with open(os.path.join(path, name), 'w', encoding='utf-8') as made:
+                        made.write(re.sub(r'\bmultiprocessing\b', 'multiprocess', text))
+            self.run_quietly(
+                'sys.path.insert(0, %r)\n'
+                'import multiprocess\n'
+                'context = multiprocess.get_context("fork")\n'
+                'client = Client("key", url, upload_interval=60)\n'
+                'client.track("user", "parent")\n'
+                'def work(number=0): client.track("user", "child")\n'
+                'child = context.Process(target=work)\n'
+                'child.start(); child.join(30)\n'
+                'pool = context.Pool(2)\n'
+                'pool.map(work, range(20))\n'
+                'pool.close(); pool.join()\n'
+                'client.flush()\n' % folder
+            )
+        names = sorted(each['event'] for each in self.collector.events)
+        self.assertEqual(names, ['child'] * 21 + ['parent'])
+
+    def test_the_workers_of_a_pool_that_is_terminated_may_drain(self) -> None:
+        self.run_quietly(
+            'import multiprocessing\n'
+            'context = multiprocessing.get_context("fork")\n'
+            'client = Client("key", url, upload_interval=60)\n'
+            'def work(number): client.track("user", "event")\n'
+            'with context.Pool(2, client.drain_on_sigterm) as pool:\n'
+            '    pool.map(work, range(20))\n'
+        )
+        self.assertEqual(len(self.collector.events), 20)
 
     def test_sync_mode_leaves_nothing_for_the_exit(self) -> None:
         self.run_quietly(
@@ -351,6 +395,44 @@ class RefusedThreadTest(TestCase):
         self.refusal = mock.patch.object(
             dispatcher.Consumer, 'start', side_effect=error
         )
+
+    @unittest.skipIf(sys.version_info < (3, 12), 'its sub-interpreters end by abort()')
+    def test_an_isolated_sub_interpreter_delivers_at_a_flush_and_at_its_end(
+        self
+    ) -> None:
+        for ending, delivered in (
+            ('assert client.flush(30)', 1),
+            ('assert client.shutdown(30)', 1),
+            ('', 1),
+            ('[Client("key", url).track("user", "event") for _ in range(20)]', 21),
+            ('client = Client("key", url, sync_mode=True); track()', 2),
+        ):
+            inner = (
+                'import sys; sys.path[:0] = {path!r}\n'
+                'import warnings; warnings.simplefilter("ignore")\n'
+                'from hightouch.htevents import Client\n'
+                'url = {url!r}\n'
+                'client = Client("key", url)\n'
+                'def track(): assert client.track("user", "event")[0]\n'
+                'track()\n' + ending + '\n'
+            )
+            result = run_program(
+                'import sys, warnings\n'
+                'warnings.simplefilter("ignore")\n'
+                'try: import _interpreters as interpreters\n'
+                'except ImportError:\n'
+                '    import _xxsubinterpreters as interpreters\n'
+                'made = interpreters.create()\n'
+                'code = sys.argv[2].format(path=sys.path, url=sys.argv[1])\n'
+                'error = interpreters.run_string(made, code)\n'
+                'assert not error, error\n'
+                'interpreters.destroy(made)\n',
+                self.collector.url,
+                inner,
+            )
+            self.assertEqual((result.returncode, result.stderr), (0, ''))
+            self.assertEqual(len(self.collector.events), delivered, ending)
+            self.collector.events.clear()
 
     def test_what_is_queued_is_delivered_by_a_flush(self) -> None:
         client = self.client()

@@ -17,6 +17,7 @@ from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.test.support import (
     LIMIT,
     LogCatcher,
+    Recorder,
     TestCase,
     make_key,
     netrc,
@@ -351,6 +352,17 @@ class OauthTest(TestCase):
             answer.set()
             other.join(LIMIT)
         self.assertEqual(manager.get_token(), 'token-1')
+
+    def test_where_no_token_can_be_signed_that_is_said_and_reported(self) -> None:
+        lost = Recorder()
+        with mock.patch.dict('sys.modules', jwt=None), LogCatcher() as log:
+            client = self.oauth_client(on_error=lost)
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+            warnings = [each for each in log.lines() if 'WARNING' in each]
+        self.assertEqual(len(warnings), 1)
+        ((error, _),) = lost.calls
+        self.assertEqual(error.code, 'no_cryptography')
 
     def test_settings_given_in_part_are_one_warning(self) -> None:
         with LogCatcher() as log:
