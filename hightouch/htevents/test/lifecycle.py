@@ -396,7 +396,7 @@ class RefusedThreadTest(TestCase):
             dispatcher.Consumer, 'start', side_effect=error
         )
 
-    @unittest.skipIf(sys.version_info < (3, 12), 'its sub-interpreters end by abort()')
+    @unittest.skipIf(sys.version_info < (3, 13), 'its sub-interpreters end by abort()')
     def test_an_isolated_sub_interpreter_delivers_at_a_flush_and_at_its_end(
         self
     ) -> None:
