@@ -111,13 +111,15 @@ class OauthManager:
         :raises requests.RequestException: when there is no answer
         :raises TimeoutError: when that was too short for an answer
         """
-        retries = Retries(0 if is_budgeted() else self.max_retries)
+        if is_budgeted():
+            return self._get_token()
+        retries = Retries(self.max_retries)
         while True:
             try:
                 return self._get_token()
             except Exception as error:
                 raise_interruption(error)
-                delay = None if is_budgeted() else retries.next_wait(error)
+                delay = retries.next_wait(error)
                 if delay is None:
                     raise
             self._sleep(delay)

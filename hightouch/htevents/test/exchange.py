@@ -178,21 +178,20 @@ class StatusTest(TestCase):
             ('a length', answer(200, Content_Length='999999'), b'x'),
             ('no length', answer(200, Connection='close'), b'x'),
         ):
-            ended = threading.Event()
-            with RawServer(drip(head, piece, ended), OK, OK) as server:
-                for timeout in (0.3, (LIMIT, 0.3)):
-                    server.answers.insert(0, drip(head, piece, ended))
-                    ended.clear()
+            for timeout in (0.5, (LIMIT, 0.5)):
+                ended = threading.Event()
+                # If the machine keeps us waiting for its head, it is sent again.
+                with RawServer(*[drip(head, piece, ended)] * 3) as server:
                     stats, errors = self.deliver(server, timeout=timeout)
-                    self.assertEqual((stats.delivered, stats.retried), (1, 0), name)
+                    self.assertEqual(stats.delivered, 1, name)
                     # and nobody uses that connection again
                     self.assertTrue(ended.wait(LIMIT), name)
 
     def test_a_flush_is_not_held_by_a_body_that_drips(self) -> None:
         head = answer(200, Transfer_Encoding='chunked')
         ended = threading.Event()
-        with RawServer(drip(head, b'1\r\nx\r\n', ended)) as server:
-            client = self.client(host=server.url, timeout=0.3)
+        with RawServer(*[drip(head, b'1\r\nx\r\n', ended)] * 3) as server:
+            client = self.client(host=server.url, timeout=0.5)
             client.track('user', 'event')
             self.assertTrue(client.flush(LIMIT))
             self.assertTrue(ended.wait(LIMIT))
@@ -339,7 +338,7 @@ class InformationalTest(TestCase):
 
         for first in (cut, silent):
             with RawServer(first, OK) as server:
-                client = self.client(host=server.url, sync_mode=True, timeout=0.3)
+                client = self.client(host=server.url, sync_mode=True, timeout=2)
                 self.assertTrue(client.track('user', 'event')[0])
                 self.assertEqual(client.stats().retried, 1)
                 self.assertEqual(server.connections, 2)
@@ -383,7 +382,7 @@ class TokenServerTest(TestCase):
             with RawServer(said) as server:
                 client = self.client(
                     sync_mode=True,
-                    timeout=0.5,
+                    timeout=2,
                     oauth_client_id='id',
                     oauth_client_key=self.key,
                     oauth_key_id='kid',

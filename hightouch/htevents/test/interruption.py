@@ -1,12 +1,15 @@
+import os
 import signal
 import threading
+import time
 import unittest
 from functools import partial
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 import mock
 import requests.exceptions
 
+from hightouch.htevents import exchange, oauth_manager
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import BeforeSendError
@@ -63,35 +66,58 @@ class Handlers:
         ]
 
 
-@unittest.skipUnless(hasattr(signal, 'setitimer'), 'needs a timer')
+@unittest.skipUnless(hasattr(signal, 'pthread_kill'), 'needs signals')
 class InterruptionTest(TestCase):
     """What a signal handler raises inside a call reaches who made the call."""
 
     def setUp(self) -> None:
         super().setUp()
+        self.reached = threading.Event()  # set where a call is to be interrupted
         self.done = threading.Event()  # ends what keeps a call waiting
         self.addCleanup(self.done.set)
         before = signal.getsignal(signal.SIGALRM)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
-        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
 
     def interrupt(
-        self, call: Callable[[], Any], error: Any = None, handler: Any = None
+        self,
+        call: Callable[[], Any],
+        error: Any = None,
+        handler: Any = None,
+        reached: Optional[Callable[[], Any]] = None,
     ) -> None:
-        """Interrupt a call after a while; check that it raises just that."""
+        """Interrupt a call where it waits; check that it raises just that."""
         error = TimeIsUp('time is up') if error is None else error
         signal.signal(signal.SIGALRM, handler or Handlers(error).method)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        self.reached.clear()
+        main, begun = threading.get_ident(), threading.Event()
+
+        def kill() -> None:
+            begun.wait(LIMIT)
+            if reached is None:
+                self.reached.wait(LIMIT)
+            else:
+                while not reached():
+                    time.sleep(0.001)
+            signal.pthread_kill(main, signal.SIGALRM)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
         with self.assertRaises(type(error)) as caught:
+            begun.set()
             call()
+        killer.join(LIMIT)
         self.assertIs(caught.exception, error)
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
     def hang(self, *_: Any) -> Any:
+        """Keep a request waiting for its answer."""
+        self.reached.set()
         self.done.wait(LIMIT)
         return 200
 
     def wait(self, *_: Any) -> None:
+        """Keep a callback busy."""
+        self.reached.set()
         threading.Event().wait(LIMIT)
 
     def assert_delivers(self, client: Any, count: int) -> None:
@@ -127,13 +153,22 @@ class InterruptionTest(TestCase):
     def test_while_a_body_is_read(self) -> None:
         self.collector.script(Fault(200, {'Transfer-Encoding': 'chunked'}))
         client = self.client(sync_mode=True)
-        self.interrupt(partial(client.track, 'user', 'event'), TimeIsUpToo())
+        reached = mock.Mock(wraps=exchange._read_pieces)
+        with mock.patch.object(exchange, '_read_pieces', reached):
+            self.interrupt(
+                partial(client.track, 'user', 'event'),
+                TimeIsUpToo(),
+                reached=lambda: reached.called,
+            )
         self.assert_delivers(client, 1)
 
     def test_while_a_retry_is_waited_for(self) -> None:
         self.collector.script(Fault(503, {'Retry-After': '300'}))
         client = self.client(sync_mode=True)
-        self.interrupt(partial(client.track, 'user', 'event'))
+        self.interrupt(
+            partial(client.track, 'user', 'event'),
+            reached=lambda: client.stats().last_error,
+        )
         self.assert_delivers(client, 1)
 
     def test_while_a_flush_delivers_by_itself(self) -> None:
@@ -151,7 +186,7 @@ class InterruptionTest(TestCase):
         client = self.client()
         client.track('user', 'event')
         self.interrupt(lambda: client.flush(None))
-        self.interrupt(lambda: client.shutdown(None))
+        self.interrupt(lambda: client.shutdown(None), reached=lambda: True)
         self.done.set()
         self.assertTrue(client.shutdown(LIMIT))
         self.assertEqual(client.stats().delivered, 1)
@@ -159,7 +194,11 @@ class InterruptionTest(TestCase):
     def test_while_a_call_waits_for_room(self) -> None:
         client = self.holding(max_queue_size=1, block_timeout=LIMIT)
         self.assertTrue(client.track('user', 'event')[0])
-        self.interrupt(partial(client.track, 'user', 'event'), TimeIsUpToo())
+        self.interrupt(
+            partial(client.track, 'user', 'event'),
+            TimeIsUpToo(),
+            reached=lambda: client.queue._room,
+        )
         self.assertEqual(client.stats().accepted, 1)
         self.assertTrue(client.flush(LIMIT))
         self.assert_delivers(client, 1)
@@ -267,7 +306,11 @@ class InterruptionTest(TestCase):
         self.assertTrue(
             manager._lock.acquire(False) is False or not manager._lock.release()
         )
-        self.interrupt(manager.get_token, TimeIsUpToo())
+        with mock.patch.object(oauth_manager, 'bounded') as reached:
+            reached.return_value = None
+            self.interrupt(
+                manager.get_token, TimeIsUpToo(), reached=lambda: reached.called
+            )
         self.done.set()
         asking.join(LIMIT)
         self.assertEqual(manager.get_token(), 'token-%d' % (count + 1))
@@ -283,7 +326,7 @@ class NoInterruptionTest(TestCase):
         signal.signal(signal.SIGALRM, Handlers(TimeIsUp()).method)
         try:
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.01)
+                os.kill(os.getpid(), signal.SIGALRM)
                 threading.Event().wait(LIMIT)
             except TimeIsUp:
                 self.collector.script('reset', 503)

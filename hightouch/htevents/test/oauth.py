@@ -318,7 +318,7 @@ class OauthTest(TestCase):
         answer = threading.Event()
         self.addCleanup(answer.set)
         self.fault(lambda _: answer.wait(LIMIT) and 503)
-        self.fault(Fault(429, {'Retry-After': str(LIMIT // 2)}))
+        self.fault(Fault(429, {'Retry-After': str(2 * LIMIT)}))
         error = RuntimeError("can't start new thread")
         with mock.patch.object(Consumer, 'start', side_effect=error):
             client.track('user', 'event')
