@@ -14,6 +14,8 @@ class Batch(List[Any]):
     :ivar places: where each message lies in the spool, if there is one
     :ivar owner: ident of the thread that delivers it, None while none does
     :ivar claimed: its outcome is being told to the callbacks, and cannot change
+    :ivar delivered: what that outcome is
+    :ivar counted: it is in the books
     """
 
     def __init__(
@@ -27,6 +29,8 @@ class Batch(List[Any]):
         self.places = places
         self.owner: Optional[int] = None
         self.claimed = False
+        self.delivered = False
+        self.counted = False
 
     # Batches are keys of the queue's books: each is itself and no other.
     __hash__ = object.__hash__  # type: ignore[assignment]

@@ -1,11 +1,14 @@
 """Waiting: a wake-up call that any code may make, and one budget for several waits."""
 
+import sys
 import threading
 import time
 from functools import partial
-from typing import Any, Callable, Dict, Optional
+from types import FrameType
+from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork
+from hightouch.htevents.interruption import raise_interruption
 
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
 # be over. time_machine replaces time.monotonic inside of C. freezegun replaces it, and
@@ -40,8 +43,10 @@ class Signal:
         """Wake the waiting thread, or let its next `wait` return at once."""
         try:
             self._lock.release()
-        except RuntimeError:
-            pass  # a call is pending already: one is enough
+        except RuntimeError as error:
+            # A call is pending already: one is enough. Or it is not the lock's own error.
+            if error.__traceback__ is not None and error.__traceback__.tb_next:
+                raise
 
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Wait for a call, at most ``timeout`` seconds (None: without bound)."""
@@ -62,7 +67,8 @@ def try_start(thread: threading.Thread) -> bool:
     try:
         thread.daemon = True
         thread.start()
-    except RuntimeError:
+    except RuntimeError as error:
+        raise_interruption(error)
         return False
     return thread.ident is not None
 
@@ -115,14 +121,46 @@ class Deadline:
         return self._end is not None and monotonic() >= self._end
 
 
-class _Scope:
-    """How deep a thread is inside deliveries, and what it works `within`."""
+class _Entry:
+    """A context that a thread is in.
 
-    __slots__ = ('depth', 'budget')
+    A signal handler may raise before its end is noted. So what counts is whether the frame
+    that entered it is still on the stack.
+    """
+
+    frame: Optional[FrameType] = None
+
+    def enter(self, entries: List[Any], frame: FrameType) -> None:
+        self.frame = frame
+        _present(entries).append(self)
+
+    def leave(self, entries: List[Any]) -> None:
+        self.frame = None  # else the frame and what it holds would stay with us
+        _present(entries)
+
+
+def _present(entries: List[Any]) -> List[Any]:
+    """Return the entries without those that were left, which are the last."""
+    while entries and not _is_on_stack(entries[-1].frame):
+        entries.pop()
+    return entries
+
+
+def _is_on_stack(frame: Optional[FrameType]) -> bool:
+    step: Optional[FrameType] = sys._getframe(1)
+    while step is not None and step is not frame:
+        step = step.f_back
+    return step is not None
+
+
+class _Scope:
+    """The deliveries that a thread is inside of, and what it works `within`."""
+
+    __slots__ = ('deliveries', 'budgets')
 
     def __init__(self) -> None:
-        self.depth = 0
-        self.budget: Optional['within'] = None
+        self.deliveries: List['delivering'] = []
+        self.budgets: List['within'] = []
 
 
 class _Scopes:
@@ -148,14 +186,14 @@ class _Scopes:
         return self._all.setdefault(threading.get_ident(), _Scope())
 
     def leave(self, scope: _Scope) -> None:
-        if not scope.depth and scope.budget is None:
+        if not (scope.deliveries or scope.budgets):
             self._all.pop(threading.get_ident(), None)
 
 
 _scopes = _Scopes()
 
 
-class within:
+class within(_Entry):
     """Bound what the current thread waits for in a stretch of code: see `bounded`.
 
     For what lies between us and the wait, and takes no deadline: a method that a subclass
@@ -171,24 +209,28 @@ class within:
 
     def __enter__(self) -> 'within':
         self._scope = _scopes.enter()
-        self._outer, self._scope.budget = self._scope.budget, self
+        self.enter(self._scope.budgets, sys._getframe(1))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._scope.budget = self._outer
+        self.leave(self._scope.budgets)
         _scopes.leave(self._scope)
 
 
 def budget() -> within:
     """What the current thread works `within`."""
-    scope = _scopes.present()
-    return (scope and scope.budget) or within(Deadline(None))
+    return _innermost_budget() or within(Deadline(None))
 
 
 def is_budgeted() -> bool:
     """Whether the current thread works `within` something."""
+    return _innermost_budget() is not None
+
+
+def _innermost_budget() -> Optional[within]:
     scope = _scopes.present()
-    return scope is not None and scope.budget is not None
+    budgets = [] if scope is None else _present(scope.budgets)
+    return budgets[-1] if budgets else None
 
 
 def bounded(timeout: Any) -> Any:
@@ -205,7 +247,7 @@ def bounded(timeout: Any) -> Any:
     return left if timeout is None else min(timeout, left)
 
 
-class delivering:
+class delivering(_Entry):
     """Mark a stretch of code in which the current thread delivers a batch.
 
     A signal handler, a ``__del__`` or a callback may call the library from in there.
@@ -215,14 +257,14 @@ class delivering:
 
     def __enter__(self) -> None:
         self._scope = _scopes.enter()
-        self._scope.depth += 1
+        self.enter(self._scope.deliveries, sys._getframe(1))
 
     def __exit__(self, *exc_info: object) -> None:
-        self._scope.depth -= 1
+        self.leave(self._scope.deliveries)
         _scopes.leave(self._scope)
 
 
 def delivery_depth() -> int:
     """How many deliveries the current thread is inside of."""
     scope = _scopes.present()
-    return 0 if scope is None else scope.depth
+    return 0 if scope is None else len(_present(scope.deliveries))

@@ -4,6 +4,7 @@ A consumer is a thread, but nothing in here needs it to be started: an applicati
 thread delivers through one as well (``sync_mode``, and a flush where no thread can run).
 """
 
+import sys
 import threading
 from contextlib import ExitStack
 from functools import partial
@@ -27,14 +28,13 @@ from hightouch.htevents.errors import (
     OauthError,
     describe,
     is_of_network,
-    is_of_setup,
     is_retryable,
 )
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.fork import getpid
-from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.interruption import causes, raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import DEFAULT_HOST, bare, post
 from hightouch.htevents.retry import MIN_WAIT, Retries
@@ -122,7 +122,6 @@ class Consumer(threading.Thread):
         self.oauth_manager = oauth_manager
         self.on_success: Optional[OnSuccess] = check_callable('on_success', on_success)
         self.running = True
-        self._warned = False  # see _warn_of_setup
         self.began = False  # whether the thread has come to run()
         self._lease = lease
         self._on_end = on_end
@@ -226,9 +225,9 @@ class Consumer(threading.Thread):
                 try:
                     return self._post(batch)
                 except Exception as error:
-                    raise_interruption(error)
+                    raise_interruption(error, wrapped=True)
                     self._source.note_error(error)
-                    if is_of_setup(error):
+                    if _is_of_setup(error):
                         self._warn_of_setup(error)
                     if self._lease is not None and not is_of_network(error):
                         self._lease.renew()
@@ -248,13 +247,13 @@ class Consumer(threading.Thread):
 
     def _warn_of_setup(self, error: Exception) -> None:
         # At once: until the last retry it may take minutes, with a spool for ever.
-        if self._warned:
+        if self._source.warned_of_setup:
             return
-        self._warned = True
+        self._source.warned_of_setup = True
         log.warning(
-            'Requests to %s fail, and are tried again: %s',
+            'Requests to %s fail: %s',
             bare(self.host or DEFAULT_HOST),
-            request.shortened(str(error), [self.write_key]),
+            request.shortened(_text(error), [self.write_key]),
         )
 
     def _is_final(self, error: BaseException) -> bool:
@@ -372,7 +371,7 @@ class Consumer(threading.Thread):
                 self.request(batch)
                 return None, False
             except Exception as error:
-                raise_interruption(error)
+                raise_interruption(error, wrapped=True)
                 return error, scope.cut_short
 
     def drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
@@ -396,7 +395,7 @@ class Consumer(threading.Thread):
         return on_time and is_retryable(error)
 
     def _succeed(self, batch: Batch) -> None:
-        if not self._source.claim(batch):
+        if not self._source.claim(batch, delivered=True):
             return
         try:
             if self.on_success is not None:
@@ -408,7 +407,7 @@ class Consumer(threading.Thread):
         # One report for each kind of error, not one for each half of a split batch.
         kinds: Dict[str, List[Tuple[Exception, Batch]]] = {}
         for error, batch in lost:
-            if self._source.claim(batch):
+            if self._source.claim(batch, delivered=False):
                 kinds.setdefault(describe(error), []).append((error, batch))
         with ExitStack() as reports:  # all of them, even if one is interrupted
             for losses in reversed(list(kinds.values())):  # it begins with the last
@@ -464,6 +463,28 @@ class Consumer(threading.Thread):
             raise_interruption(error)
             # sys.exit() in a callback would end this thread, and no other.
             log.warning('%s tried to exit; delivery goes on', name)
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # of an application's own
+        return type(error).__name__
+
+
+def _is_of_setup(error: Exception) -> bool:
+    """Whether somebody has to mend something here: TLS, or a file that cannot be read."""
+    if isinstance(error, APIError):
+        return False
+    for each in causes(error, sys._getframe(1)):
+        kinds = [kind.__name__ for kind in type(each).__mro__]
+        if 'SSLError' in kinds or isinstance(
+            each, (FileNotFoundError, PermissionError)
+        ):
+            return True
+    return (
+        type(error) is OSError
+    )  # as requests tells of a certificate that is not there
 
 
 def _is_splittable(error: Exception, batch: Batch) -> bool:

@@ -133,6 +133,7 @@ class Dispatcher:
             return self.queue.refuse()
         if delivery_depth():
             return self.queue.offer(body)
+        self.queue.recover()
         delivered = self._inline.deliver(self.queue.admit(body), Deadline(None))
         if self.queue.has_waiting():  # from a callback, or an interrupted call
             # One generation only: a callback that tracks for each failure would
@@ -212,6 +213,8 @@ class Dispatcher:
 
     def _flush(self, deadline: Deadline) -> bool:
         nested = delivery_depth() > 0
+        if not nested:
+            self.queue.recover()
         if self._ended:
             return self.queue.wait_until_resolved(deadline, nested)
         if self.queue.empty() and self.queue.pending() == 0:

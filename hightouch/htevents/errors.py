@@ -197,22 +197,6 @@ def is_of_network(error: BaseException) -> bool:
     return isinstance(error, OSError) and is_retryable(error)
 
 
-def is_of_setup(error: BaseException) -> bool:
-    """Whether somebody has to mend something here: TLS, or a file that cannot be read."""
-    if type(error) is OSError:  # as requests tells of a certificate that is not there
-        return True
-    seen = set()
-    cause: Optional[BaseException] = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, (FileNotFoundError, PermissionError)):
-            return True
-        if any(each.__name__ == 'SSLError' for each in type(cause).__mro__):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
 def describe(error: BaseException) -> str:
     """Name an error in a text that is safe in a log: its kind and status, no payload."""
     status = getattr(error, 'status', None)

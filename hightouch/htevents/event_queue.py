@@ -117,6 +117,8 @@ class EventQueue:
         self.on_loss: Optional[Callable[[Exception, List[Any], int], None]] = None
         # Given a client's, what is put here by hand starts its consumers as a call does.
         self.on_put: Optional[Callable[[bytes, float], bool]] = None
+        # Whether its consumers have said that something here has to be mended.
+        self.warned_of_setup = False
         self._reset()
         fork.register(self)
 
@@ -376,11 +378,14 @@ class EventQueue:
         with self._lock:
             if self._nested:
                 return None
-            self._nested = True
             try:
-                batch = self._parked.pop(0) if self._parked else self._cut(size)
-                if batch is not None:
-                    batch.owner = threading.get_ident()
+                self._nested = True
+                if self._parked:
+                    batch: Optional[Batch] = self._parked[0]
+                    self._parked[0].owner = threading.get_ident()
+                    del self._parked[0]
+                else:
+                    batch = self._cut(size)
             finally:
                 self._nested = False
         return batch
@@ -392,20 +397,25 @@ class EventQueue:
         items = self._items
         taken: List[Tuple[bytes, float, Any]] = []
         length = 0
-        while len(taken) < size:
-            try:
-                item = items.popleft()
-            except IndexError:
-                break
-            length += len(item[0]) + 1
-            if length >= BATCH_BYTES and taken:
-                items.appendleft(item)
-                break
-            taken.append(item)
+        try:
+            while len(taken) < size:
+                try:
+                    item = items.popleft()
+                except IndexError:
+                    break
+                length += len(item[0]) + 1
+                if length >= BATCH_BYTES and taken:
+                    items.appendleft(item)
+                    break
+                taken.append(item)
+        except BaseException:  # of a signal handler
+            items.extendleft(reversed(taken))
+            raise
         if not taken:
             return None
         bodies, times, places = zip(*taken)
         batch = Batch(bodies, times[0], places)
+        batch.owner = threading.get_ident()  # see recover
         self._in_flight[batch] = self._taken
         self._taken += len(batch)
         if self.maxsize > 0:
@@ -459,15 +469,16 @@ class EventQueue:
         """Give a batch back undelivered, for the next who takes one."""
         with self._lock:
             if batch in self._in_flight:
-                batch.owner = None
                 self._parked.append(batch)
+                batch.owner = None
         self._wakeup.set()
 
-    def claim(self, batch: Batch) -> bool:
+    def claim(self, batch: Batch, delivered: bool) -> bool:
         """Announce the outcome of a batch; False when it was abandoned meanwhile."""
         with self._lock:
             if batch not in self._in_flight:
                 return False
+            batch.delivered = delivered
             batch.claimed = True
             self._release_flushes()
             return True
@@ -475,14 +486,38 @@ class EventQueue:
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
         """Close the books on a batch, after its callbacks; False if it was abandoned."""
         with self._lock:
-            if self._in_flight.pop(batch, None) is None:
+            if batch not in self._in_flight:
                 return False
-            if delivered:
-                self._delivered += len(batch)
-            else:
-                self._failed += len(batch)
+            if not batch.counted:  # by a call that a signal handler interrupted
+                if delivered:
+                    self._delivered += len(batch)
+                else:
+                    self._failed += len(batch)
+                batch.counted = True
+            del self._in_flight[batch]
             self._release_flushes()
             return True
+
+    def recover(self) -> None:
+        """Take care of what this thread left, because a signal handler raised.
+
+        That may be in any step of a delivery. Only for a thread that is in none.
+        """
+        ident = threading.get_ident()
+        with self._lock:
+            if not self.durable:  # else there may be losses: see SpooledQueue
+                counted = self._delivered + self._failed
+                self._taken = counted + sum(map(len, self._in_flight))
+            left = [
+                each
+                for each in self._in_flight
+                if each.owner == ident and each not in self._parked
+            ]
+        for batch in left:
+            if batch.claimed:
+                self.acknowledge(batch, batch.delivered)
+            else:
+                self.park(batch)
 
     def abandon(self) -> List[Batch]:
         """Give up all that is pending; returns it, claimed, to be acknowledged."""
@@ -671,6 +706,7 @@ class EventQueue:
 
     def hand_out(self, batch: Batch) -> List[Any]:
         """Give a batch's messages to somebody who calls `task_done` for each."""
+        batch.owner = None
         self._handed_out.extend([None] * (len(batch) - 1) + [batch])
         return batch.messages()
 

@@ -6,11 +6,11 @@ the token of a token server; nothing in it can raise, take memory, or keep us wa
 
 import io
 import json
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, List, Mapping, Optional, Tuple
 
 from hightouch.htevents import sessions
 from hightouch.htevents.concurrency import Deadline, bounded
-from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.interruption import is_interruption, raise_interruption
 from hightouch.htevents.retry import parse_http_date, parse_retry_after
 from hightouch.htevents.settings import Timeout
 from hightouch.htevents.version import NAME, VERSION
@@ -20,10 +20,14 @@ BODY_LIMIT = 64 << 10
 
 # Of every request. It says what we can decompress, because requests says more where it
 # finds the packages.
-HEADERS = {
+HEADERS: Mapping[str, str] = {
     'User-Agent': '%s/%s' % (NAME, VERSION),
     'Accept-Encoding': 'gzip, deflate',
 }
+
+
+# Seconds that the body of a success may take whose sender needs nothing of it.
+UNNEEDED_BODY_WAIT = 0.5
 
 
 class Answer:
@@ -32,13 +36,15 @@ class Answer:
     :ivar response: the ``requests.Response``
     :ivar status: HTTP status
     :ivar body: the beginning of its body, decompressed
+    :ivar is_whole: whether that is all of it
     :ivar payload: the body, read as JSON; None if it is none
     """
 
-    def __init__(self, response: Any, body: Optional[bytes]) -> None:
+    def __init__(self, response: Any, body: Optional[bytes], is_whole: bool) -> None:
         self.response = response
         self.status = int(response.status_code)
         self.body = body or b''
+        self.is_whole = is_whole
         self.payload: Any = None
         try:
             # A stand-in for a response, of an application's test, may have no body.
@@ -57,16 +63,16 @@ class Answer:
         return self.payload if isinstance(self.payload, dict) else {}
 
     def header(self, name: str) -> str:
-        """Give a header; '' when there is none."""
+        """Return a header; '' when there is none."""
         return _header(self.response, name)
 
     def time(self, default: float) -> float:
-        """Give the time by the server's clock, in seconds since the epoch."""
+        """Return the time by the server's clock, in seconds since the epoch."""
         moment = parse_http_date(self.header('Date'))
         return default if moment is None else moment
 
     def retry_after(self, now: float) -> Optional[float]:
-        """Give the seconds that the server asks us to wait; None if it does not say.
+        """Return the seconds that the server asks us to wait; None if it does not say.
 
         :param now: the time by our clock, for a server that tells nothing of its own
         """
@@ -77,10 +83,11 @@ def post(
     session: Any,
     url: str,
     data: Any,
-    headers: Dict[str, str],
+    headers: Mapping[str, str],
     token: Optional[str],
     timeout: Optional[Timeout],
     proxies: Optional[Mapping[str, Optional[str]]],
+    needs_body: bool = False,
 ) -> Answer:
     """Post ``data``; raises when no answer comes.
 
@@ -88,69 +95,106 @@ def post(
     :param token: of OAuth, if the server needs one
     :param timeout: seconds for the connection and for each wait for the answer's headers,
         or a pair of them; its body may take that long as well, as a whole
+    :param needs_body: whether a success is worth nothing without its body
     """
+    answers: List[Answer] = []
+
+    def note(response: Any, *args: Any, **kwargs: Any) -> None:
+        # Before any other hook, and what requests does with redirects: both may read a
+        # body without bounds, and raise.
+        answers.append(_read(response, timeout, needs_body))
+
     with sessions.Lease(session) as opened:
         try:
             response = opened.post(
                 url,
                 data=data,
-                headers=headers,
+                headers=dict(headers),
                 auth=_authentication(token, opened, url),
                 timeout=bounded(timeout),
                 proxies=proxies,
                 # A redirect would carry the write key to where nobody meant it to go.
                 allow_redirects=False,
                 stream=True,
+                hooks={'response': [note] + _hooks(opened)},
             )
-        except Exception as error:
-            raise_interruption(error)
-            # A hook of the user's own session raises for a status, say.
-            response = getattr(error, 'response', None)
-            if not isinstance(getattr(response, 'status_code', None), int):
-                raise
-        return _read(response, timeout)
+            if not (answers and answers[-1].response is response):
+                note(response)  # a stand-in, or of a hook of the user's own
+        except BaseException as error:
+            if is_interruption(error) or not isinstance(error, Exception):
+                sessions.forget(opened)  # any lock in there may be held
+            raise_interruption(error, wrapped=True)
+            if not (answers and isinstance(error, Exception)):
+                raise  # else a hook has raised: for the status, say
+        return answers[-1]
+
+
+def _hooks(session: Any) -> List[Any]:
+    """Return the hooks of a session: requests forgets them for those of a request."""
+    hooks = getattr(session, 'hooks', None)
+    found = hooks.get('response') if isinstance(hooks, dict) else None
+    return [found] if callable(found) else list(found or ())
 
 
 # -- the answer ----------------------------------------------------------------------
 
 
-def _read(response: Any, timeout: Optional[Timeout]) -> Answer:
+def _read(response: Any, timeout: Optional[Timeout], needs_body: bool) -> Answer:
     body = getattr(response, '_content', None)
     if body is False and response.raw is not None:  # of requests, and not read yet
         limit = timeout[1] if isinstance(timeout, tuple) else timeout
-        body = _received(response, Deadline(bounded(limit)))
+        body, is_whole = _received(response, limit, needs_body)
         body = _decompressed(body, _header(response, 'Content-Encoding'))
         # For those who get the response.
         response._content, response._content_consumed = body, True
-    elif not isinstance(body, bytes):
+        return Answer(response, body, is_whole)
+    if not isinstance(body, bytes):
         body = getattr(response, 'content', None)
-    return Answer(response, body[:BODY_LIMIT] if isinstance(body, bytes) else None)
+    body = body[:BODY_LIMIT] if isinstance(body, bytes) else None
+    return Answer(response, body, True)
 
 
-def _received(response: Any, deadline: Deadline) -> bytes:
-    """Read a body as far as we want it; the connection ends if more could come."""
+def _received(
+    response: Any, limit: Optional[float], needs_body: bool
+) -> Tuple[bytes, bool]:
+    """Read a body as far as we want it, and say whether that is all of it.
+
+    The connection ends if it is not.
+    """
     raw = response.raw
     stream = getattr(raw, '_fp', raw)  # of http.client, inside that of urllib3
     pieces: List[bytes] = []
-    whole = False
+    whole = reusable = False
+    bound = None
     try:
-        with _bounded_stream(stream, deadline):
-            reusable = not _skip_informational(response, stream)
-            whole = _read_pieces(stream, pieces) and reusable
+        bound = _bind(stream, Deadline(bounded(limit)))
+        reusable = not _skip_informational(response, stream)
+        if 200 <= response.status_code < 300 and not needs_body and bound is not None:
+            bound.end_within(UNNEEDED_BODY_WAIT)
+        whole = _read_pieces(stream, pieces)
     finally:
-        if whole:
-            stream.close()
-            getattr(raw, 'release_conn', _nothing)()
-        else:
-            # Old releases of urllib3 would use it again.
-            connection = getattr(raw, '_connection', None)
-            getattr(connection, 'close', _nothing)()
-            response.close()
-    return b''.join(pieces)
+        _finish(raw, stream, whole and reusable, bound, limit)
+    return b''.join(pieces), whole
 
 
-def _nothing() -> None:
-    pass
+def _finish(
+    raw: Any,
+    stream: Any,
+    reusable: bool,
+    bound: Optional['_Bounded'],
+    limit: Optional[float],
+) -> None:
+    """Give the connection back: as it was, or else closed, to be opened again."""
+    try:
+        stream.close()
+        connection = getattr(raw, '_connection', None)
+        if not reusable and connection is not None:
+            connection.close()
+        elif bound is not None and bound.socket.fileno() >= 0:
+            bound.socket.settimeout(limit)
+        raw.release_conn()
+    except Exception as error:
+        raise_interruption(error)  # else a stand-in, which lacks something
 
 
 def _skip_informational(response: Any, stream: Any) -> bool:
@@ -171,11 +215,11 @@ def _skip_informational(response: Any, stream: Any) -> bool:
 
 def _read_pieces(stream: Any, pieces: List[bytes]) -> bool:
     """Read at most ``BODY_LIMIT`` bytes; False when that was not all, or went wrong."""
-    read = getattr(stream, 'read1', stream.read)
     left = BODY_LIMIT
     try:
-        while left:
-            piece = read(left)
+        read = getattr(stream, 'read1', None) or stream.read
+        while left > 0:
+            piece = bytes(memoryview(read(left))[:left])  # http.client may give more
             pieces.append(piece)
             left -= len(piece)
             missing = getattr(stream, 'length', None)
@@ -183,47 +227,42 @@ def _read_pieces(stream: Any, pieces: List[bytes]) -> bool:
                 return not missing
     except Exception as error:
         # It is cut short, or not what HTTP allows: the status is what counts.
-        raise_interruption(error)
+        raise_interruption(error, wrapped=True)
     return False
 
 
-class _bounded_stream:
-    """Have all that is read from a connection arrive until a deadline, however slowly."""
-
-    def __init__(self, stream: Any, deadline: Deadline) -> None:
-        # Of http.client's reader and its socket; a stand-in has none, and does not wait.
-        file = getattr(stream, 'fp', None)
-        self._socket = getattr(getattr(file, 'raw', None), '_sock', None)
-        if self._socket is not None and deadline.remaining() is not None:
-            stream.fp = io.BufferedReader(_Bounded(file, self._socket, deadline))
-        else:
-            self._socket = None
-
-    def __enter__(self) -> None:
-        if self._socket is not None:
-            self._timeout = self._socket.gettimeout()
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._socket is not None and self._socket.fileno() >= 0:
-            self._socket.settimeout(self._timeout)  # for the next request
+def _bind(stream: Any, deadline: Deadline) -> Optional['_Bounded']:
+    """Have all that is read from a connection arrive in time, however slowly it drips."""
+    # Of http.client's reader and its socket. A stand-in has none, and does not wait.
+    file = getattr(stream, 'fp', None)
+    socket = getattr(getattr(file, 'raw', None), '_sock', None)
+    if socket is None or not hasattr(file, 'readinto1'):
+        return None
+    bound = _Bounded(file, socket, deadline)
+    stream.fp = io.BufferedReader(bound)
+    return bound
 
 
 class _Bounded(io.RawIOBase):
     """The bytes of a buffered reader, each wait for which ends with the deadline."""
 
     def __init__(self, file: Any, socket: Any, deadline: Deadline) -> None:
+        self.socket = socket
         self._file = file
-        self._socket = socket
         self._deadline = deadline
+
+    def end_within(self, seconds: float) -> None:
+        if self._deadline.leaves(seconds):
+            self._deadline = Deadline(seconds)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         left = self._deadline.remaining()
-        if not left:
+        if left == 0:
             raise TimeoutError('The answer took too long')
-        self._socket.settimeout(left)
+        self.socket.settimeout(left)
         return int(self._file.readinto1(buffer))
 
     def close(self) -> None:
@@ -247,7 +286,8 @@ def _decompressed(body: bytes, encoding: str) -> bytes:
 
 
 def _header(response: Any, name: str) -> str:
-    value = getattr(response, 'headers', {}).get(name)
+    headers = getattr(response, 'headers', None)
+    value = headers.get(name) if headers else None
     return value.strip(' \t') if isinstance(value, str) else ''
 
 

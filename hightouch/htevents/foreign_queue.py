@@ -32,6 +32,7 @@ class ForeignQueue:
         self._on_drop = on_drop
         # Taken from the queue, for a batch that is still to come.
         self._held_back: List[bytes] = []
+        self.warned_of_setup = False  # as in an EventQueue
 
     def take(
         self,
@@ -128,7 +129,7 @@ class ForeignQueue:
     def holds(self, batch: Batch) -> bool:
         return True
 
-    def claim(self, batch: Batch) -> bool:
+    def claim(self, batch: Batch, delivered: bool) -> bool:
         return True
 
     def split(self, batch: Batch) -> Optional[Tuple[Batch, Batch]]:

@@ -5,60 +5,88 @@ is ours, or code that we call, an ``except`` of ours would take the exception fo
 of the network, of a callback, or of a value. Nothing but its traceback tells.
 """
 
+import signal
 import sys
+from functools import partial
 from types import FrameType
 from typing import Any, Iterator, List, Optional
 
 # inspect.CO_VARARGS: inspect takes long to import.
 _VARARGS = 4
 
+# signal's own one makes an enum of what it returns, which takes ten times as long.
+_getsignal: Any = __import__('_signal').getsignal
 
-def raise_interruption(error: BaseException) -> None:
-    """Raise what a signal handler raised, if ``error`` is that, or was made of it.
 
-    For an ``except`` that would turn ``error`` into something else. Returns else.
+def raise_interruption(error: BaseException, wrapped: bool = False) -> None:
+    """Raise what a signal handler raised, if ``error`` is that; else return.
+
+    For an ``except`` that would turn it into something else.
+
+    :param wrapped: or if ``error`` was made of it: as libraries of the network do, which
+        take a handler's TimeoutError for one of theirs
     """
-    caller = sys._getframe(1)
     found: Optional[BaseException] = None
+    handler: Optional[FrameType] = None
+    for each in causes(error, sys._getframe(1)) if wrapped else [error]:
+        frame = _handler(each)
+        # urllib3 gives an error of its own the traceback of the first: that is deeper.
+        if frame is not None and handler in (None, frame):
+            found, handler = each, frame
+    if found is None:
+        return
+    try:
+        raise found
+    finally:
+        # Else they, their traceback and this frame would keep each other alive.
+        del found, each, error
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether a signal handler raised ``error``, or what it was made of."""
+    return any(_handler(each) for each in causes(error, sys._getframe(1)))
+
+
+def causes(error: BaseException, caller: FrameType) -> Iterator[BaseException]:
+    """Yield an error and those it came of, as far as they began below ``caller``.
+
+    Not what the application was handling already when it called us.
+    """
     seen: List[BaseException] = []
     todo: List[Optional[BaseException]] = [error]
     while todo:
-        each = todo.pop()
+        each = todo.pop(0)
         if each is None or any(each is other for other in seen):
             continue
         seen.append(each)
+        if each is error or any(_is_below(caller, frame) for frame in _frames(each)):
+            yield each
         todo += [each.__cause__, each.__context__]
-        # What somebody handled already when we were called is in the chain as well.
-        if _left_handler(each) and (each is error or _began_below(caller, each)):
-            found = (
-                each  # the last one: urllib3 gives its own errors that traceback too
-            )
-    if found is not None:
-        raise found
 
 
-def _left_handler(error: BaseException) -> bool:
-    """Whether an exception went from a signal handler into the code it interrupted."""
+def _handler(error: BaseException) -> Optional[FrameType]:
+    """Return the frame of the signal handler that an exception left, if it did."""
     frames = list(_frames(error))
-    return any(
-        inner.f_back is outer and _is_handler(inner)
-        for outer, inner in zip(frames, frames[1:])
-    )
+    if len(frames) < 2:
+        return None
+    codes = [_code(_getsignal(number)) for number in range(1, signal.NSIG)]
+    for outer, inner in zip(frames, frames[1:]):
+        if inner.f_back is outer and (inner.f_code in codes or _looks_like_one(inner)):
+            return inner
+    return None
 
 
-def _began_below(caller: FrameType, error: BaseException) -> bool:
-    return any(_is_below(caller, frame) for frame in _frames(error))
+def _code(handler: Any) -> Any:
+    while isinstance(handler, partial):
+        handler = handler.func
+    return getattr(handler, '__code__', None)
 
 
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    step = error.__traceback__
-    while step is not None:
-        yield step.tb_frame
-        step = step.tb_next
+def _looks_like_one(frame: FrameType) -> bool:
+    """Whether it was called with a number and its caller's frame.
 
-
-def _is_handler(frame: FrameType) -> bool:
-    """Whether a frame is a signal handler's: called with a number and its caller's frame."""
+    For objects that can be called, and handlers that put back another one.
+    """
     values = _positional(frame)
     return any(
         interrupted is frame.f_back and isinstance(number, int)
@@ -74,6 +102,13 @@ def _positional(frame: FrameType) -> Any:
         name = code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
         values.extend(local.get(name, ()))
     return values
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    step = error.__traceback__
+    while step is not None:
+        yield step.tb_frame
+        step = step.tb_next
 
 
 def _is_below(caller: FrameType, frame: Optional[FrameType]) -> bool:

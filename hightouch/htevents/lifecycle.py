@@ -56,11 +56,13 @@ def _hook_child() -> None:
     # cleared there, hence this is done with the first event.
     for name in _MULTIPROCESSING:
         processes = sys.modules.get(name + '.process')
+        util = sys.modules.get(name + '.util')  # loaded before a child runs
         if processes is None or name in _state.hooked:
             continue
         _state.hooked.add(name)
-        if type(processes.current_process()).__name__ != '_MainProcess':
-            sys.modules[name + '.util'].Finalize(None, end, exitpriority=0)
+        is_child = type(processes.current_process()).__name__ != '_MainProcess'
+        if is_child and util is not None:
+            util.Finalize(None, end, exitpriority=0)
     # The workers of Celery leave the same way, and tell of it by a signal of Celery's.
     signals = sys.modules.get('celery.signals')
     if signals is not None and 'celery' not in _state.hooked:

@@ -90,7 +90,7 @@ class OauthManager:
         self._session = session
         self._sleep = sleep
         self._clock = clock
-        # One immutable value each, replaced as a whole: read without the lock.
+        # Replaced as a whole: read without the lock.
         self._token: Optional[_Token] = None
         self._skew = 0.0
         self._after_fork()
@@ -99,7 +99,8 @@ class OauthManager:
     def _after_fork(self) -> None:
         # Held while a token is asked for, I/O included: for those who wait, the answer
         # is what they wait for, and one request serves all. Guards _token and _skew.
-        self._lock = threading.Lock()
+        # Re-entrant, because it knows its owner: see _release.
+        self._lock: Any = threading.RLock()
 
     def get_token(self) -> str:
         """Give a token that is valid now.
@@ -132,32 +133,32 @@ class OauthManager:
         if token is not None and now < token.expires_at:
             return self._renewed(token)
         left = bounded(None)
-        if not self._lock.acquire(timeout=-1 if left is None else left):
-            raise TimeoutError('No OAuth token in time: one is being asked for.')
+        lock = self._lock
         try:
+            if not lock.acquire(timeout=-1 if left is None else left):
+                raise TimeoutError('No OAuth token in time: one is being asked for.')
             token = self._token
             if token is None or self._clock() >= token.expires_at:
                 token = self._token = self._ask()
             return token.text
         finally:
-            self._lock.release()
+            _release(lock)
 
     def _renewed(self, token: '_Token') -> str:
         # The old one is good for a while: one thread renews, the others do not wait,
         # and a server that is down costs nothing yet.
-        if not self._lock.acquire(False):
-            return token.text
-        problem = ''
+        lock, problem = self._lock, ''
         try:
-            if self._token is token:
+            if lock.acquire(False) and self._token is token:
                 self._token = self._ask()
         except Exception as error:
             raise_interruption(error)
             problem = type(error).__name__
-            advice = min(getattr(error, 'retry_after', None) or 0, MAX_RETRY_AFTER)
-            token.renew_at = self._clock() + max(RENEW_PAUSE, advice)
+            advice = getattr(error, 'retry_after', None) or 0
+            pause = max(RENEW_PAUSE, min(advice, MAX_RETRY_AFTER))
+            token.renew_at = self._clock() + pause
         finally:
-            self._lock.release()
+            _release(lock)
         if problem:  # said without the lock: a log handler may deliver
             log.warning(
                 'A token could not be renewed (%s); the old one is used on', problem
@@ -191,6 +192,7 @@ class OauthManager:
             None,
             self.timeout,
             self._proxies,
+            needs_body=True,
         )
         return self._read(answer, form['client_assertion'])
 
@@ -239,7 +241,7 @@ class OauthManager:
         error = APIError(answer.status, code, text, answer.retry_after(now))
         if answer.status == 429:
             reset = parse_reset(answer.header('X-RateLimit-Reset'), answer.time(now))
-            error.retry_after = error.retry_after if reset is None else reset
+            error.retry_after = max(error.retry_after or 0, reset or 0)
         if error.retryable:
             raise error
         if (
@@ -254,6 +256,8 @@ class OauthManager:
 
     def _read_token(self, answer: exchange.Answer) -> '_Token':
         text = answer.fields.get('access_token')
+        if not (answer.is_whole or is_token(text)):
+            raise ConnectionError('The answer of the token server was cut short')
         if not is_token(text):
             raise OauthError(
                 answer.status,
@@ -274,6 +278,15 @@ class OauthManager:
             self.client_id,
             bare(self.auth_server),
         )
+
+
+def _release(lock: Any) -> None:
+    """Release a lock if this thread has it.
+
+    Asked of the lock: a signal handler may raise as soon as ``acquire`` has got it.
+    """
+    if lock._is_owned():
+        lock.release()
 
 
 def _stripped(value: Any) -> str:

@@ -179,7 +179,8 @@ def shortened(value: Any, secrets: Sequence[str] = ()) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     for secret in secrets:
         text = text.replace(secret, '***')
-    return ' '.join(text.split())[:MAX_ERROR_TEXT]
+    words = ' '.join(text.split())
+    return ''.join(filter(str.isprintable, words))[:MAX_ERROR_TEXT]
 
 
 def _drop_token(oauth_manager: Any, token: Optional[str]) -> None:

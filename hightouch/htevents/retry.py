@@ -4,6 +4,7 @@ import re
 from typing import Callable, Optional
 
 from hightouch.htevents.errors import is_retryable
+from hightouch.htevents.settings import is_number
 
 # Seconds. The first wait is at most BASE, each next one at most twice that, never more
 # than MAX_WAIT. Full jitter (a random part of it) keeps a thousand processes from coming
@@ -54,7 +55,10 @@ class Retries:
         if self._failed >= self._limit or self._is_final(error):
             return None
         self._failed += 1
-        return wait_time(self._failed - 1, getattr(error, 'retry_after', None))
+        advice = getattr(
+            error, 'retry_after', None
+        )  # of an application's own, anything
+        return wait_time(self._failed - 1, advice if is_number(advice) else None)
 
 
 def wait_time(attempt: int, retry_after: Optional[float] = None) -> float:

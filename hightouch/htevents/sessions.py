@@ -13,7 +13,7 @@ from typing import Any, List, Sequence, Tuple
 from hightouch.htevents import fork
 from hightouch.htevents.logs import log
 
-# Sockets to one host that may be open at a time; more senders wait for one of them.
+# Hosts that are remembered, and idle sockets to one of them that are kept open.
 POOL_SIZE = 100
 
 # What requests reads from the environment.
@@ -132,6 +132,7 @@ def _make_session() -> Any:
                 self._template = (key, template)
             prepared = template.copy()
             prepared.body = request.data
+            prepared.hooks = request.hooks
             prepared.prepare_auth(request.auth)  # sets the length as well
             return prepared
 
@@ -167,6 +168,15 @@ def _make_session() -> Any:
                 self._pool = (key, pool)
             return pool
 
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            _use_stacks(self.poolmanager)
+
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **kwargs)
+            _use_stacks(manager)
+            return manager
+
         def close(self) -> None:
             self._pool = (None, None)
             super().close()
@@ -174,13 +184,49 @@ def _make_session() -> Any:
     session = Session()
     session.cookies = NoCookies()
     for prefix in ('https://', 'http://'):
-        # Blocking: without, a burst over the pool's size opens a socket for each
-        # request and throws it away.
-        adapter = Adapter(
-            pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE, pool_block=True
+        session.mount(
+            prefix, Adapter(pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE)
         )
-        session.mount(prefix, adapter)
     return session
+
+
+class _Stack:
+    """What urllib3 asks of a ``queue.LifoQueue`` for its connections; has no lock.
+
+    The exception of a signal handler that interrupts a lock of queue's can leave it held.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self._items: List[Any] = []
+        self._maxsize = maxsize
+
+    def put(self, item: Any, block: bool = True, timeout: Any = None) -> None:
+        if item is None:
+            return  # the place of a connection that is not open: there is always one
+        if len(self._items) >= self._maxsize:
+            item.close()
+        else:
+            self._items.append(item)
+
+    def get(self, block: bool = True, timeout: Any = None) -> Any:
+        try:
+            return self._items.pop()
+        except IndexError:
+            from queue import Empty  # imported by urllib3
+
+            raise Empty
+
+    def qsize(self) -> int:
+        return len(self._items)
+
+
+def _use_stacks(manager: Any) -> None:
+    # Old releases of urllib3 know no classes but their own.
+    classes = getattr(manager, 'pool_classes_by_scheme', {})
+    manager.pool_classes_by_scheme = {
+        scheme: type(made.__name__, (made,), {'QueueCls': _Stack})
+        for scheme, made in classes.items()
+    }
 
 
 def preload() -> None:
@@ -247,10 +293,18 @@ class Lease:
         self.close()
 
 
-def _forget_sockets(session: Any) -> List[Any]:
-    """Have a user's session open connections of its own in a forked child.
+def forget(session: Any) -> None:
+    """Use nothing of a session again that another exchange has left as it was."""
+    if session is _shared.session:
+        _shared.drop()
+    else:
+        _forget_sockets(session)
 
-    :returns: the parent's connections: to be kept, so that they are not closed here
+
+def _forget_sockets(session: Any) -> List[Any]:
+    """Have a user's session open other connections from now on.
+
+    :returns: the old ones, which a forked child has to keep: they are its parent's
     """
     forgotten: List[Any] = []
     if session is None:

@@ -4,9 +4,10 @@ import logging
 import math
 import os
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Number
 from threading import TIMEOUT_MAX
+from types import MethodType
 from typing import Any, Callable, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents.errors import ValidationError
@@ -14,6 +15,8 @@ from hightouch.htevents.errors import ValidationError
 # As in requests: seconds, or a pair, for the connection and between bytes of an answer.
 Timeout = Union[float, Tuple[Optional[float], Optional[float]]]
 Proxies = Union[str, Mapping[str, Optional[str]]]
+
+_CACHING: Any = type(lru_cache(maxsize=None)(len))
 
 ENV_WRITE_KEY = 'HTEVENTS_WRITE_KEY'
 ENV_HOST = 'HTEVENTS_HOST'
@@ -207,7 +210,7 @@ def check_callable(name: str, value: Any) -> Any:
         kind = _kind_that_does_not_run(value)
         if kind:
             raise ValidationError(
-                '%s: expected a plain function, got %s, of which a call runs nothing. '
+                '%s: expected a plain function, got %s: a call of one runs nothing. '
                 'It is called on a thread without an event loop: start what is async '
                 'from a plain one, say by asyncio.run_coroutine_threadsafe'
                 % (name, kind)
@@ -221,14 +224,31 @@ def _kind_that_does_not_run(function: Any) -> str:
     """Name the kind of a function whose call only makes an object; '' for the others."""
     import inspect  # there already: backoff needs it
 
-    while isinstance(function, partial):
-        function = function.func
-    if inspect.iscoroutinefunction(function):  # knows those that are marked as such
-        return 'an async function'
-    for each in (function, getattr(type(function), '__call__', None)):
-        flags = getattr(getattr(each, '__code__', None), 'co_flags', 0)
-        if flags & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE):
+    try:
+        function = _unwrapped(function)
+        if inspect.iscoroutinefunction(function):  # knows those that are marked as such
             return 'an async function'
-        if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
-            return 'a generator function'
+        for each in (function, getattr(type(function), '__call__', None)):
+            flags = getattr(getattr(each, '__code__', None), 'co_flags', 0)
+            if not isinstance(flags, int):
+                continue
+            if flags & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE):
+                return 'an async function'
+            if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+                return 'a generator function'
+    except Exception:
+        pass  # an object that has something against such questions
     return ''
+
+
+def _unwrapped(function: Any) -> Any:
+    """Return the function that is run where another one only passes a call on."""
+    while True:
+        if isinstance(function, partial):
+            function = function.func
+        elif isinstance(function, (MethodType, staticmethod)):
+            function = function.__func__
+        elif isinstance(function, _CACHING):
+            function = function.__wrapped__
+        else:
+            return function

@@ -23,6 +23,7 @@ from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import Deadline, Signal, monotonic
 from hightouch.htevents.errors import DamageError
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.interruption import is_interruption, raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.segment import (
     CLOSE_TIMEOUT,
@@ -165,6 +166,7 @@ class SpooledQueue(EventQueue):
                     return _WRITTEN
                 raise SegmentError('its files were deleted')
             except segment.errors as error:
+                raise_interruption(error)
                 outcome = self._after_failure(segment, error)
                 if outcome is not None:
                     return outcome
@@ -186,9 +188,9 @@ class SpooledQueue(EventQueue):
                     self._items.append((body, self._last_write, (segment, number)))
                 else:
                     segment.behind.append(None)
-            except segment.errors:
-                raise
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, segment.errors) and not is_interruption(error):
+                    raise
                 # A signal handler raised: it may be written. An event that is there and
                 # not counted would have the last one left unread.
                 if not direct:
@@ -218,8 +220,8 @@ class SpooledQueue(EventQueue):
             try:
                 if segment.is_full():
                     return None if segment.purge() else _NO_ROOM
-            except segment.errors:
-                pass  # it is the disk, then
+            except segment.errors as error:
+                raise_interruption(error)  # else it is the disk
             self._in_trouble('the disk is full')
             self._make_room(segment)
             return _FAILED
@@ -258,6 +260,7 @@ class SpooledQueue(EventQueue):
                     raise SegmentError('no file could be written to its end')
                 self._own = self._spool.create(taken)
             except errors() as error:
+                raise_interruption(error)
                 self._next_open = monotonic() + REOPEN_INTERVAL
                 self._in_trouble(str(error))
             return self._own
@@ -267,8 +270,8 @@ class SpooledQueue(EventQueue):
         for segment in list(self._others):
             try:
                 taken += segment.last_used_bytes()
-            except segment.errors:
-                pass  # closed meanwhile, or damaged
+            except segment.errors as error:
+                raise_interruption(error)  # else closed meanwhile, or damaged
         return taken
 
     def _in_trouble(self, reason: str) -> None:
@@ -376,8 +379,8 @@ class SpooledQueue(EventQueue):
                 with own.patiently() as held:
                     if held:
                         own.limit(self._spool.max_bytes - taken)
-            except own.errors:
-                pass  # closed meanwhile, or in trouble: the next write finds out
+            except own.errors as error:
+                raise_interruption(error)  # else the next write finds out
 
     def _read_from(self, segment: Segment) -> bool:
         """Read some events into the window; False if there were none."""
@@ -396,6 +399,7 @@ class SpooledQueue(EventQueue):
                     return False
                 rows = segment.read(limit)
         except segment.errors as error:
+            raise_interruption(error)
             # It may pass: see Segment.is_broken.
             if segment.path not in self._retry_at:
                 self._spool.say('Cannot read %s: %s', segment.path, error)
@@ -526,6 +530,7 @@ class SpooledQueue(EventQueue):
                     self._replace_worn(segment)
                 self._not_noted.discard(segment.path)
             except segment.errors as error:
+                raise_interruption(error)
                 if segment.closed:
                     continue
                 # They are noted with the next ones; at worst they come twice.
@@ -620,7 +625,8 @@ class SpooledQueue(EventQueue):
             return False
         try:
             return own.is_full()
-        except own.errors:
+        except own.errors as error:
+            raise_interruption(error)
             return False
 
     def has_room_again(self) -> bool:
@@ -629,7 +635,8 @@ class SpooledQueue(EventQueue):
             return False
         try:
             return 2 * own.last_used_bytes() <= own.max_bytes
-        except own.errors:
+        except own.errors as error:
+            raise_interruption(error)
             return False
 
     def why_refused(self) -> str:
@@ -650,4 +657,5 @@ def _unreadable(segment: Segment) -> str:
     try:
         return '' if segment.has_only_resolved() else 'a row is not readable'
     except segment.errors as error:
+        raise_interruption(error)
         return str(error)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Dict
 from uuid import UUID
 
@@ -451,8 +451,16 @@ class CallTest(TestCase):
             async def static(*args: Any) -> None:
                 ...
 
+        class Closed:
+            def __call__(self, *args: Any) -> None:
+                ...
+
+            def __getattr__(self, name: str) -> Any:
+                raise RuntimeError(name)
+
         refused = [plain, generating, yielding, old, Methods(), Methods().method]
         refused += [Methods.of_the_class, Methods.static, partial(partial(plain), 1)]
+        refused += [lru_cache(maxsize=1)(plain), types.MethodType(Methods(), 1)]
         if hasattr(mock, 'AsyncMock'):
             refused.append(mock.AsyncMock())
         for name in ('on_error', 'on_success', 'before_send'):
@@ -461,7 +469,8 @@ class CallTest(TestCase):
                     Client('key', **{name: callback})
                 self.assertIn(name, str(caught.exception))
                 self.assertRegex(str(caught.exception), 'got an? (async|generator)')
-            for callback in (mock.Mock(), mock.MagicMock(), print, Recorder(), dict):
+            taken = [mock.Mock(), mock.MagicMock(), mock.Mock(spec=print), Closed()]
+            for callback in taken + [print, Recorder(), dict, partial(print)]:
                 self.client(**{name: callback})
         with self.assertRaises(ValidationError):
             Consumer(None, 'key', on_error=plain)

@@ -388,6 +388,31 @@ class RetryTest(TestCase):
                 (line,) = [each for each in log.lines() if 'WARNING' in each]
             self.assertRegex(line, text + '|No such file')  # as old releases say it
 
+    def test_what_the_application_is_handling_is_not_taken_for_that(self) -> None:
+        for fault in (503, 'reset'):
+            self.collector.script(fault)
+            client = self.client(sync_mode=True)
+            with LogCatcher() as log:
+                try:
+                    open('/nowhere/at/all')
+                except OSError:
+                    self.assertTrue(client.track('user', 'event')[0])
+            self.assertEqual(log.lines(logging.WARNING), [])
+            self.assertEqual(client.stats().retried, 1)
+
+    def test_an_odd_error_of_an_application_is_one_as_others_are(self) -> None:
+        class Odd(PermissionError):
+            retry_after = 'soon'
+
+            def __str__(self) -> str:
+                raise ValueError
+
+        post = mock.Mock(side_effect=[Odd(), None])
+        with mock.patch('hightouch.htevents.request.post', post):
+            client = self.client(sync_mode=True)
+            self.assertTrue(client.track('user', 'event')[0])
+        self.assertEqual(client.stats().retried, 1)
+
     def test_a_batch_that_is_lost_makes_one_error_line_and_only_then(self) -> None:
         self.collector.script(503, 503, 503, 503)
         lost = Recorder()

@@ -25,7 +25,7 @@ EVENTS = 200
 # another bound), shared by 100 events.
 TRACK_CALLS = 50
 TRACK_SPOOLED_CALLS = 73
-DELIVERY_CALLS = 20
+DELIVERY_CALLS = 21
 
 PROPERTIES = {
     'order_id': 'o-1234567',

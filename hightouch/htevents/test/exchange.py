@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import socket
 import socketserver
@@ -15,6 +16,7 @@ import requests
 from hightouch.htevents import request
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.exchange import BODY_LIMIT
+from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import LIMIT, Recorder, TestCase, make_key
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n'
@@ -120,6 +122,7 @@ NONSENSE = {
     'a chunk that is none': answer(200, b'zz\r\nbody', Transfer_Encoding='chunked'),
     'a chunk cut short': answer(200, b'ff\r\nbody', Transfer_Encoding='chunked'),
     'a chunk of negative size': answer(200, b'-1\r\nbody', Transfer_Encoding='chunked'),
+    'a chunk of any size': answer(200, b'+_1\r\nbody', Transfer_Encoding='chunked'),
     'JSON that is deep': answer(200, b'[' * 60000),
     'JSON cut short': answer(200, b'{"code": '),
     'a charset that is none': answer(
@@ -167,6 +170,19 @@ class StatusTest(TestCase):
                 stats, (error,) = self.deliver(server)
             self.assertEqual((error.status, stats.retried), (403, 0), name)
 
+    def test_neither_is_one_with_a_location_that_nobody_follows(self) -> None:
+        for location in (b'/other', b'http://[::1/', b'/\xe9', b'http://\x00:x', b''):
+            head = b'HTTP/1.1 307 Said\r\nContent-Length: 99999\r\nLocation: %s\r\n\r\n'
+            ended = threading.Event()
+            with RawServer(*[drip(head % location, b'x', ended)] * 3) as server:
+                for session in (None, requests.Session()):
+                    ended.clear()
+                    stats, (error,) = self.deliver(
+                        server, timeout=0.5, session=session, max_retries=0
+                    )
+                    self.assertEqual(error.status, 307, location)
+                    self.assertTrue(ended.wait(LIMIT))
+
     def test_a_body_without_end_is_not_waited_for(self) -> None:
         chunked = answer(200, Transfer_Encoding='chunked')
         for name, head, piece in (
@@ -177,6 +193,7 @@ class StatusTest(TestCase):
             ('what follows the last chunk', chunked + b'0\r\n', b'a: b\r\n'),
             ('a length', answer(200, Content_Length='999999'), b'x'),
             ('no length', answer(200, Connection='close'), b'x'),
+            ('a chunk of negative size', chunked + b'-1\r\n', b'x' * 8191),
         ):
             for timeout in (0.5, (LIMIT, 0.5)):
                 ended = threading.Event()
@@ -360,6 +377,12 @@ class TokenServerTest(TestCase):
         token = b'{"access_token": "token", "expires_in": 3600}'
         packed = gzip.compress(token)
         ended = threading.Event()
+        cut = answer(200, token[:9], Content_Length='46')
+
+        def shut(connection: socket.socket) -> None:
+            connection.sendall(cut)
+            connection.shutdown(socket.SHUT_RDWR)
+
         for said, delivered in (
             (InformationalTest.HINT + answer(200, token), True),
             (
@@ -382,6 +405,7 @@ class TokenServerTest(TestCase):
             with RawServer(said) as server:
                 client = self.client(
                     sync_mode=True,
+                    max_retries=0,
                     timeout=2,
                     oauth_client_id='id',
                     oauth_client_key=self.key,
@@ -389,7 +413,19 @@ class TokenServerTest(TestCase):
                     oauth_auth_server=server.url,
                 )
                 self.assertEqual(client.track('user', 'event')[0], delivered)
-                self.assertEqual(client.stats().retried, 0)
+        good = answer(200, token)
+        for said in (shut, drip(cut[:-1], b'', ended)):
+            with RawServer(said, good) as server:
+                client = self.client(
+                    sync_mode=True,
+                    timeout=2,
+                    oauth_client_id='id',
+                    oauth_client_key=self.key,
+                    oauth_key_id='kid',
+                    oauth_auth_server=server.url,
+                )
+                self.assertTrue(client.track('user', 'event')[0])
+                self.assertEqual(client.stats().retried, 1)
 
 
 class SessionTest(TestCase):
@@ -412,6 +448,46 @@ class SessionTest(TestCase):
         self.assertEqual(client.stats().retried, 0)
         self.assertTrue(client.track('user', 'event')[0])
         self.assertEqual(client.stats().retried, 1)
+
+    def test_a_hook_sees_the_final_answer_and_may_do_as_it_likes(self) -> None:
+        def read(response: Any, **_: Any) -> None:
+            seen.append((response.status_code, response.content))
+
+        def fail(response: Any, **_: Any) -> None:
+            raise RuntimeError
+
+        hint = InformationalTest.HINT
+        for hooks in (read, [read], [read, fail]):  # type: Any
+            seen: List[Any] = []
+            session = requests.Session()
+            session.hooks = {'response': hooks}
+            said = [hint + answer(200, b'one'), hint + answer(400, b'two'), OK]
+            with RawServer(*said) as server:
+                client = self.client(
+                    host=server.url, session=session, sync_mode=True, max_retries=0
+                )
+                results = [client.track('user', 'event')[0] for _ in range(3)]
+            self.assertEqual(results, [True, False, True])
+            self.assertEqual(seen, [(200, b'one'), (400, b'two'), (200, b'')])
+
+    def test_a_session_may_change_what_it_is_given(self) -> None:
+        class Adding(requests.Session):
+            def request(self, *args: Any, **kwargs: Any) -> Any:
+                kwargs['headers']['X-Mine'] = 'secret'
+                return super().request(*args, **kwargs)
+
+        client = self.client(
+            session=Adding(),
+            sync_mode=True,
+            oauth_client_id='id',
+            oauth_client_key=make_key(),
+            oauth_key_id='kid',
+            oauth_auth_server=self.collector.url,
+        )
+        self.assertTrue(client.track('user', 'event')[0])
+        request.post(TEST_WRITE_KEY, self.collector.url, batch=[])
+        mine = [each.headers.get('x-mine') for each in self.collector.requests]
+        self.assertEqual(mine, ['secret', 'secret', None])
 
     def test_a_hook_may_read_the_body(self) -> None:
         seen: List[Dict[str, Any]] = []
@@ -437,6 +513,24 @@ class SessionTest(TestCase):
                 )
                 response.status_code = 200
                 self.assertIs(request.post('key', batch=[]), response)
+        for raw in (
+            mock.Mock(),
+            mock.MagicMock(),
+            io.StringIO('x'),
+            object(),
+            'x',
+            None,
+        ):
+            made = requests.Response()
+            made.status_code, made.raw = 200, raw  # type: ignore[assignment]
+            with mock.patch('requests.Session.post', return_value=made):
+                self.assertIs(request.post('key', batch=[]), made)
+        response = SimpleNamespace(
+            status_code=503, headers=None, content=None, json=dict
+        )
+        with mock.patch('requests.Session.post', return_value=response):
+            with self.assertRaises(request.APIError):
+                request.post('key', batch=[])
         made = requests.Response()
         made.status_code = 200
         with mock.patch('requests.Session.post', return_value=made):

@@ -1,5 +1,8 @@
 import os
+import random
 import signal
+import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -13,7 +16,7 @@ from hightouch.htevents import exchange, oauth_manager
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import BeforeSendError
-from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.interruption import is_interruption, raise_interruption
 from hightouch.htevents.test.support import LIMIT, Recorder, TestCase, make_key
 
 
@@ -26,43 +29,60 @@ class TimeIsUpToo(TimeoutError):
 
 
 class Handlers:
-    """Handlers of a signal, as applications write them."""
+    """Handlers of a signal, as applications write them. Each raises once."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+        self._raises = [True]
+
+    def fire(self) -> None:
+        if self._raises:
+            self._raises.pop()
+            raise self.error
 
     def __call__(self, number: int, frame: Any) -> None:
-        raise self.error
+        self.fire()
 
     def method(self, number: int, frame: Any) -> None:
-        self.deeper()
+        self.fire()
 
-    def deeper(self) -> None:
-        raise self.error
-
-    def once(self, number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise self.error
+    def only_once(self, number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        self.fire()
 
     def any_arguments(self, *args: Any, **kwargs: Any) -> None:
-        raise self.error
+        self.fire()
 
-    def passed_on(self, *args: Any) -> None:
+    def passing_on(self, *args: Any) -> None:
         self.method(*args)
 
     def bound(self, what: str, number: int, frame: Any) -> None:
-        raise self.error
+        self.fire()
 
-    def all(self) -> List[Callable[..., None]]:
+    def without_arguments(self, number: Any, frame: Any) -> None:
+        number = 'signal %d' % number
+        del frame
+        self.fire()
+        self.last = number
+
+    def after_another_error(self, number: int, frame: Any) -> None:
+        try:
+            raise KeyError(number)
+        except KeyError:
+            self.fire()
+
+    def all(self) -> List[Callable[..., Any]]:
         return [
             self,
             self.method,
-            self.once,
+            self.only_once,
             self.any_arguments,
-            self.passed_on,
+            self.passing_on,
             partial(self.bound, 'what'),
-            lambda number, frame: self.deeper(),
-            mock.Mock(side_effect=self.error),
+            self.without_arguments,
+            self.after_another_error,
+            lambda number, frame: self.fire(),
+            mock.Mock(side_effect=[self.error] + [None] * 1000),
         ]
 
 
@@ -89,7 +109,8 @@ class InterruptionTest(TestCase):
         error = TimeIsUp('time is up') if error is None else error
         signal.signal(signal.SIGALRM, handler or Handlers(error).method)
         self.reached.clear()
-        main, begun = threading.get_ident(), threading.Event()
+        main = threading.get_ident()
+        begun, over = threading.Event(), threading.Event()
 
         def kill() -> None:
             begun.wait(LIMIT)
@@ -98,16 +119,22 @@ class InterruptionTest(TestCase):
             else:
                 while not reached():
                     time.sleep(0.001)
-            signal.pthread_kill(main, signal.SIGALRM)
+            # Again and again: Python misses one that comes just as it begins to wait.
+            while not over.wait(0.02):
+                signal.pthread_kill(main, signal.SIGALRM)
 
         killer = threading.Thread(target=kill)
         killer.start()
-        with self.assertRaises(type(error)) as caught:
-            begun.set()
-            call()
-        killer.join(LIMIT)
+        try:
+            with self.assertRaises(type(error)) as caught:
+                begun.set()
+                call()
+        finally:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            self.reached.set()
+            over.set()
+            killer.join(LIMIT)
         self.assertIs(caught.exception, error)
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
     def hang(self, *_: Any) -> Any:
         """Keep a request waiting for its answer."""
@@ -139,12 +166,14 @@ class InterruptionTest(TestCase):
             KeyError('time is up'),
             SystemExit(3),
         ):
-            for handler in Handlers(error).all():
+            for number in range(len(Handlers(error).all())):
+                handler = Handlers(error).all()[number]
                 self.done.clear()
                 self.collector.script(self.hang)
                 client = self.client(sync_mode=True)
                 track = partial(client.track, 'user', 'event')
-                self.interrupt(track, error, handler)
+                with self.subTest(handler=handler, error=error):
+                    self.interrupt(track, error, handler)
                 self.assertEqual(client.stats().pending, 1)
                 self.assertEqual(client.stats().retried, 0)
                 del self.collector.events[:]
@@ -302,10 +331,9 @@ class InterruptionTest(TestCase):
         self.collector.token_faults.append(self.hang)
         asking = threading.Thread(target=manager.get_token)
         count = len(self.collector.token_requests)
+        self.reached.clear()
         asking.start()
-        self.assertTrue(
-            manager._lock.acquire(False) is False or not manager._lock.release()
-        )
+        self.assertTrue(self.reached.wait(LIMIT))
         with mock.patch.object(oauth_manager, 'bounded') as reached:
             reached.return_value = None
             self.interrupt(
@@ -315,7 +343,117 @@ class InterruptionTest(TestCase):
         asking.join(LIMIT)
         self.assertEqual(manager.get_token(), 'token-%d' % (count + 1))
 
+    def test_as_soon_as_a_call_may_ask_for_a_token(self) -> None:
+        class Lock:
+            """Interrupts who has just got it."""
 
+            def __init__(self, lock: Any) -> None:
+                self.release, self._is_owned = lock.release, lock._is_owned
+                self._lock = lock
+
+            def acquire(self, *args: Any, **kwargs: Any) -> None:
+                self._lock.acquire(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGALRM)
+
+        clock = mock.Mock(return_value=1000.0)
+        manager = oauth_manager.OauthManager(
+            'id', make_key(), 'kid', self.collector.url, clock=clock
+        )
+        for seconds in (0, 2000):  # without a token, and with one to be renewed
+            clock.return_value += seconds
+            signal.signal(signal.SIGALRM, Handlers(TimeIsUp()).method)
+            lock = manager._lock
+            manager._lock = Lock(lock)
+            try:
+                with self.assertRaises(TimeIsUp):
+                    manager.get_token()
+            finally:
+                manager._lock = lock
+            got = []  # type: List[str]
+            other = threading.Thread(target=lambda: got.append(manager.get_token()))
+            other.start()
+            other.join(LIMIT)
+            self.assertEqual(len(got), 1)
+
+    def test_while_the_first_call_starts_a_thread(self) -> None:
+        started = Consumer.start
+
+        def start(consumer: Any) -> None:
+            started(consumer)
+            self.reached.set()
+            os.kill(os.getpid(), signal.SIGALRM)
+
+        client = self.client()
+        with mock.patch.object(Consumer, 'start', start):
+            self.interrupt(
+                partial(client.track, 'user', 'event'), RuntimeError('time is up')
+            )
+        self.assert_delivers(client, 0)
+
+    @unittest.skipIf(sys.version_info < (3, 7), 'runs no handler inside another')
+    def test_the_exception_is_the_one_that_came_out_last(self) -> None:
+        first, second = TimeIsUp('first'), TimeIsUp('second')
+
+        def nested(number: int, frame: Any) -> None:
+            try:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                threading.Event().wait(LIMIT)
+            except TimeIsUp:
+                raise second
+
+        before = signal.signal(signal.SIGUSR1, Handlers(first).method)
+        self.addCleanup(signal.signal, signal.SIGUSR1, before)
+        client = self.client(before_send=self.wait)
+        self.interrupt(partial(client.track, 'user', 'event'), second, nested)
+        signal.signal(signal.SIGUSR1, Handlers(first).method)
+        self.collector.script(self.hang)
+        client = self.client(sync_mode=True)
+        self.interrupt(partial(client.track, 'user', 'event'), second, nested)
+
+    def test_wherever_it_comes_nothing_is_lost_and_nothing_hangs(self) -> None:
+        """By a timer, in whatever step a call is at the time."""
+        choice = random.Random(1)
+        with tempfile.TemporaryDirectory() as folder:
+            for settings in (
+                {'sync_mode': True},
+                {'upload_interval': 0},
+                {'spool_dir': folder, 'upload_interval': 0},
+            ):  # type: Any
+                for kind in (TimeIsUp, TimeIsUpToo):
+                    self.storm(choice, kind, settings)
+
+    def storm(self, choice: Any, kind: Any, settings: Any) -> None:
+        def handler(number: int, frame: Any) -> None:
+            raise kind
+
+        signal.signal(signal.SIGALRM, handler)
+        client = self.client(**settings)
+        client.track('user', 'first')
+        self.assertTrue(client.flush(LIMIT))
+        self.collector.events.clear()
+        longest = 0.0015 if 'sync_mode' in settings else 0.0002
+        sure = []
+        for number in range(300):
+            name = str(number)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, choice.uniform(1e-5, longest))
+                try:
+                    if client.track('user', name)[0]:
+                        sure.append(name)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except kind:
+                pass
+        self.assertTrue(client.flush(LIMIT), settings)
+        stats = client.stats()
+        self.assertEqual((stats.failed, stats.pending, stats.refused), (0, 0, 0))
+        self.assertNotEqual(stats.durable, False)
+        arrived = {each['event'] for each in self.collector.events}
+        self.assertEqual(set(sure) - arrived, set())
+        self.assertTrue(client.shutdown(LIMIT))
+
+
+@unittest.skipUnless(hasattr(signal, 'pthread_kill'), 'needs signals')
 class NoInterruptionTest(TestCase):
     """Errors of which no signal handler is the cause stay in the library."""
 
@@ -336,9 +474,22 @@ class NoInterruptionTest(TestCase):
         finally:
             signal.signal(signal.SIGALRM, before)
 
-    def test_an_error_of_a_function_that_gets_a_frame_is_an_error(self) -> None:
-        import sys
+    def test_what_the_application_made_of_it_is_its_own_error(self) -> None:
+        def slow(message: Any) -> Any:
+            try:
+                os.kill(os.getpid(), signal.SIGALRM)
+                threading.Event().wait(LIMIT)
+            except TimeIsUp:
+                raise ValueError
 
+        before = signal.signal(signal.SIGALRM, Handlers(TimeIsUp()).method)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        lost = Recorder()
+        client = self.client(before_send=slow, on_error=lost)
+        self.assertFalse(client.track('user', 'event')[0])
+        self.assertIsInstance(lost.calls[0][0], BeforeSendError)
+
+    def test_an_error_of_a_function_that_gets_a_frame_is_an_error(self) -> None:
         def look(frame: Any, depth: int) -> None:
             raise ValueError
 
@@ -352,7 +503,9 @@ class NoInterruptionTest(TestCase):
     def test_a_chain_of_errors_that_is_a_circle_ends(self) -> None:
         first, second = ValueError(), KeyError()
         first.__cause__, second.__cause__ = second, first
-        self.assertIsNone(raise_interruption(first))
+        raise_interruption(first)
+        raise_interruption(first, wrapped=True)
+        self.assertFalse(is_interruption(first))
 
 
 if __name__ == '__main__':

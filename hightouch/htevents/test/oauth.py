@@ -146,7 +146,7 @@ class OauthTest(TestCase):
         self.fault(503)
         locked = []  # type: Any
         with LogCatcher() as log:
-            log.addFilter(lambda _: locked.append(manager._lock.locked()) or True)
+            log.addFilter(lambda _: locked.append(manager._lock._is_owned()) or True)
             for _ in range(5):
                 self.assertEqual(manager.get_token(), 'token-1')
         self.assertEqual(locked, [False])  # a log handler may want a token

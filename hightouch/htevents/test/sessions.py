@@ -1,5 +1,7 @@
 import gc
+import logging
 import os
+import signal
 import threading
 import unittest
 import weakref
@@ -11,7 +13,7 @@ import requests
 
 from hightouch.htevents import request, sessions
 from hightouch.htevents.collector import Collector
-from hightouch.htevents.test.support import LIMIT, TestCase, run_program
+from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, run_program
 
 
 class TaggingAdapter(requests.adapters.HTTPAdapter):
@@ -182,20 +184,52 @@ class SessionTest(TestCase):
         urls = [each.path for each in proxy.requests]
         self.assertEqual(urls, ['http://127.0.0.1:9/v1/batch'] * 2)
 
-    def test_many_threads_wait_for_a_socket_of_the_pool(self) -> None:
+    def test_of_the_sockets_of_a_burst_so_many_stay_open(self) -> None:
         def send() -> None:
-            for _ in range(5):
-                request.post('key', collector.url, session=session, batch=[])
+            request.post('key', collector.url, session=session, batch=[])
 
-        with mock.patch.object(sessions, 'POOL_SIZE', 4), Collector() as collector:
-            with sessions.Lease() as session:
+        with mock.patch.object(sessions, 'POOL_SIZE', 4), LogCatcher() as log:
+            with Collector() as collector, sessions.Lease() as session:
+                together = threading.Barrier(20)
+                collector.script(*[lambda _: together.wait(LIMIT) and 200 or 200] * 20)
                 threads = [threading.Thread(target=send) for _ in range(20)]
                 for thread in threads:
                     thread.start()
                 for thread in threads:
                     thread.join(LIMIT)
-        self.assertEqual(len(collector.requests), 100)
-        self.assertLessEqual(collector.connections, 4)
+                self.assertEqual(collector.connections, 20)
+                self.assertTrue(
+                    collector._wait(lambda: len(collector._sockets) < 5, LIMIT)
+                )
+                send()
+                self.assertEqual(collector.connections, 20)
+        self.assertEqual(log.lines(logging.WARNING), [])
+
+    @unittest.skipUnless(hasattr(signal, 'setitimer'), 'needs a timer')
+    def test_an_interrupted_exchange_leaves_nothing_to_the_next(self) -> None:
+        class Interrupted(Exception):
+            pass
+
+        def handler(number: int, frame: Any) -> None:
+            raise Interrupted
+
+        own = requests.Session()
+        for session in (None, own):
+            with sessions.Lease(session) as used, Collector(strict=False) as collector:
+                collector.script(200, 'hang')
+                request.post('key', collector.url, session=used, batch=[])
+                before = signal.signal(signal.SIGALRM, handler)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.2)
+                    with self.assertRaises(Interrupted):
+                        request.post('key', collector.url, session=used, batch=[])
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    signal.signal(signal.SIGALRM, before)
+                with sessions.Lease(session) as next_one:
+                    self.assertEqual(next_one is used, session is own)
+                    request.post('key', collector.url, session=next_one, batch=[])
+                self.assertEqual(collector.connections, 2)
 
 
 if __name__ == '__main__':
