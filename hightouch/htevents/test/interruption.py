@@ -1,3 +1,4 @@
+import gc
 import os
 import random
 import signal
@@ -6,6 +7,7 @@ import tempfile
 import threading
 import time
 import unittest
+import warnings
 from functools import partial
 from typing import Any, Callable, List, Optional
 
@@ -413,7 +415,10 @@ class InterruptionTest(TestCase):
     def test_wherever_it_comes_nothing_is_lost_and_nothing_hangs(self) -> None:
         """By a timer, in whatever step a call is at the time."""
         choice = random.Random(1)
-        with tempfile.TemporaryDirectory() as folder:
+        # Finalizers of what was interrupted may be interrupted as well: that is said.
+        hook = mock.patch.object(sys, 'unraisablehook', mock.Mock(), create=True)
+        with tempfile.TemporaryDirectory() as folder, hook, warnings.catch_warnings():
+            warnings.simplefilter('ignore', ResourceWarning)
             for settings in (
                 {'sync_mode': True},
                 {'upload_interval': 0},
@@ -421,6 +426,7 @@ class InterruptionTest(TestCase):
             ):  # type: Any
                 for kind in (TimeIsUp, TimeIsUpToo):
                     self.storm(choice, kind, settings)
+            gc.collect()
 
     def storm(self, choice: Any, kind: Any, settings: Any) -> None:
         def handler(number: int, frame: Any) -> None:
