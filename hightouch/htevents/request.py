@@ -159,7 +159,7 @@ def is_token(value: Any) -> bool:
 
 
 def failure(answer: exchange.Answer, secrets: Sequence[str] = ()) -> Optional[APIError]:
-    """Give the error that an answer is; None when it is a success (any 2xx).
+    """Return the error that an answer is; None when it is a success (any 2xx).
 
     :param secrets: masked in the error's text, if the answer repeats them
     """

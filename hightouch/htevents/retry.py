@@ -48,7 +48,7 @@ class Retries:
         self._token_renewed = False
 
     def next_wait(self, error: BaseException) -> Optional[float]:
-        """Give the seconds to wait before the next try; None when ``error`` stands."""
+        """Return the seconds to wait before the next try; None when ``error`` stands."""
         if getattr(error, 'token_refused', False) and not self._token_renewed:
             self._token_renewed = True  # the next try gets a new one: none has failed
             return MIN_WAIT
@@ -62,7 +62,7 @@ class Retries:
 
 
 def wait_time(attempt: int, retry_after: Optional[float] = None) -> float:
-    """Give the seconds to wait after failed attempt number ``attempt`` (0 the first).
+    """Return the seconds to wait after failed attempt number ``attempt`` (0 the first).
 
     ``random(0, min(MAX_WAIT, BASE * 2 ** attempt))``, or what the server asked for if
     that is longer.

@@ -41,6 +41,7 @@ from typing import (
 from zlib import crc32
 
 from hightouch.htevents.concurrency import monotonic
+from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.spool_lock import PATIENCE, both, process, same_file, try_lock
 from hightouch.htevents.version import VERSION
 
@@ -643,7 +644,8 @@ class Segment:
         """
         try:
             changed = os.stat(os.path.dirname(self.path)).st_mtime_ns
-        except OSError:
+        except OSError as error:
+            raise_interruption(error)
             return False
         if changed == self._folder_time:
             return True  # nothing was made or deleted in the folder
@@ -659,7 +661,8 @@ class Segment:
             now = os.stat(self.database)
         except FileNotFoundError:
             return True
-        except OSError:
+        except OSError as error:
+            raise_interruption(error)
             return False  # it is there, for all we know
         return known is not None and not os.path.samestat(known, now)
 
@@ -682,8 +685,9 @@ class Segment:
                 else:
                     self.resolve([])  # what is owed
                     empty = self.is_empty()
-            except self.errors:
-                pass  # its next owner goes by what is written there
+            except self.errors as error:
+                # Its next owner goes by what is written there.
+                raise_interruption(error)
             self._disconnect()
             if empty:
                 self._remove()
@@ -763,8 +767,9 @@ class Segment:
     def _unlink(self, suffix: str) -> None:
         try:
             os.unlink(self.path + suffix)
-        except OSError:
-            pass  # not there, or not ours to remove: the next owner tries again
+        except OSError as error:
+            # Not there, or not ours to remove: the next owner tries again.
+            raise_interruption(error)
 
     def _unlock(self) -> None:
         fd, self._fd = self._fd, None
@@ -794,7 +799,8 @@ def _frames_of_log(path: str) -> int:
         with open(path + DATABASE + '-shm', 'rb') as file:
             head = file.read(_INDEX_HEAD.size)
         _, _, _, initialized, _, _, frames = _INDEX_HEAD.unpack(head)
-    except (OSError, struct.error):
+    except (OSError, struct.error) as error:
+        raise_interruption(error)
         return 0
     return int(frames) if initialized else 0
 

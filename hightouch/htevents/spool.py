@@ -20,6 +20,7 @@ from typing import Any, Deque, List, NamedTuple, Optional, Set, Tuple
 from hightouch.htevents import segment as segments
 from hightouch.htevents import spool_lock
 from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.segment import DAMAGED, DATABASE, LOCK, NEW, Segment
 from hightouch.htevents.spool_lock import process
@@ -152,7 +153,8 @@ class Spool:
         """Give the segments without suffix, oldest first; remove the half-made."""
         try:
             names = os.listdir(self.folder)
-        except OSError:
+        except OSError as error:
+            raise_interruption(error)
             return []
         paths = []
         for name in names:
@@ -219,7 +221,8 @@ class Spool:
         self.damaged += 1
         try:
             path = damaged.set_aside()
-        except OSError:
+        except OSError as error:
+            raise_interruption(error)
             path = damaged.database
             self._left_alone.add(damaged.path)
         self.say(
@@ -253,14 +256,16 @@ def _make(path: str) -> bool:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         return True
-    except OSError:
+    except OSError as error:
+        raise_interruption(error)
         return False
 
 
 def _modified(path: str) -> float:
     try:
         return os.stat(path + DATABASE).st_mtime
-    except OSError:
+    except OSError as error:
+        raise_interruption(error)
         return 0
 
 

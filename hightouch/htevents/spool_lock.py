@@ -17,6 +17,7 @@ from typing import Any, Iterator, List, Optional, Set, Tuple
 
 from hightouch.htevents import fork
 from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents.interruption import raise_interruption
 
 try:
     import fcntl
@@ -126,7 +127,8 @@ def lock(path: str) -> Optional[int]:
     """
     try:
         fd = os.open(path, os.O_RDWR | getattr(os, 'O_CLOEXEC', 0))
-    except OSError:
+    except OSError as error:
+        raise_interruption(error)
         return None
     # Its last owner may have removed it before we got the lock.
     if try_lock(fd) and same_file(os.fstat(fd), path):
@@ -140,7 +142,8 @@ def try_lock(fd: int, shared: bool = False) -> bool:
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         return True
-    except OSError:
+    except OSError as error:
+        raise_interruption(error)
         return False
 
 
@@ -156,6 +159,7 @@ def is_inherited(path: str) -> bool:
 def _inode(path: str) -> Optional[Tuple[int, int]]:
     try:
         status = os.stat(path)
-    except OSError:
+    except OSError as error:
+        raise_interruption(error)
         return None
     return status.st_dev, status.st_ino
