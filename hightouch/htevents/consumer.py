@@ -476,15 +476,13 @@ def _is_of_setup(error: Exception) -> bool:
     """Whether somebody has to mend something here: TLS, or a file that cannot be read."""
     if isinstance(error, APIError):
         return False
-    for each in causes(error, sys._getframe(1)):
-        kinds = [kind.__name__ for kind in type(each).__mro__]
-        if 'SSLError' in kinds or isinstance(
-            each, (FileNotFoundError, PermissionError)
-        ):
-            return True
-    return (
-        type(error) is OSError
-    )  # as requests tells of a certificate that is not there
+    if type(error) is OSError:
+        return True  # as requests says that there is no such certificate
+    return any(
+        isinstance(each, (FileNotFoundError, PermissionError))
+        or any(kind.__name__ == 'SSLError' for kind in type(each).__mro__)
+        for each in causes(error, sys._getframe(1))
+    )
 
 
 def _is_splittable(error: Exception, batch: Batch) -> bool:
