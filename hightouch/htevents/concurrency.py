@@ -44,9 +44,7 @@ class Signal:
         try:
             self._lock.release()
         except RuntimeError as error:
-            # A call is pending already: one is enough. Or it is not the lock's own error.
-            if error.__traceback__ is not None and error.__traceback__.tb_next:
-                raise
+            raise_interruption(error)  # else a call is pending already: one is enough
 
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Wait for a call, at most ``timeout`` seconds (None: without bound)."""
