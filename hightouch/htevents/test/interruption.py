@@ -392,7 +392,7 @@ class InterruptionTest(TestCase):
             )
         self.assert_delivers(client, 0)
 
-    @unittest.skipIf(sys.version_info < (3, 7), 'runs no handler inside another')
+    @unittest.skipIf(sys.version_info < (3, 8), 'runs no handler inside another')
     def test_the_exception_is_the_one_that_came_out_last(self) -> None:
         first, second = TimeIsUp('first'), TimeIsUp('second')
 
