@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork
-from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.interruption import is_below, raise_interruption
 
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
 # be over. time_machine replaces time.monotonic inside of C. freezegun replaces it, and
@@ -139,16 +139,9 @@ class _Entry:
 
 def _present(entries: List[Any]) -> List[Any]:
     """Return the entries without those that were left, which are the last."""
-    while entries and not _is_on_stack(entries[-1].frame):
+    while entries and not is_below(entries[-1].frame, sys._getframe()):
         entries.pop()
     return entries
-
-
-def _is_on_stack(frame: Optional[FrameType]) -> bool:
-    step: Optional[FrameType] = sys._getframe(1)
-    while step is not None and step is not frame:
-        step = step.f_back
-    return step is not None
 
 
 class _Scope:

@@ -25,7 +25,6 @@ HEADERS: Mapping[str, str] = {
     'Accept-Encoding': 'gzip, deflate',
 }
 
-
 # Seconds that the body of a success may take whose sender needs nothing of it.
 UNNEEDED_BODY_WAIT = 0.5
 

@@ -59,7 +59,7 @@ def causes(error: BaseException, caller: FrameType) -> Iterator[BaseException]:
         if each is None or any(each is other for other in seen):
             continue
         seen.append(each)
-        if each is error or any(_is_below(caller, frame) for frame in _frames(each)):
+        if each is error or any(is_below(caller, frame) for frame in _frames(each)):
             yield each
         todo += [each.__cause__, each.__context__]
 
@@ -111,7 +111,8 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
         step = step.tb_next
 
 
-def _is_below(caller: FrameType, frame: Optional[FrameType]) -> bool:
+def is_below(caller: Optional[FrameType], frame: Optional[FrameType]) -> bool:
+    """Whether ``frame`` is ``caller``, or was called from there, however deep."""
     while frame is not None and frame is not caller:
         frame = frame.f_back
     return frame is not None
