@@ -403,25 +403,19 @@ class TokenServerTest(TestCase):
             (drip(answer(400, Content_Length='9999'), b'x', ended), False),
         ):  # type: Any
             with RawServer(said) as server:
-                client = self.client(
+                client = self.oauth_client(
                     sync_mode=True,
                     max_retries=0,
                     timeout=2,
-                    oauth_client_id='id',
-                    oauth_client_key=self.key,
-                    oauth_key_id='kid',
                     oauth_auth_server=server.url,
                 )
                 self.assertEqual(client.track('user', 'event')[0], delivered)
         good = answer(200, token)
         for said in (shut, drip(cut[:-1], b'', ended)):
             with RawServer(said, good) as server:
-                client = self.client(
+                client = self.oauth_client(
                     sync_mode=True,
                     timeout=2,
-                    oauth_client_id='id',
-                    oauth_client_key=self.key,
-                    oauth_key_id='kid',
                     oauth_auth_server=server.url,
                 )
                 self.assertTrue(client.track('user', 'event')[0])
@@ -476,13 +470,10 @@ class SessionTest(TestCase):
                 kwargs['headers']['X-Mine'] = 'secret'
                 return super().request(*args, **kwargs)
 
-        client = self.client(
+        client = self.oauth_client(
             session=Adding(),
             sync_mode=True,
-            oauth_client_id='id',
             oauth_client_key=make_key(),
-            oauth_key_id='kid',
-            oauth_auth_server=self.collector.url,
         )
         self.assertTrue(client.track('user', 'event')[0])
         request.post(TEST_WRITE_KEY, self.collector.url, batch=[])

@@ -338,12 +338,10 @@ class ThreadFaultTest(TestCase):
 class DeliveryFaultTest(TestCase):
     def test_fault_10_proxies_are_used_for_events_and_tokens(self) -> None:
         proxy = self.collector
-        client = self.client(
+        client = self.oauth_client(
             host='http://nowhere.invalid',
             proxies=proxy.url,
-            oauth_client_id='id',
             oauth_client_key=KEY,
-            oauth_key_id='kid',
             oauth_auth_server='http://tokens.invalid',
         )
         client.track('user', 'event')
@@ -372,11 +370,8 @@ class DeliveryFaultTest(TestCase):
 
     def test_fault_12_a_401_with_oauth_gets_a_new_token_and_loses_nothing(self) -> None:
         self.collector.script(401)
-        client = self.client(
-            oauth_client_id='id',
+        client = self.oauth_client(
             oauth_client_key=KEY,
-            oauth_key_id='kid',
-            oauth_auth_server=self.collector.url,
         )
         client.track('user', 'event')
         self.assertTrue(client.flush(LIMIT))
@@ -592,16 +587,13 @@ class DataFaultTest(TestCase):
         lost = Recorder()
         with LogCatcher() as log:
             self.collector.script(echo, 200)
-            client = self.client(
+            client = self.oauth_client(
                 write_key='wk-secret-1',
                 host=self.collector.url.replace('//', '//user:host-secret@'),
                 debug=True,
                 log_handler=logging.NullHandler(),
                 on_error=lost,
-                oauth_client_id='id',
                 oauth_client_key=KEY,
-                oauth_key_id='kid',
-                oauth_auth_server=self.collector.url,
             )
             for _ in range(2):
                 client.track('user', 'event')

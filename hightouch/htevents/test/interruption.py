@@ -318,12 +318,9 @@ class InterruptionTest(TestCase):
 
     def test_while_a_token_is_asked_for(self) -> None:
         self.collector.token_faults.append(self.hang)
-        client = self.client(
+        client = self.oauth_client(
             sync_mode=True,
-            oauth_client_id='id',
             oauth_client_key=make_key(),
-            oauth_key_id='kid',
-            oauth_auth_server=self.collector.url,
         )
         self.interrupt(partial(client.track, 'user', 'event'), TimeIsUpToo())
         self.assert_delivers(client, 1)

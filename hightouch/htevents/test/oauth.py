@@ -62,15 +62,6 @@ class OauthTest(TestCase):
             scope = self.collector.token_requests[-1]['scope']
             self.assertEqual(scope, 'tracking_api:write')
 
-    def oauth_client(self, **settings: Any) -> Any:
-        settings.setdefault('oauth_auth_server', self.collector.url)
-        return self.client(
-            oauth_client_id='id',
-            oauth_client_key=self.key,
-            oauth_key_id='kid',
-            **settings,
-        )
-
     def test_credentials_in_a_url_are_sent_and_only_a_token_replaces_them(self) -> None:
         plain = 'ł@er:pa ss'.encode('utf-8')
         basic = 'Basic ' + base64.b64encode(plain).decode('ascii')

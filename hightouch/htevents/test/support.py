@@ -43,6 +43,8 @@ class Recorder:
 class TestCase(unittest.TestCase):
     """A test with a collector, and clients that are shut down after it."""
 
+    key = ''  # an RSA private key, where one is needed: see oauth_client
+
     def setUp(self) -> None:
         self.collector = Collector().start()
         self.addCleanup(self.collector.stop)
@@ -62,6 +64,14 @@ class TestCase(unittest.TestCase):
         """Make a client whose events wait in its queue, unless something flushes."""
         settings.setdefault('upload_interval', LIMIT * 100)
         settings.setdefault('upload_size', 1 << 20)
+        return self.client(**settings)
+
+    def oauth_client(self, **settings: Any) -> Client:
+        """Make a client that gets its tokens from the collector."""
+        settings.setdefault('oauth_client_id', 'id')
+        settings.setdefault('oauth_client_key', self.key)
+        settings.setdefault('oauth_key_id', 'kid')
+        settings.setdefault('oauth_auth_server', self.collector.url)
         return self.client(**settings)
 
     def sent(self, **settings: Any) -> Any:
