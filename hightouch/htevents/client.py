@@ -18,6 +18,8 @@ from hightouch.htevents.errors import (
     ValidationError,
 )
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.findings import Finding, Findings
+from hightouch.htevents.forms import is_a, plain_scalar, unproxied
 from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import bare, normalize_proxies
@@ -167,6 +169,7 @@ class Client:
         )
         self._before_send = before_send
         self._block_timeout = block_timeout
+        self._findings = Findings()
         self._to_warn = [True]  # taken by the one thread that warns of refused events
 
         self.oauth_manager: Any = None
@@ -285,9 +288,11 @@ class Client:
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
-        _check_ids(user_id, anonymous_id)
+        user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
-            {'type': 'identify', 'traits': _copied('traits', traits)},
+            {'type': 'identify'},
+            'traits',
+            traits,
             user_id,
             anonymous_id,
             context,
@@ -331,15 +336,14 @@ class Client:
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
-        _check_ids(user_id, anonymous_id)
-        if not isinstance(event, str):
+        user_id, anonymous_id = _ids(user_id, anonymous_id)
+        event = plain_scalar(event)
+        if not is_a(event, str):
             expect(False, 'event', 'a str, the name of what happened', event)
         return self._enqueue(
-            {
-                'type': 'track',
-                'event': event,
-                'properties': _copied('properties', properties),
-            },
+            {'type': 'track', 'event': event},
+            'properties',
+            properties,
             user_id,
             anonymous_id,
             context,
@@ -376,10 +380,12 @@ class Client:
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
-        _check_id('previous_id', previous_id, required=True)
-        _check_id('user_id', user_id, required=True)
+        previous_id = _checked_id('previous_id', previous_id, required=True)
+        user_id = _as_text(_checked_id('user_id', user_id, required=True))
         return self._enqueue(
             {'type': 'alias', 'previousId': previous_id},
+            None,
+            None,
             user_id,
             None,
             context,
@@ -422,14 +428,12 @@ class Client:
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
-        _check_ids(user_id, anonymous_id)
-        _check_id('group_id', group_id, required=True)
+        user_id, anonymous_id = _ids(user_id, anonymous_id)
+        group_id = _checked_id('group_id', group_id, required=True)
         return self._enqueue(
-            {
-                'type': 'group',
-                'groupId': group_id,
-                'traits': _copied('traits', traits),
-            },
+            {'type': 'group', 'groupId': group_id},
+            'traits',
+            traits,
             user_id,
             anonymous_id,
             context,
@@ -475,9 +479,11 @@ class Client:
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
-        _check_ids(user_id, anonymous_id)
+        user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
-            _view('page', category, name, properties),
+            _view('page', category, name),
+            'properties',
+            properties,
             user_id,
             anonymous_id,
             context,
@@ -523,9 +529,11 @@ class Client:
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
-        _check_ids(user_id, anonymous_id)
+        user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
-            _view('screen', category, name, properties),
+            _view('screen', category, name),
+            'properties',
+            properties,
             user_id,
             anonymous_id,
             context,
@@ -539,6 +547,8 @@ class Client:
     def _enqueue(
         self,
         message: Message,
+        fields: Optional[str],
+        values: Optional[Mapping[str, object]],
         user_id: Any,
         anonymous_id: Any,
         context: Optional[Context],
@@ -546,26 +556,37 @@ class Client:
         integrations: Optional[Integrations],
         message_id: Any,
     ) -> Result:
+        """Complete a message, and queue it.
+
+        :param fields: name of the dict of what the application knows; None: it has none
+        :param values: that dict
+        :param user_id: as it goes on the wire; so is the anonymous_id
+        """
         fork.check()
-        circumstances = _copied('context', context)
+        found: List[Finding] = []
+        if fields is not None:
+            message[fields] = _copied(fields, values, found)
+        circumstances = _copied('context', context, found)
         circumstances['library'] = _LIBRARY.copy()
-        message['userId'] = _as_text(user_id)
-        message['anonymousId'] = _as_text(anonymous_id)
+        message['userId'] = user_id
+        message['anonymousId'] = anonymous_id
         message['context'] = circumstances
-        message['integrations'] = _copied('integrations', integrations)
+        message['integrations'] = _copied('integrations', integrations, found)
         message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
         if message_id is not None:
             message_id = _as_text(message_id)
         message['messageId'] = message_id or new_message_id()
         if self._before_send is not None:
-            scrubbed = self._scrub(message)
+            scrubbed = self._scrub(message, found)
             if scrubbed is None:
                 if self.send:
                     self.queue.refuse()
                 return False, message
-            body, message = encode(scrubbed)
+            body, message = encode(scrubbed, found)
         else:
-            body, message = encode_plain(message)
+            body, message = encode_plain(message, found)
+        if found:
+            self._findings.tell(found)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
         if not self.send:
@@ -585,10 +606,10 @@ class Client:
             self._warn()
         return accepted, message
 
-    def _scrub(self, message: Message) -> Optional[Message]:
+    def _scrub(self, message: Message, found: List[Finding]) -> Optional[Message]:
         # On a copy: if it raises, what is reported and returned is the whole message.
         assert self._before_send is not None
-        copy = _copied('', message, 0)
+        copy = _copied('', message, found, 0)
         try:
             scrubbed = self._before_send(copy)
         except Exception as error:
@@ -713,40 +734,52 @@ def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
 
 
 def _is_id(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, ID_TYPES):
-        return False
-    if isinstance(value, str):
+    kind = type(value)
+    if issubclass(kind, str):
         return True
+    if kind is bool or not issubclass(kind, numbers.Number):
+        return False
     try:
-        return math.isfinite(value)  # type: ignore[arg-type]
+        return math.isfinite(value)
     except ValueError:
         return False  # a signaling NaN
     except (TypeError, OverflowError):
         return True  # a complex one, or an int that is larger than any float
 
 
-def _check_ids(user_id: Any, anonymous_id: Any) -> None:
+def _ids(user_id: Any, anonymous_id: Any) -> Tuple[Any, Any]:
+    """Return the ids as they go on the wire; raise `ValidationError` without one."""
+    kind = type(user_id)
     # The common case first, in one test: this is on every event's way.
-    if isinstance(user_id, str) and user_id and anonymous_id is None:
-        return
-    _check_id('user_id', user_id)
-    if user_id not in (None, ''):
-        return  # whatever the anonymous_id is, it becomes text
-    _check_id('anonymous_id', anonymous_id)
-    if anonymous_id in (None, ''):
-        raise ValidationError(
-            'user_id or anonymous_id: expected a str or a number in one of them, '
-            'got neither'
-        )
+    if kind is str and user_id and anonymous_id is None:
+        return user_id, None
+    user_id = _checked_id('user_id', user_id)
+    # Beside a user, it may be of any type.
+    if user_id in (None, ''):
+        anonymous_id = _checked_id('anonymous_id', anonymous_id)
+        if anonymous_id in (None, ''):
+            raise ValidationError(
+                'user_id or anonymous_id: expected a str or a number in one of them, '
+                'got neither'
+            )
+    return _as_text(user_id), _as_text(anonymous_id)
 
 
-def _check_id(name: str, value: Any, required: bool = False) -> None:
-    if value is not None or required:
-        expect(_is_id(value), name, 'a str or a number', value)
+def _checked_id(name: str, value: Any, required: bool = False) -> Any:
+    """Return what an id stands for; raise `ValidationError` if that is not an id."""
+    value = plain_scalar(value)
+    expect(
+        _is_id(value) or value is None and not required,
+        name,
+        'a str or a number',
+        value,
+    )
+    return value
 
 
 def _as_text(value: Any) -> Any:
-    if value is None or isinstance(value, str):
+    value = plain_scalar(value)
+    if value is None or is_a(value, str):
         return value
     try:
         return str(value)
@@ -760,24 +793,31 @@ def _as_text(value: Any) -> Any:
 
 
 def _copied(
-    name: str, value: Optional[Mapping[str, object]], depth: int = 1
+    name: str,
+    value: Optional[Mapping[str, object]],
+    found: List[Finding],
+    depth: int = 1,
 ) -> Message:
     """Return a dict of the caller's as it goes on the wire; {} for anything falsy.
 
+    :param found: gets what JSON cannot carry
     :param depth: its level in the message
     """
     if value is None:
         return {}
-    if not isinstance(value, dict):
-        expect(_is_falsy(value), name, 'a dict', value)
-        return {}
+    kind = type(value)
+    if not issubclass(kind, dict):
+        value = unproxied(value)
+        if not is_a(value, dict):
+            expect(_is_falsy(value), name, 'a dict', value)
+            return {}
     try:
         copied = encoding.copied(value, depth)
     except encoding.NotPlain:
-        copied = utils.clean(value, name, depth)
+        copied = utils.Cleaner(found).clean(value, name, depth)
     except Exception as error:  # of its own code; or another thread is changing it
         raise_interruption(error)
-        copied = utils.clean(value, name, depth)
+        copied = utils.Cleaner(found).clean(value, name, depth)
     return copied if isinstance(copied, dict) else {}
 
 
@@ -789,22 +829,16 @@ def _is_falsy(value: Any) -> bool:
         return False
 
 
-def _view(
-    type: str,
-    category: Optional[str],
-    name: Optional[str],
-    properties: Optional[Properties],
-) -> Message:
+def _view(type: str, category: Optional[str], name: Optional[str]) -> Message:
     return {
         'type': type,
         'category': _text('category', category),
         'name': _text('name', name),
-        'properties': _copied('properties', properties),
     }
 
 
 def _text(name: str, value: Optional[str]) -> Optional[str]:
-    if value is None or (isinstance(value, str) and value):
-        return value
-    expect(_is_falsy(value), name, 'a str', value)
-    return None
+    value = plain_scalar(value)
+    if not is_a(value, str):
+        expect(_is_falsy(value), name, 'a str', value)
+    return value or None

@@ -8,6 +8,7 @@ from hightouch.htevents.concurrency import Deadline, Signal, monotonic, wait_unt
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import MessageTooLargeError
 from hightouch.htevents.event_queue import BATCH_BYTES
+from hightouch.htevents.findings import Finding, Findings
 
 # Seconds between looks at a queue that cannot be waited on without taking from it.
 POLL_INTERVAL = 0.5
@@ -32,6 +33,7 @@ class ForeignQueue:
         self._on_drop = on_drop
         # Taken from the queue, for a batch that is still to come.
         self._held_back: List[bytes] = []
+        self._findings = Findings()
         self.warned_of_setup = False  # as in an EventQueue
 
     def take(
@@ -90,7 +92,9 @@ class ForeignQueue:
                 item = self._get(deadline)
             except queue.Empty:
                 return None
-            body, message = encode(item)
+            found: List[Finding] = []
+            body, message = encode(item, found)
+            self._findings.tell(found)
             if len(body) <= self._limit:
                 return body
             try:

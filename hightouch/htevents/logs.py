@@ -55,6 +55,22 @@ class _Log:
 log = _Log()
 
 
+def printable(text: str, most: int) -> str:
+    """Show a text from outside on one line: its control characters are written out.
+
+    :param most: characters that come back at most
+    """
+    text = text[: most + 1]
+    if not text.isprintable():
+        text = ''.join(
+            each
+            if each.isprintable()
+            else each.encode('unicode_escape').decode('ascii')
+            for each in text
+        )
+    return text if len(text) <= most else text[: most - 3] + '...'
+
+
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to sys.stderr, looked up for each line: a test may replace it."""
 

@@ -6,7 +6,7 @@ from os import urandom  # the original: a test may replace it, and ids are made 
 from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 
-from hightouch.htevents import fork, utils
+from hightouch.htevents import fork, forms, utils
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.interruption import raise_interruption
 
@@ -94,8 +94,9 @@ def to_iso(value: Any) -> str:
         `utils.guess_timezone`
     :raises ValidationError: when it is neither
     """
-    moment = parse(value) if isinstance(value, str) else value
-    if not isinstance(moment, datetime):
+    value = forms.unproxied(value)
+    moment = parse(value) if forms.is_a(value, str) else value
+    if not forms.is_a(moment, datetime):
         raise ValidationError(
             'timestamp: expected a datetime or an ISO-8601 str such as '
             '2026-01-02T03:04:05+00:00, got %s' % type(value).__name__

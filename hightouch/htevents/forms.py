@@ -1,0 +1,340 @@
+"""What a value of each type becomes in JSON: a dict, a list, or a simpler value.
+
+The type says it. Nothing is asked of the value itself that its type did not declare: there
+are objects that have an attribute of any name, or send a request when asked for one.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, MappingView, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import date, time, timedelta, tzinfo
+from enum import Enum
+from numbers import Number
+from types import ModuleType, SimpleNamespace
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+
+from hightouch.htevents.interruption import raise_interruption
+
+# Elements of what makes them while it is read (an iterator, a range), and of an array: an
+# event could not carry more.
+MAX_ELEMENTS = 1 << 14
+
+# Digits that every interpreter turns into text and back (CPython's limit is 4,300).
+_MAX_INT_BITS = 14000
+
+_CODE = 'is code, not data'
+
+# Of a class, whatever its metaclass answers.
+_of_type = vars(type)
+_mro: Callable[[type], Tuple[type, ...]] = _of_type['__mro__'].__get__
+_module: Callable[[type], Any] = _of_type['__module__'].__get__
+name_of: Callable[[type], str] = _of_type['__name__'].__get__
+
+
+class Unfit(Exception):
+    """The value cannot be sent; the text says why."""
+
+
+class Pairs(List[Tuple[Any, Any]]):
+    """The value is a dict of these."""
+
+
+class Elements(List[Any]):
+    """The value is a list of these."""
+
+
+class Shown(str):
+    """The ``str()`` of a value that has no better form."""
+
+
+Take = Callable[[Iterable[Any]], List[Any]]
+
+
+def form(item: Any, take: Take) -> Any:
+    """Return `Pairs`, `Elements`, `Shown`, a date as it is, or a simpler value.
+
+    What is in there is as it was: it has to be looked at in turn.
+
+    :param take: reads what may have no end
+    :raises Unfit: when it cannot be sent
+    """
+    kind = type(item)
+    for types, convert in _FORMS:
+        if issubclass(kind, types):
+            return convert(item)
+    known = _of_library(kind)
+    if known is not None:
+        return known(item)
+    if issubclass(kind, (type, ModuleType)):
+        raise Unfit(_CODE)
+    if all(declared(kind, name) for name in ('upper', 'split', 'encode')):
+        return str(item)  # a text that is made late
+    if issubclass(kind, Mapping):
+        return Pairs(_snapshot(lambda: take(item.items())))
+    if issubclass(kind, (Sequence, AbstractSet, MappingView)):
+        return Elements(_snapshot(lambda: take(item)))
+    if declared(kind, 'dtype') is not None and callable(declared(kind, 'tolist')):
+        return _array(item)
+    fields = _fields(item, kind)
+    if fields is not None:
+        return fields
+    if issubclass(kind, Iterator) and not _is_stream(kind):
+        return Elements(take(item))
+    is_text = _is_text(kind)
+    if callable(item) and not is_text:
+        raise Unfit(_CODE)
+    text = str(item)
+    # Several lines are a drawing of it.
+    return text if is_text and '\n' not in text else Shown(text)
+
+
+def key_text(key: Any) -> str:
+    """Return the text of a key, as the standard library's JSON encoder writes it."""
+    key = plain_scalar(key)
+    if key is True or key is False or key is None:
+        return {True: 'true', False: 'false', None: 'null'}[key]
+    if isinstance(key, str):
+        return key
+    if isinstance(key, bytes):
+        return key.decode('utf-8', 'replace')
+    if isinstance(key, float):
+        return float.__repr__(key)
+    if isinstance(key, int):
+        return int.__repr__(key)
+    return str(key)
+
+
+def is_a(value: Any, kinds: Any) -> bool:
+    """Whether its type is one of ``kinds``. isinstance() may run code of a proxy."""
+    return issubclass(type(value), kinds)
+
+
+def plain_scalar(value: Any) -> Any:
+    """Return what a proxy or an enum stands for; a str of a subclass as a plain one."""
+    kind = type(value)
+    if kind is str:
+        return value
+    value = unproxied(value)
+    while is_a(value, Enum):
+        value = value.value
+    return str.__str__(value) if is_a(value, str) else value
+
+
+def unproxied(value: Any) -> Any:
+    """Return what a transparent proxy stands for; anything else as it is.
+
+    A proxy (a lazy object of Django, werkzeug, wrapt, …) says that it is of another class
+    than its type is. The methods that it has from there are bound to what it stands for.
+    """
+    kind = type(value)
+    try:
+        said = value.__class__
+    except Exception as error:  # outside of the request that it is for, say
+        raise_interruption(error)
+        return value
+    if said is kind or not isinstance(said, type) or _of_library(kind) is _code:
+        return value
+    if said is type(None):
+        return None
+    names = [name for each in _mro(said) for name in each.__dict__]
+    # Special methods last: a proxy has its own.
+    for name in sorted(names, key=lambda name: name.startswith('__')):
+        if callable(declared(said, name)):  # no property: that may do anything
+            owner = getattr(_attribute(value, name), '__self__', None)
+            if type(owner) is said:
+                return owner
+    # A class without a method.
+    for name in ('__wrapped__', '_wrapped', '_get_current_object'):
+        owner = _attribute(value, name)
+        if name == '_get_current_object' and callable(owner):
+            owner = owner()
+        if type(owner) is said:
+            return owner
+    return value
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name, None)
+    except Exception as error:
+        raise_interruption(error)
+        return None
+
+
+def declared(kind: type, name: str) -> Any:
+    """Return what a class has under a name, None if nothing; no code of its own runs."""
+    for each in _mro(kind):
+        if name in each.__dict__:
+            return each.__dict__[name]
+    return None
+
+
+def _integer(item: int) -> int:
+    if item.bit_length() > _MAX_INT_BITS:
+        raise Unfit('has too many digits')
+    return int.__int__(item)
+
+
+def _snapshot(make: Callable[[], Any]) -> Any:
+    # Another thread may be changing it: a few tries, then the error counts.
+    for _ in range(3):
+        try:
+            return make()
+        except RuntimeError as error:
+            raise_interruption(error)
+    return make()
+
+
+# In this order: an IntEnum is an int, a datetime is a date.
+_FORMS: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
+    (Enum, lambda item: item.value),
+    (str, str.__str__),
+    (int, _integer),
+    (float, float.__float__),
+    (dict, lambda item: Pairs(_snapshot(lambda: list(item.items())))),
+    (
+        (list, tuple, set, frozenset, deque),
+        lambda item: Elements(_snapshot(lambda: list(item))),
+    ),
+    # No time (pandas.NaT) is a datetime that does not equal itself, as NaN.
+    (date, lambda item: item if item == item else None),
+    (time, time.isoformat),
+    (timedelta, timedelta.total_seconds),
+    (
+        (bytes, bytearray, memoryview),
+        lambda item: bytes(item).decode('utf-8', 'replace'),
+    ),
+    (SimpleNamespace, lambda item: Pairs(vars(item).items())),
+)
+
+
+def _code(item: Any) -> None:
+    raise Unfit(_CODE)
+
+
+def _table(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def checked(item: Any) -> Any:
+        _check_size(item)
+        return convert(item)
+
+    return checked
+
+
+_to_pylist = _table(lambda item: Elements(item.to_pylist()))
+
+# By module and name, since nothing is imported for them; and those that are met often,
+# because this is found soon.
+_LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
+    ('uuid', 'UUID'): str,
+    ('decimal', 'Decimal'): float,
+    ('array', 'array'): _table(Elements),
+    ('argparse', 'Namespace'): lambda item: Pairs(vars(item).items()),
+    ('msgspec', 'Struct'): lambda item: Pairs(
+        (name, getattr(item, name)) for name in item.__struct_fields__
+    ),
+    # Any attribute can be had of them.
+    ('unittest', 'NonCallableMock'): _code,
+    ('mock', 'NonCallableMock'): _code,
+    ('pandas', 'NAType'): lambda item: None,
+    ('pandas', 'DataFrame'): _table(lambda item: Elements(item.to_dict('records'))),
+    ('polars', 'DataFrame'): _table(lambda item: Elements(item.to_dicts())),
+    ('polars', 'Series'): _table(lambda item: Elements(item.to_list())),
+    ('pyarrow', 'Table'): _to_pylist,
+    ('pyarrow', 'RecordBatch'): _to_pylist,
+    ('pyarrow', 'Array'): _to_pylist,
+    ('pyarrow', 'ChunkedArray'): _to_pylist,
+    ('pyarrow', 'Scalar'): lambda item: item.as_py(),
+}
+
+
+def _of_library(kind: type) -> Optional[Callable[[Any], Any]]:
+    for each in _mro(kind):
+        package = str(_module(each)).partition('.')[0]
+        convert = _LIBRARIES.get((package, name_of(each)))
+        if convert is not None:
+            return convert
+    return None
+
+
+def _fields(item: Any, kind: type) -> Optional[Pairs]:
+    """Return those of a dataclass, or of an object of attrs or pydantic."""
+    names: Any = None
+    attributes = declared(kind, '__attrs_attrs__')
+    if attributes is not None:
+        names = [each.name for each in attributes]
+    elif declared(kind, '__dataclass_fields__') and 'dataclasses' in sys.modules:
+        # Without its ClassVars.
+        names = [each.name for each in sys.modules['dataclasses'].fields(item)]
+    if names is not None:
+        return Pairs(
+            (name, getattr(item, name)) for name in names if hasattr(item, name)
+        )
+    for dump, fields in (
+        ('model_dump', 'model_fields'),
+        ('model_dump', '__pydantic_fields__'),
+        ('dict', '__fields__'),
+    ):
+        if declared(kind, dump) is not None and declared(kind, fields) is not None:
+            dumped = getattr(item, dump)()
+            return Pairs(dumped.items()) if isinstance(dumped, dict) else None
+    return None
+
+
+def _array(item: Any) -> Any:
+    """Return the form of an array of numpy, or what is like it, or one of its elements."""
+    _check_size(item)
+    of = getattr(item.dtype, 'kind', '')
+    if of == 'V' or of in ('M', 'm') and getattr(item, 'ndim', 0):
+        return Elements(item)  # tolist() makes numbers of some times in there
+    if of == 'M':
+        return _moment(item)
+    if of == 'm':
+        return _seconds(item)
+    plain = item.tolist()
+    if type(plain) is type(item):
+        return float(plain)  # a longdouble, which Python has no type for
+    return Elements(plain) if isinstance(plain, list) else plain
+
+
+def _moment(item: Any) -> Any:
+    moment = item.item()
+    if isinstance(moment, int):  # of nanoseconds, which a datetime does not have
+        moment = item.astype('datetime64[us]').item()
+    return str(item) if isinstance(moment, int) else moment
+
+
+def _seconds(item: Any) -> Any:
+    try:
+        return float(item / item.dtype.type(1, 's'))
+    except TypeError:
+        return str(item)  # months, which have no length
+
+
+def _check_size(item: Any) -> None:
+    size = getattr(item, 'size', None)
+    if not isinstance(size, int) and declared(type(item), '__len__') is not None:
+        size = len(item)
+    if isinstance(size, int) and size > MAX_ELEMENTS:
+        raise Unfit('has more elements than an event can carry')
+
+
+def _is_stream(kind: type) -> bool:
+    """Whether to read it is I/O: a file, or the cursor of a database."""
+    return declared(kind, 'read') is not None or declared(kind, 'fetchone') is not None
+
+
+def _is_text(kind: type) -> bool:
+    """Whether ``str()`` is what was meant: of a path, a number, an id, an address, …
+
+    Those are values: their class says how they are written, and when two are equal.
+    """
+    if issubclass(kind, Number) or declared(kind, '__fspath__') is not None:
+        return True
+    return _has_own(kind, '__str__') and (
+        _has_own(kind, '__eq__') or issubclass(kind, tzinfo)
+    )
+
+
+def _has_own(kind: type, name: str) -> bool:
+    return declared(kind, name) is not object.__dict__[name]
