@@ -1,9 +1,11 @@
 """Whatever the host passes in: only the documented errors leave a call."""
 
+import itertools
 import json
 import logging
 import unittest
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from hightouch.htevents import Client, encoding, utils
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
+from hightouch.htevents.test.forms import ByClass, Level
 from hightouch.htevents.test.support import LIMIT
 
 settings.register_profile(
@@ -53,6 +56,13 @@ odd = st.one_of(
     st.builds(object),
     st.builds(lambda: 10**6000),  # its repr raises, hence not just()
     st.just(Weird),
+    st.integers(-5, 10**9).map(range),
+    st.lists(scalars, max_size=3).map(lambda each: ByClass(lambda: each)),
+    scalars.map(lambda each: ByClass(lambda: each)),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3).map(dict.items),
+    st.builds(lambda: iter([Weird(), itertools.count()])),
+    st.builds(lambda: SimpleNamespace(a=Weird())),
+    st.sampled_from(Level),
 )
 zones = st.one_of(
     st.none(),
