@@ -8,12 +8,11 @@ it is encoded again. With orjson installed (the extra ``fast``) that is tried fi
 import json
 import math
 from datetime import date, datetime, timezone
-from enum import Enum
 from functools import lru_cache
 from json import encoder
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from hightouch.htevents import findings, utils
+from hightouch.htevents import findings, forms, utils
 from hightouch.htevents.findings import Finding, Path
 from hightouch.htevents.interruption import raise_interruption
 
@@ -67,10 +66,9 @@ class NotPlain(Exception):
 
 
 def copied(value: Any, depth: int = 0) -> Any:
-    """Copy a value of plain containers, so that later changes to either stay there.
+    """Copy a value, so that later changes to either stay there.
 
-    Plain are dict, list, tuple, str, int, float, bool, None and dates. A subclass of dict,
-    list, tuple or str becomes one of these, and an enum its value.
+    Of those that have a plain form by their type alone, and without a warning.
 
     :param depth: its level in the message
     :raises NotPlain: when there is anything else in it; or, if a key is not a str, say,
@@ -92,22 +90,15 @@ def copied(value: Any, depth: int = 0) -> Any:
         return [
             each if type(each) in _ATOMS else copied(each, depth + 1) for each in value
         ]
-    if kind in _ATOMS or kind is float and math.isfinite(value):
+    if kind in _ATOMS:
         return value
-    return copied(_plain(value, kind), depth)
-
-
-def _plain(value: Any, kind: type) -> Any:
-    """Return what a subclass says of itself, which may not be what is stored in it."""
-    if issubclass(kind, Enum):
-        return value.value
-    if issubclass(kind, dict):
-        return dict(value.items())
-    if issubclass(kind, (list, tuple)):
-        return list(value)
-    if issubclass(kind, str):
-        return str.__str__(value)
-    raise NotPlain
+    if kind is float:
+        return value if math.isfinite(value) else None
+    convert = forms.known_form(kind)
+    if convert is None:
+        raise NotPlain
+    plain = convert(value)
+    return plain if plain is value else copied(plain, depth)  # a date is what it is
 
 
 def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, Any]:

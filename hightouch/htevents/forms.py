@@ -36,14 +36,6 @@ class Unfit(Exception):
     """The value cannot be sent; the text says why."""
 
 
-class Pairs(List[Tuple[Any, Any]]):
-    """The value is a dict of these."""
-
-
-class Elements(List[Any]):
-    """The value is a list of these."""
-
-
 class Shown(str):
     """The ``str()`` of a value that has no better form."""
 
@@ -52,41 +44,55 @@ Take = Callable[[Iterable[Any]], List[Any]]
 
 
 def form(item: Any, take: Take) -> Any:
-    """Return `Pairs`, `Elements`, `Shown`, a date as it is, or a simpler value.
+    """Return a dict or a list of what is in there, a `Shown`, or a simpler value.
 
-    What is in there is as it was: it has to be looked at in turn.
+    What is in there is as it was, and has to be looked at in turn; so has a simpler
+    value, but for a date, which is the item itself.
 
     :param take: reads what may have no end
     :raises Unfit: when it cannot be sent
     """
     kind = type(item)
-    for types, convert in _FORMS:
-        if issubclass(kind, types):
-            return convert(item)
-    known = _of_library(kind)
-    if known is not None:
-        return known(item)
+    convert = known_form(kind)
+    if convert is not None:
+        return convert(item)
     if issubclass(kind, (type, ModuleType)):
         raise Unfit(_CODE)
     if all(declared(kind, name) for name in ('upper', 'split', 'encode')):
         return str(item)  # a text that is made late
     if issubclass(kind, Mapping):
-        return Pairs(_snapshot(lambda: take(item.items())))
+        return dict(_snapshot(lambda: take(item.items())))
     if issubclass(kind, (Sequence, AbstractSet, MappingView)):
-        return Elements(_snapshot(lambda: take(item)))
+        return _snapshot(lambda: take(item))
     if declared(kind, 'dtype') is not None and callable(declared(kind, 'tolist')):
         return _array(item)
     fields = _fields(item, kind)
     if fields is not None:
         return fields
     if issubclass(kind, Iterator) and not _is_stream(kind):
-        return Elements(take(item))
+        return take(item)
     is_text = _is_text(kind)
     if callable(item) and not is_text:
         raise Unfit(_CODE)
     text = str(item)
     # Several lines are a drawing of it.
     return text if is_text and '\n' not in text else Shown(text)
+
+
+def known_form(kind: type) -> Optional[Callable[[Any], Any]]:
+    """Return what makes the form of a value of a type we know, which stays as it is.
+
+    :returns: a function like `form`; None if the type is not known
+    """
+    for types, convert in _BUILTIN:
+        if issubclass(kind, types):
+            return convert
+    for each in _mro(kind):
+        package = str(_module(each)).partition('.')[0]
+        found = _LIBRARIES.get((package, name_of(each)))
+        if found is not None:
+            return found
+    return None
 
 
 def key_text(key: Any) -> str:
@@ -133,7 +139,7 @@ def unproxied(value: Any) -> Any:
     except Exception as error:  # outside of the request that it is for, say
         raise_interruption(error)
         return value
-    if said is kind or not isinstance(said, type) or _of_library(kind) is _code:
+    if said is kind or not isinstance(said, type) or known_form(kind) is _code:
         return value
     if said is type(None):
         return None
@@ -187,15 +193,16 @@ def _snapshot(make: Callable[[], Any]) -> Any:
 
 
 # In this order: an IntEnum is an int, a datetime is a date.
-_FORMS: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
+_BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
     (Enum, lambda item: item.value),
     (str, str.__str__),
     (int, _integer),
     (float, float.__float__),
-    (dict, lambda item: Pairs(_snapshot(lambda: list(item.items())))),
+    # Of a subclass, what it says of itself, and not what is stored in it.
+    (dict, lambda item: dict(_snapshot(lambda: list(item.items())))),
     (
         (list, tuple, set, frozenset, deque),
-        lambda item: Elements(_snapshot(lambda: list(item))),
+        lambda item: _snapshot(lambda: list(item)),
     ),
     # No time (pandas.NaT) is a datetime that does not equal itself, as NaN.
     (date, lambda item: item if item == item else None),
@@ -205,7 +212,7 @@ _FORMS: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
         (bytes, bytearray, memoryview),
         lambda item: bytes(item).decode('utf-8', 'replace'),
     ),
-    (SimpleNamespace, lambda item: Pairs(vars(item).items())),
+    (SimpleNamespace, lambda item: dict(vars(item))),
 )
 
 
@@ -221,25 +228,25 @@ def _table(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return checked
 
 
-_to_pylist = _table(lambda item: Elements(item.to_pylist()))
+_to_pylist = _table(lambda item: item.to_pylist())
 
 # By module and name, since nothing is imported for them; and those that are met often,
 # because this is found soon.
 _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
     ('uuid', 'UUID'): str,
     ('decimal', 'Decimal'): float,
-    ('array', 'array'): _table(Elements),
-    ('argparse', 'Namespace'): lambda item: Pairs(vars(item).items()),
-    ('msgspec', 'Struct'): lambda item: Pairs(
-        (name, getattr(item, name)) for name in item.__struct_fields__
-    ),
+    ('array', 'array'): _table(list),
+    ('argparse', 'Namespace'): lambda item: dict(vars(item)),
+    ('msgspec', 'Struct'): lambda item: {
+        name: getattr(item, name) for name in item.__struct_fields__
+    },
     # Any attribute can be had of them.
     ('unittest', 'NonCallableMock'): _code,
     ('mock', 'NonCallableMock'): _code,
     ('pandas', 'NAType'): lambda item: None,
-    ('pandas', 'DataFrame'): _table(lambda item: Elements(item.to_dict('records'))),
-    ('polars', 'DataFrame'): _table(lambda item: Elements(item.to_dicts())),
-    ('polars', 'Series'): _table(lambda item: Elements(item.to_list())),
+    ('pandas', 'DataFrame'): _table(lambda item: item.to_dict('records')),
+    ('polars', 'DataFrame'): _table(lambda item: item.to_dicts()),
+    ('polars', 'Series'): _table(lambda item: item.to_list()),
     ('pyarrow', 'Table'): _to_pylist,
     ('pyarrow', 'RecordBatch'): _to_pylist,
     ('pyarrow', 'Array'): _to_pylist,
@@ -248,16 +255,7 @@ _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
 }
 
 
-def _of_library(kind: type) -> Optional[Callable[[Any], Any]]:
-    for each in _mro(kind):
-        package = str(_module(each)).partition('.')[0]
-        convert = _LIBRARIES.get((package, name_of(each)))
-        if convert is not None:
-            return convert
-    return None
-
-
-def _fields(item: Any, kind: type) -> Optional[Pairs]:
+def _fields(item: Any, kind: type) -> Optional[Dict[str, Any]]:
     """Return those of a dataclass, or of an object of attrs or pydantic."""
     names: Any = None
     attributes = declared(kind, '__attrs_attrs__')
@@ -267,9 +265,7 @@ def _fields(item: Any, kind: type) -> Optional[Pairs]:
         # Without its ClassVars.
         names = [each.name for each in sys.modules['dataclasses'].fields(item)]
     if names is not None:
-        return Pairs(
-            (name, getattr(item, name)) for name in names if hasattr(item, name)
-        )
+        return {name: getattr(item, name) for name in names if hasattr(item, name)}
     for dump, fields in (
         ('model_dump', 'model_fields'),
         ('model_dump', '__pydantic_fields__'),
@@ -277,7 +273,7 @@ def _fields(item: Any, kind: type) -> Optional[Pairs]:
     ):
         if declared(kind, dump) is not None and declared(kind, fields) is not None:
             dumped = getattr(item, dump)()
-            return Pairs(dumped.items()) if isinstance(dumped, dict) else None
+            return dumped if isinstance(dumped, dict) else None
     return None
 
 
@@ -286,7 +282,7 @@ def _array(item: Any) -> Any:
     _check_size(item)
     of = getattr(item.dtype, 'kind', '')
     if of == 'V' or of in ('M', 'm') and getattr(item, 'ndim', 0):
-        return Elements(item)  # tolist() makes numbers of some times in there
+        return list(item)  # tolist() makes numbers of some times in there
     if of == 'M':
         return _moment(item)
     if of == 'm':
@@ -294,7 +290,7 @@ def _array(item: Any) -> Any:
     plain = item.tolist()
     if type(plain) is type(item):
         return float(plain)  # a longdouble, which Python has no type for
-    return Elements(plain) if isinstance(plain, list) else plain
+    return plain
 
 
 def _moment(item: Any) -> Any:

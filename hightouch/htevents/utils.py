@@ -8,7 +8,7 @@ from typing import Any, Iterable, List, Optional, Set
 from hightouch.htevents import findings, forms
 from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.findings import Finding, Path
-from hightouch.htevents.forms import Elements, Pairs, Shown, Unfit
+from hightouch.htevents.forms import Shown, Unfit
 from hightouch.htevents.interruption import raise_interruption
 
 # Levels of dicts and lists in a message; what is deeper becomes null, because a reader of
@@ -110,12 +110,12 @@ class Cleaner:
             return self.clean(meant, path, depth)
         form = forms.form(item, self._taken)
         kind = type(form)
-        if form is item or kind is int:
-            return form
         if kind is Shown:
             self._note(item, path, 'is not JSON; its str() is sent')
             form = str.__str__(form)
-        if kind is not Elements and kind is not Pairs:
+        if kind is int or issubclass(kind, date):
+            return form
+        if kind is not list and kind is not dict:
             return self.clean(form, path, depth)
         if depth >= MAX_DEPTH:
             raise Unfit('is nested over %d levels' % MAX_DEPTH)
@@ -124,12 +124,13 @@ class Cleaner:
         self._open.add(id(item))
         try:
             # Here, and in no method of its own: so each level takes two frames.
-            if kind is Elements:
+            if kind is list:
+                elements = []
                 for index, value in enumerate(form):
-                    form[index] = self.clean(value, (path, index), depth + 1)
-                return list(form)
+                    elements.append(self.clean(value, (path, index), depth + 1))
+                return elements
             pairs = {}
-            for key, value in form:
+            for key, value in form.items():
                 name = self._key(key, path)
                 if name is not None:
                     pairs[name] = self.clean(value, (path, name), depth + 1)
