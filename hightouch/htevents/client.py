@@ -337,9 +337,11 @@ class Client:
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
         user_id, anonymous_id = _ids(user_id, anonymous_id)
-        event = plain_scalar(event)
-        if not is_a(event, str):
-            expect(False, 'event', 'a str, the name of what happened', event)
+        kind = type(event)
+        if kind is not str:
+            event = plain_scalar(event)
+            expected = 'a str, the name of what happened'
+            expect(is_a(event, str), 'event', expected, event)
         return self._enqueue(
             {'type': 'track', 'event': event},
             'properties',
@@ -586,7 +588,7 @@ class Client:
         else:
             body, message = encode_plain(message, found)
         if found:
-            self._findings.tell(found)
+            self._findings.log(found)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
         if not self.send:
@@ -737,14 +739,15 @@ def _is_id(value: Any) -> bool:
     kind = type(value)
     if issubclass(kind, str):
         return True
-    if kind is bool or not issubclass(kind, numbers.Number):
+    if kind is bool or not issubclass(kind, ID_TYPES):
         return False
     try:
         return math.isfinite(value)
-    except ValueError:
-        return False  # a signaling NaN
-    except (TypeError, OverflowError):
-        return True  # a complex one, or an int that is larger than any float
+    except Exception as error:
+        raise_interruption(error)
+        # Of a signaling NaN. The others are of a complex number, or an int that is larger
+        # than any float.
+        return not isinstance(error, ValueError)
 
 
 def _ids(user_id: Any, anonymous_id: Any) -> Tuple[Any, Any]:
@@ -838,6 +841,9 @@ def _view(type: str, category: Optional[str], name: Optional[str]) -> Message:
 
 
 def _text(name: str, value: Optional[str]) -> Optional[str]:
+    kind = type(value)
+    if value is None or kind is str:
+        return value or None
     value = plain_scalar(value)
     if not is_a(value, str):
         expect(_is_falsy(value), name, 'a str', value)

@@ -190,7 +190,7 @@ def _slow(message: Any, found: Optional[List[Finding]]) -> Tuple[bytes, Any]:
         cleaned = _dates_as_text(cleaned, '', mine)
         body = _stdlib(cleaned)
     if found is None:
-        findings.tell(mine)
+        findings.log_once(mine)
     return body, cleaned
 
 

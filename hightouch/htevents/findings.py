@@ -1,12 +1,11 @@
 """What was found in an event's values that JSON cannot carry, and the warning of it.
 
-A finding is told once for each kind of value and place, and then at every tenfold of its
+A finding is logged once for each kind of value and place, and then at every tenfold of its
 count: a value that comes with every event must not fill the log.
 """
 
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
 
-from hightouch.htevents.forms import name_of
 from hightouch.htevents.logs import log, printable
 
 # Of one event, so many findings are looked at; those named are in one line.
@@ -26,17 +25,23 @@ Path = Union[str, Tuple[Any, Union[str, int]]]
 Finding = NamedTuple('Finding', [('path', Path), ('kind', type), ('what', str)])
 
 
+# A metaclass may have a name of its own, which raises.
+_name: Callable[[type], str] = vars(type)['__name__'].__get__
+
+
 class Findings:
-    """Remembers what was told already. For one client; any thread may tell."""
+    """Remembers what was logged already. For one client; thread-safe."""
+
+    __slots__ = ('_counts',)
 
     def __init__(self) -> None:
-        # How often each was found, and the count at which it is told next. No lock: a
-        # count that another thread overwrites is none the worse.
+        # How often each was found, and the count at which it is logged next. No lock: if
+        # two threads count at once, one more or less does not matter.
         self._counts: Dict[Tuple[str, str, str], Tuple[int, int]] = {}
 
-    def tell(self, found: Sequence[Finding]) -> None:
+    def log(self, found: Sequence[Finding]) -> None:
         """Log, in one line, what was found in an event."""
-        told: List[str] = []
+        lines: List[str] = []
         for (place, kind, what), (path, count) in _grouped(found).items():
             key = (place, kind, what)
             if key not in self._counts and len(self._counts) >= MOST_PLACES:
@@ -44,19 +49,19 @@ class Findings:
             before, due = self._counts.get(key, (0, 1))
             count += before
             if count >= due:
-                if len(told) == MOST_NAMED:
+                if len(lines) == MOST_NAMED:
                     continue  # with the next event that has it
                 while due <= count:
                     due *= 10
-                told.append(_line(path, kind, what, count))
+                lines.append(_line(path, kind, what, count))
             self._counts[key] = (count, due)
-        if told:
-            log.warning('%s', '; '.join(told))
+        if lines:
+            log.warning('%s', '; '.join(lines))
 
 
-def tell(found: Sequence[Finding]) -> None:
-    """Log what was found, where nothing is remembered of what was told before."""
-    Findings().tell(found)
+def log_once(found: Sequence[Finding]) -> None:
+    """Log what was found, whatever was logged before."""
+    Findings().log(found)
 
 
 def _grouped(
@@ -64,7 +69,7 @@ def _grouped(
 ) -> Dict[Tuple[str, str, str], Tuple[str, int]]:
     groups: Dict[Tuple[str, str, str], Tuple[str, int]] = {}
     for each in found[:MOST_FINDINGS]:
-        key = (_written(each.path, place=True), name_of(each.kind), each.what)
+        key = (_written(each.path, place=True), _name(each.kind), each.what)
         path, count = groups.get(key, ('', 0))
         groups[key] = (path or _written(each.path), count + 1)
     return groups

@@ -94,7 +94,7 @@ class ForeignQueue:
                 return None
             found: List[Finding] = []
             body, message = encode(item, found)
-            self._findings.tell(found)
+            self._findings.log(found)
             if len(body) <= self._limit:
                 return body
             try:

@@ -6,58 +6,54 @@ are objects that have an attribute of any name, or send a request when asked for
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, MappingView, Sequence
+from collections.abc import Mapping, MappingView, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date, time, timedelta, tzinfo
 from enum import Enum
 from numbers import Number
 from types import ModuleType, SimpleNamespace
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from hightouch.htevents.interruption import raise_interruption
 
-# Elements of what makes them while it is read (an iterator, a range), and of an array: an
-# event could not carry more.
+# Elements of what is no list, tuple, set or dict, so that what has no end ends: an event
+# could not carry more.
 MAX_ELEMENTS = 1 << 14
 
 # Digits that every interpreter turns into text and back (CPython's limit is 4,300).
 _MAX_INT_BITS = 14000
 
 _CODE = 'is code, not data'
+TOO_LONG = 'has more elements than an event can carry'
 
-# Of a class, whatever its metaclass answers.
-_of_type = vars(type)
-_mro: Callable[[type], Tuple[type, ...]] = _of_type['__mro__'].__get__
-_module: Callable[[type], Any] = _of_type['__module__'].__get__
-name_of: Callable[[type], str] = _of_type['__name__'].__get__
-
-
-class Unfit(Exception):
-    """The value cannot be sent; the text says why."""
+# What iterators of the standard library have, but for special names.
+_OF_ITERATORS = {'send', 'throw', 'close', 'from_iterable'}
+_CALLING = type(iter(int, 1))
 
 
-class Shown(str):
-    """The ``str()`` of a value that has no better form."""
+class NotSendable(Exception):
+    """The value becomes null; the text says why."""
 
 
-Take = Callable[[Iterable[Any]], List[Any]]
+class Fallback(str):
+    """The ``str()`` of a value of an unknown type."""
 
 
-def form(item: Any, take: Take) -> Any:
-    """Return a dict or a list of what is in there, a `Shown`, or a simpler value.
+def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
+    """Return the form of a value: a dict, a list, a `Fallback`, or a simpler value.
 
-    What is in there is as it was, and has to be looked at in turn; so has a simpler
-    value, but for a date, which is the item itself.
+    The values in a dict or list are still to be converted, and a simpler value too. A date
+    is its own form.
 
-    :param take: reads what may have no end
-    :raises Unfit: when it cannot be sent
+    :param take: makes a list of what may have no end; raises NotSendable if it has none
+    :raises NotSendable: when it becomes null
     """
     kind = type(item)
     convert = known_form(kind)
     if convert is not None:
         return convert(item)
     if issubclass(kind, (type, ModuleType)):
-        raise Unfit(_CODE)
+        raise NotSendable(_CODE)
     if all(declared(kind, name) for name in ('upper', 'split', 'encode')):
         return str(item)  # a text that is made late
     if issubclass(kind, Mapping):
@@ -69,27 +65,26 @@ def form(item: Any, take: Take) -> Any:
     fields = _fields(item, kind)
     if fields is not None:
         return fields
-    if issubclass(kind, Iterator) and not _is_stream(kind):
+    if issubclass(kind, Iterator) and _only_iterates(kind):
         return take(item)
-    is_text = _is_text(kind)
-    if callable(item) and not is_text:
-        raise Unfit(_CODE)
+    if callable(item):
+        raise NotSendable(_CODE)
     text = str(item)
     # Several lines are a drawing of it.
-    return text if is_text and '\n' not in text else Shown(text)
+    return text if _is_text(kind) and '\n' not in text else Fallback(text)
 
 
 def known_form(kind: type) -> Optional[Callable[[Any], Any]]:
-    """Return what makes the form of a value of a type we know, which stays as it is.
+    """Return the function that makes the form of a value of a known type, else None.
 
-    :returns: a function like `form`; None if the type is not known
+    It reads nothing up, so it may be called again.
     """
     for types, convert in _BUILTIN:
         if issubclass(kind, types):
             return convert
-    for each in _mro(kind):
-        package = str(_module(each)).partition('.')[0]
-        found = _LIBRARIES.get((package, name_of(each)))
+    for each in kind.__mro__:
+        package = str(each.__module__).partition('.')[0]
+        found = _LIBRARIES.get((package, each.__name__))
         if found is not None:
             return found
     return None
@@ -122,8 +117,8 @@ def plain_scalar(value: Any) -> Any:
     if kind is str:
         return value
     value = unproxied(value)
-    while is_a(value, Enum):
-        value = value.value
+    if is_a(value, Enum):
+        value = _tried(lambda: value.value)
     return str.__str__(value) if is_a(value, str) else value
 
 
@@ -143,34 +138,39 @@ def unproxied(value: Any) -> Any:
         return value
     if said is type(None):
         return None
-    names = [name for each in _mro(said) for name in each.__dict__]
-    # Special methods last: a proxy has its own.
-    for name in sorted(names, key=lambda name: name.startswith('__')):
-        if callable(declared(said, name)):  # no property: that may do anything
-            owner = getattr(_attribute(value, name), '__self__', None)
-            if type(owner) is said:
-                return owner
-    # A class without a method.
-    for name in ('__wrapped__', '_wrapped', '_get_current_object'):
-        owner = _attribute(value, name)
-        if name == '_get_current_object' and callable(owner):
-            owner = owner()
+    for each in said.__mro__:
+        for name, member in each.__dict__.items():
+            if callable(member):  # no property: that may do anything
+                owner = _tried(lambda: getattr(value, name).__self__)
+                if type(owner) is said:
+                    return owner
+    for held in _HELD:  # of a class without a method of its own
+        owner = _tried(lambda: held(value))
         if type(owner) is said:
             return owner
     return value
 
 
-def _attribute(value: Any, name: str) -> Any:
+# What a proxy stands for: of wrapt and lazy-object-proxy, of Django, of werkzeug.
+_HELD: Tuple[Callable[[Any], Any], ...] = (
+    lambda proxy: proxy.__wrapped__,
+    lambda proxy: proxy._wrapped,
+    lambda proxy: proxy._get_current_object(),
+)
+
+
+def _tried(get: Callable[[], Any]) -> Any:
+    """Return what a function returns, None if it raises."""
     try:
-        return getattr(value, name, None)
+        return get()
     except Exception as error:
         raise_interruption(error)
         return None
 
 
 def declared(kind: type, name: str) -> Any:
-    """Return what a class has under a name, None if nothing; no code of its own runs."""
-    for each in _mro(kind):
+    """Return what a class has under a name, None if nothing; no descriptor of it runs."""
+    for each in kind.__mro__:
         if name in each.__dict__:
             return each.__dict__[name]
     return None
@@ -178,7 +178,7 @@ def declared(kind: type, name: str) -> Any:
 
 def _integer(item: int) -> int:
     if item.bit_length() > _MAX_INT_BITS:
-        raise Unfit('has too many digits')
+        raise NotSendable('has too many digits')
     return int.__int__(item)
 
 
@@ -206,8 +206,8 @@ _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
     ),
     # No time (pandas.NaT) is a datetime that does not equal itself, as NaN.
     (date, lambda item: item if item == item else None),
-    (time, time.isoformat),
-    (timedelta, timedelta.total_seconds),
+    (time, lambda item: item.isoformat()),
+    (timedelta, lambda item: item.total_seconds()),
     (
         (bytes, bytearray, memoryview),
         lambda item: bytes(item).decode('utf-8', 'replace'),
@@ -217,7 +217,7 @@ _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
 
 
 def _code(item: Any) -> None:
-    raise Unfit(_CODE)
+    raise NotSendable(_CODE)
 
 
 def _table(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -230,8 +230,7 @@ def _table(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _to_pylist = _table(lambda item: item.to_pylist())
 
-# By module and name, since nothing is imported for them; and those that are met often,
-# because this is found soon.
+# By module and name: nothing is imported for them.
 _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
     ('uuid', 'UUID'): str,
     ('decimal', 'Decimal'): float,
@@ -240,7 +239,7 @@ _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
     ('msgspec', 'Struct'): lambda item: {
         name: getattr(item, name) for name in item.__struct_fields__
     },
-    # Any attribute can be had of them.
+    # It has an attribute of any name.
     ('unittest', 'NonCallableMock'): _code,
     ('mock', 'NonCallableMock'): _code,
     ('pandas', 'NAType'): lambda item: None,
@@ -255,7 +254,7 @@ _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
 }
 
 
-def _fields(item: Any, kind: type) -> Optional[Dict[str, Any]]:
+def _fields(item: Any, kind: type) -> Any:
     """Return those of a dataclass, or of an object of attrs or pydantic."""
     names: Any = None
     attributes = declared(kind, '__attrs_attrs__')
@@ -272,25 +271,26 @@ def _fields(item: Any, kind: type) -> Optional[Dict[str, Any]]:
         ('dict', '__fields__'),
     ):
         if declared(kind, dump) is not None and declared(kind, fields) is not None:
-            dumped = getattr(item, dump)()
-            return dumped if isinstance(dumped, dict) else None
+            return getattr(item, dump)()
     return None
 
 
 def _array(item: Any) -> Any:
     """Return the form of an array of numpy, or what is like it, or one of its elements."""
     _check_size(item)
-    of = getattr(item.dtype, 'kind', '')
-    if of == 'V' or of in ('M', 'm') and getattr(item, 'ndim', 0):
-        return list(item)  # tolist() makes numbers of some times in there
-    if of == 'M':
-        return _moment(item)
-    if of == 'm':
-        return _seconds(item)
+    kind = getattr(item.dtype, 'kind', '')
+    if kind in ('M', 'm', 'V'):  # tolist() makes numbers of some times in there
+        if getattr(item, 'ndim', 0):
+            return list(item)
+        if kind == 'M':
+            return _moment(item)
+        if kind == 'm':
+            return _seconds(item)
+        if item.dtype.names:
+            return [item[name] for name in item.dtype.names]
     plain = item.tolist()
-    if type(plain) is type(item):
-        return float(plain)  # a longdouble, which Python has no type for
-    return plain
+    # A longdouble makes another: Python has no type for it.
+    return float(plain) if type(plain) is type(item) else plain
 
 
 def _moment(item: Any) -> Any:
@@ -303,21 +303,33 @@ def _moment(item: Any) -> Any:
 def _seconds(item: Any) -> Any:
     try:
         return float(item / item.dtype.type(1, 's'))
-    except TypeError:
+    except TypeError as error:
+        raise_interruption(error)
         return str(item)  # months, which have no length
 
 
 def _check_size(item: Any) -> None:
-    size = getattr(item, 'size', None)
-    if not isinstance(size, int) and declared(type(item), '__len__') is not None:
-        size = len(item)
-    if isinstance(size, int) and size > MAX_ELEMENTS:
-        raise Unfit('has more elements than an event can carry')
+    shape = getattr(item, 'shape', None)
+    if isinstance(shape, tuple):
+        size = 1
+        for each in shape:
+            size *= each
+    else:
+        size = len(item) if declared(type(item), '__len__') else 0
+    if size > MAX_ELEMENTS:
+        raise NotSendable(TOO_LONG)
 
 
-def _is_stream(kind: type) -> bool:
-    """Whether to read it is I/O: a file, or the cursor of a database."""
-    return declared(kind, 'read') is not None or declared(kind, 'fetchone') is not None
+def _only_iterates(kind: type) -> bool:
+    """Whether an iterator has no purpose but that, as files and cursors have.
+
+    To read those is I/O. So may be the function that ``iter(function, end)`` calls.
+    """
+    names = {name for each in kind.__mro__ for name in each.__dict__}
+    return kind is not _CALLING and not any(
+        name[0] != '_' and name[:3] != 'gi_' and name not in _OF_ITERATORS
+        for name in names
+    )
 
 
 def _is_text(kind: type) -> bool:

@@ -2,13 +2,12 @@
 
 import math
 from datetime import date, datetime, timezone
-from itertools import islice
-from typing import Any, Iterable, List, Optional, Set
+from typing import Any, Iterable, List, Optional, Set, Sized
 
 from hightouch.htevents import findings, forms
 from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.findings import Finding, Path
-from hightouch.htevents.forms import Shown, Unfit
+from hightouch.htevents.forms import Fallback, NotSendable
 from hightouch.htevents.interruption import raise_interruption
 
 # Levels of dicts and lists in a message; what is deeper becomes null, because a reader of
@@ -16,15 +15,10 @@ from hightouch.htevents.interruption import raise_interruption
 # is around it, such as the properties and the message.
 MAX_DEPTH = 104
 
-# Of what makes its elements while they are read (an iterator, a range): so many in an
-# event, which could not carry more, and in so many seconds.
-MAX_ELEMENTS = 1 << 14
-MAX_SECONDS = 1
-
 # Seconds around the local time within which a naive datetime is taken for local.
 LOCAL_TOLERANCE = 5
 
-# Seconds in which all is read that makes its elements while it is read.
+# Seconds that the iterators in a dict of the application may take together.
 MAX_SECONDS = 1
 
 
@@ -65,12 +59,12 @@ def clean(item: Any, path: str = '', depth: int = 0) -> Any:
     """
     found: List[Finding] = []
     cleaned = Cleaner(found).clean(item, path, depth)
-    findings.tell(found)
+    findings.log_once(found)
     return cleaned
 
 
 class Cleaner:
-    """Makes plain values of the values of one event.
+    """Makes plain values of the values in a dict of the application.
 
     :param found: gets what JSON cannot carry
     """
@@ -79,10 +73,10 @@ class Cleaner:
         self._found = found
         self._open: Set[int] = set()  # ids of the containers we are inside of
         self._room = forms.MAX_ELEMENTS
-        self._deadline: Optional[Deadline] = None
+        self._seconds: float = MAX_SECONDS
 
     def clean(self, item: Any, path: Path, depth: int) -> Any:
-        """Return a plain copy of an item; see the function of this name."""
+        """Return a plain copy of an item, as the function ``clean`` does."""
         kind = type(item)
         if item is None or kind is bool or kind is datetime or kind is date:
             return item
@@ -94,7 +88,7 @@ class Cleaner:
             return item
         try:
             return self._converted(item, path, depth)
-        except Unfit as error:
+        except NotSendable as error:
             self._note(item, path, '%s; it is sent as null' % error)
         except RecursionError:
             self._note(item, path, 'is nested too deeply; it is sent as null')
@@ -110,7 +104,7 @@ class Cleaner:
             return self.clean(meant, path, depth)
         form = forms.form(item, self._taken)
         kind = type(form)
-        if kind is Shown:
+        if kind is Fallback:
             self._note(item, path, 'is not JSON; its str() is sent')
             form = str.__str__(form)
         if kind is int or issubclass(kind, date):
@@ -118,9 +112,9 @@ class Cleaner:
         if kind is not list and kind is not dict:
             return self.clean(form, path, depth)
         if depth >= MAX_DEPTH:
-            raise Unfit('is nested over %d levels' % MAX_DEPTH)
+            raise NotSendable('is nested over %d levels' % MAX_DEPTH)
         if id(item) in self._open:
-            raise Unfit('contains itself')
+            raise NotSendable('contains itself')
         self._open.add(id(item))
         try:
             # Here, and in no method of its own: so each level takes two frames.
@@ -139,17 +133,27 @@ class Cleaner:
             self._open.discard(id(item))
 
     def _taken(self, elements: Iterable[Any]) -> List[Any]:
-        """Read what may have no end, or take long."""
-        if self._deadline is None:
-            self._deadline = Deadline(MAX_SECONDS)
-        taken = []
-        for each in islice(elements, self._room + 1):
-            taken.append(each)
-            if len(taken) > self._room or not self._deadline.leaves(0):
-                self._room = 0
-                raise Unfit('has no end, or more elements than an event can carry')
-        self._room -= len(taken)
-        return taken
+        """Make a list of what may have no end, or be slow."""
+        if isinstance(elements, Sized):
+            if len(elements) > self._room:
+                raise NotSendable(forms.TOO_LONG)
+            return self._read(elements, Deadline(None))
+        deadline = Deadline(self._seconds)
+        try:
+            return self._read(elements, deadline)
+        finally:
+            self._seconds = deadline.remaining() or 0
+
+    def _read(self, elements: Iterable[Any], deadline: Deadline) -> List[Any]:
+        read = []
+        for each in elements:
+            read.append(each)
+            if len(read) > self._room:
+                raise NotSendable(forms.TOO_LONG)
+            if not deadline.leaves(0):
+                raise NotSendable('takes too long to read')
+        self._room -= len(read)
+        return read
 
     def _key(self, key: Any, path: Path) -> Optional[str]:
         try:

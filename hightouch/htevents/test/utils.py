@@ -278,12 +278,14 @@ class ValueTest(unittest.TestCase):
         subclasses = {
             'e': OrderedDict(a=Point(1, 2)),
             'f': enum.Enum('Plan', 'PRO').PRO,
+            'g': [Decimal('1.5'), {b'x'}, timedelta(seconds=1)],
+            'h': type('Day', (date,), {})(2026, 1, 1),
         }
-        with mock.patch.object(utils, 'clean') as clean:
+        with mock.patch.object(utils, 'Cleaner') as clean:
             copied = encode(message)[1]
             self.assertEqual(
-                encode(subclasses),
-                (b'{"e":{"a":[1,2]},"f":1}', {'e': {'a': [1, 2]}, 'f': 1}),
+                encode(subclasses)[0],
+                b'{"e":{"a":[1,2]},"f":1,"g":[1.5,["x"],1.0],"h":"2026-01-01"}',
             )
         clean.assert_not_called()
         self.assertEqual(copied, dict(message, b=['x', None, 1.5, {'c': []}]))
