@@ -758,14 +758,18 @@ def _ids(user_id: Any, anonymous_id: Any) -> Tuple[Any, Any]:
         return user_id, None
     user_id = _checked_id('user_id', user_id)
     # Beside a user, it may be of any type.
-    if user_id in (None, ''):
+    if _is_missing(user_id):
         anonymous_id = _checked_id('anonymous_id', anonymous_id)
-        if anonymous_id in (None, ''):
+        if _is_missing(anonymous_id):
             raise ValidationError(
                 'user_id or anonymous_id: expected a str or a number in one of them, '
                 'got neither'
             )
     return _as_text(user_id), _as_text(anonymous_id)
+
+
+def _is_missing(identity: Any) -> bool:
+    return identity is None or isinstance(identity, str) and not identity
 
 
 def _checked_id(name: str, value: Any, required: bool = False) -> Any:

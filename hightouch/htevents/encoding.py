@@ -98,7 +98,7 @@ def copied(value: Any, depth: int = 0) -> Any:
     if convert is None:
         raise NotPlain
     plain = convert(value)
-    return plain if plain is value else copied(plain, depth)  # a date is what it is
+    return plain if issubclass(kind, date) else copied(plain, depth)
 
 
 def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, Any]:

@@ -16,8 +16,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 
 from hightouch.htevents.interruption import raise_interruption
 
-# Elements of what is no list, tuple, set or dict, so that what has no end ends: an event
-# could not carry more.
+# Elements of an array, a table, or what else says its length: an event could not carry more.
 MAX_ELEMENTS = 1 << 14
 
 # Digits that every interpreter turns into text and back (CPython's limit is 4,300).
@@ -26,7 +25,7 @@ _MAX_INT_BITS = 14000
 _CODE = 'is code, not data'
 TOO_LONG = 'has more elements than an event can carry'
 
-# What iterators of the standard library have, but for special names.
+# Methods of the iterators of the language.
 _OF_ITERATORS = {'send', 'throw', 'close', 'from_iterable'}
 _CALLING = type(iter(int, 1))
 
@@ -58,13 +57,13 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
         return str(item)  # a text that is made late
     if issubclass(kind, Mapping):
         return dict(_snapshot(lambda: take(item.items())))
+    fields = _fields(item, kind)
+    if fields is not None:
+        return fields
     if issubclass(kind, (Sequence, AbstractSet, MappingView)):
         return _snapshot(lambda: take(item))
     if declared(kind, 'dtype') is not None and callable(declared(kind, 'tolist')):
         return _array(item)
-    fields = _fields(item, kind)
-    if fields is not None:
-        return fields
     if issubclass(kind, Iterator) and _only_iterates(kind):
         return take(item)
     if callable(item):
@@ -119,6 +118,8 @@ def plain_scalar(value: Any) -> Any:
     value = unproxied(value)
     if is_a(value, Enum):
         value = _tried(lambda: value.value)
+        if is_a(value, Enum):
+            return None  # nothing that is written; orjson would ask it without end
     return str.__str__(value) if is_a(value, str) else value
 
 
@@ -144,19 +145,16 @@ def unproxied(value: Any) -> Any:
                 owner = _tried(lambda: getattr(value, name).__self__)
                 if type(owner) is said:
                     return owner
-    for held in _HELD:  # of a class without a method of its own
-        owner = _tried(lambda: held(value))
-        if type(owner) is said:
-            return owner
+    # Of a class without a method of its own: as Django, wrapt and others hold it, and
+    # werkzeug.
+    for name in ('_wrapped', '__wrapped__', '_get_current_object'):
+        if declared(kind, name) is not None:
+            owner = _tried(lambda: getattr(value, name))
+            if name == '_get_current_object':
+                owner = _tried(owner)
+            if type(owner) is said:
+                return owner
     return value
-
-
-# What a proxy stands for: of wrapt and lazy-object-proxy, of Django, of werkzeug.
-_HELD: Tuple[Callable[[Any], Any], ...] = (
-    lambda proxy: proxy.__wrapped__,
-    lambda proxy: proxy._wrapped,
-    lambda proxy: proxy._get_current_object(),
-)
 
 
 def _tried(get: Callable[[], Any]) -> Any:
@@ -260,7 +258,7 @@ def _fields(item: Any, kind: type) -> Any:
     attributes = declared(kind, '__attrs_attrs__')
     if attributes is not None:
         names = [each.name for each in attributes]
-    elif declared(kind, '__dataclass_fields__') and 'dataclasses' in sys.modules:
+    elif declared(kind, '__dataclass_fields__') is not None:
         # Without its ClassVars.
         names = [each.name for each in sys.modules['dataclasses'].fields(item)]
     if names is not None:
@@ -295,7 +293,8 @@ def _array(item: Any) -> Any:
 
 def _moment(item: Any) -> Any:
     moment = item.item()
-    if isinstance(moment, int):  # of nanoseconds, which a datetime does not have
+    if isinstance(moment, int) and item.dtype.str[4:6] in ('ns', 'ps', 'fs', 'as'):
+        # A datetime does not have that much of a second.
         moment = item.astype('datetime64[us]').item()
     return str(item) if isinstance(moment, int) else moment
 
@@ -303,9 +302,10 @@ def _moment(item: Any) -> Any:
 def _seconds(item: Any) -> Any:
     try:
         return float(item / item.dtype.type(1, 's'))
-    except TypeError as error:
+    except Exception as error:  # of months, which have no length, or of attoseconds
         raise_interruption(error)
-        return str(item)  # months, which have no length
+        text = str(item)
+        return None if text == 'NaT' else text
 
 
 def _check_size(item: Any) -> None:
@@ -321,14 +321,16 @@ def _check_size(item: Any) -> None:
 
 
 def _only_iterates(kind: type) -> bool:
-    """Whether an iterator has no purpose but that, as files and cursors have.
+    """Whether an iterator has no other methods, as files, cursors and readers have.
 
-    To read those is I/O. So may be the function that ``iter(function, end)`` calls.
+    To read those is I/O. So may be what ``iter(function, end)`` calls.
     """
-    names = {name for each in kind.__mro__ for name in each.__dict__}
     return kind is not _CALLING and not any(
-        name[0] != '_' and name[:3] != 'gi_' and name not in _OF_ITERATORS
-        for name in names
+        name[0] != '_'
+        and name not in _OF_ITERATORS
+        and (callable(member) or name == 'line_num')  # csv.reader has this alone
+        for each in kind.__mro__
+        for name, member in each.__dict__.items()
     )
 
 

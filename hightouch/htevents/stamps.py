@@ -91,10 +91,12 @@ def to_iso(value: Any) -> str:
     """Give a time in ISO-8601 with milliseconds and an offset.
 
     :param value: a datetime or an ISO-8601 str; without an offset see
-        `utils.guess_timezone`
+        `utils.guess_timezone`. None: now
     :raises ValidationError: when it is neither
     """
-    value = forms.unproxied(value)
+    value = forms.plain_scalar(value)
+    if value is None:
+        return iso_now()
     moment = parse(value) if forms.is_a(value, str) else value
     if not forms.is_a(moment, datetime):
         raise ValidationError(

@@ -2,6 +2,7 @@
 
 import math
 from datetime import date, datetime, timezone
+from sys import getsizeof
 from typing import Any, Iterable, List, Optional, Set, Sized
 
 from hightouch.htevents import findings, forms
@@ -18,8 +19,12 @@ MAX_DEPTH = 104
 # Seconds around the local time within which a naive datetime is taken for local.
 LOCAL_TOLERANCE = 5
 
-# Seconds that the iterators in a dict of the application may take together.
+# Of the collections in a dict of the application that make their elements while they are
+# read: bytes of memory that they may take together (an event of 32 KiB needs less), and
+# seconds; but for the first elements of one that says its length.
+MAX_MEMORY = 4 << 20
 MAX_SECONDS = 1
+FREE_ELEMENTS = 100
 
 
 def is_naive(dt: datetime) -> bool:
@@ -72,7 +77,7 @@ class Cleaner:
     def __init__(self, found: List[Finding]) -> None:
         self._found = found
         self._open: Set[int] = set()  # ids of the containers we are inside of
-        self._room = forms.MAX_ELEMENTS
+        self._room = MAX_MEMORY
         self._seconds: float = MAX_SECONDS
 
     def clean(self, item: Any, path: Path, depth: int) -> Any:
@@ -99,9 +104,9 @@ class Cleaner:
         return None
 
     def _converted(self, item: Any, path: Path, depth: int) -> Any:
-        meant = forms.unproxied(item)
-        if meant is not item:
-            return self.clean(meant, path, depth)
+        item = forms.unproxied(item)
+        if item is None or item is True or item is False:
+            return item
         form = forms.form(item, self._taken)
         kind = type(form)
         if kind is Fallback:
@@ -134,25 +139,24 @@ class Cleaner:
 
     def _taken(self, elements: Iterable[Any]) -> List[Any]:
         """Make a list of what may have no end, or be slow."""
-        if isinstance(elements, Sized):
-            if len(elements) > self._room:
-                raise NotSendable(forms.TOO_LONG)
-            return self._read(elements, Deadline(None))
+        sized = isinstance(elements, Sized)
+        if sized and len(elements) > forms.MAX_ELEMENTS:  # type: ignore[arg-type]
+            raise NotSendable(forms.TOO_LONG)
+        read: List[Any] = []
+        room = self._room
         deadline = Deadline(self._seconds)
         try:
-            return self._read(elements, deadline)
+            for each in elements:
+                read.append(each)
+                room -= getsizeof(each)
+                if room < 0:
+                    raise NotSendable(forms.TOO_LONG)
+                # A slow iterator takes nothing from the short view beside it.
+                if not deadline.leaves(0) and not (sized and len(read) < FREE_ELEMENTS):
+                    raise NotSendable('takes too long to read')
         finally:
             self._seconds = deadline.remaining() or 0
-
-    def _read(self, elements: Iterable[Any], deadline: Deadline) -> List[Any]:
-        read = []
-        for each in elements:
-            read.append(each)
-            if len(read) > self._room:
-                raise NotSendable(forms.TOO_LONG)
-            if not deadline.leaves(0):
-                raise NotSendable('takes too long to read')
-        self._room -= len(read)
+        self._room = room
         return read
 
     def _key(self, key: Any, path: Path) -> Optional[str]:

@@ -25,10 +25,16 @@ from datetime import date, datetime, timedelta, timezone
 from typing import Any, Callable, Dict, Iterator, List
 from unittest import mock
 
+from hightouch.htevents import Client, utils
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import LogCatcher, TestCase
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 try:
     import dataclasses
 except ImportError:  # 3.6
@@ -118,6 +124,21 @@ class AnswersAllOfItsClass(type):
         raise OSError('a request')
 
 
+class Slots:
+    """An iterator with a place for what it iterates over."""
+
+    __slots__ = ('inner',)
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = iter(inner)
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.inner)
+
+
 class Meta(metaclass=AnswersAllOfItsClass):
     pass
 
@@ -155,6 +176,11 @@ class EndlessMapping(abc.Mapping):  # type: ignore[type-arg]
 
     def __getitem__(self, key: Any) -> Any:
         return key
+
+
+def below(frames: int, function: Callable[[], Any]) -> Any:
+    """Call a function where the stack is deep already."""
+    return function() if frames == 0 else below(frames - 1, function)
 
 
 def wire(value: Any) -> Any:
@@ -208,6 +234,7 @@ class FormTest(unittest.TestCase):
             (reversed((2, 1)), [1, 2]),
             ((iter('ab') for _ in range(2)), [['a', 'b'], ['a', 'b']]),
             (iter(()), []),
+            (Slots([1, 2]), [1, 2]),
         ):  # type: Any
             self.assert_silent(value, wanted)
 
@@ -246,10 +273,19 @@ class FormTest(unittest.TestCase):
             self.assertEqual(wire([endless(), iter([1])]), [None, [1]])
 
     def test_iterators_of_iterators_do_not_hold_a_call(self) -> None:
-        with LogCatcher():
+        with LogCatcher(), mock.patch.object(utils, 'MAX_SECONDS', 0.1):
             wire([map(range, itertools.repeat(1000, 1000)) for _ in range(100)])
             wire([endless() for _ in range(10000)])
             wire((iter(range(16000)) for _ in range(16000)))
+            wire([range(16000)] * 10000)
+
+    @unittest.skipUnless(resource, 'there are no figures of memory')
+    def test_long_elements_do_not_fill_the_memory(self) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.assert_lost(['x'] * (1 << 20) for _ in itertools.count())
+        self.assert_lost('x' * (1 << 20) for _ in itertools.count())
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        self.assertLess(grown, 100 << 10)  # in KB
 
     def test_an_iterator_that_raises_is_null(self) -> None:
         def fails() -> Iterator[int]:
@@ -405,6 +441,32 @@ class FormTest(unittest.TestCase):
         missing = type('NAType', (), {'__module__': 'pandas._libs.missing'})()
         self.assert_silent([missing, missing], [None, None])
 
+    @unittest.skipUnless(dataclasses, 'this Python has no dataclasses')
+    def test_a_dataclass_is_its_fields_whatever_else_it_is(self) -> None:
+        empty = dataclasses.make_dataclass('Empty', [])
+        self.assert_silent(empty(), {})
+        row = dataclasses.make_dataclass(
+            'Row',
+            [('a', int)],
+            bases=(abc.Sequence,),
+            namespace={'__len__': lambda self: 1, '__getitem__': None},
+        )
+        self.assert_silent(row(1), {'a': 1})
+
+    def test_an_enum_that_is_its_own_value_is_null(self) -> None:
+        class Own(enum.IntEnum):
+            A = 1
+
+            @property
+            def value(self) -> Any:
+                return self
+
+        self.assert_lost(Own.A)
+        client = Client(TEST_WRITE_KEY, send=False)
+        self.addCleanup(client.shutdown)
+        with self.assertRaises(ValidationError):
+            client.group('user', Own.A)
+
     def test_100_levels_of_any_collection_arrive_whole(self) -> None:
         for wrap in (
             lambda inner: [inner],
@@ -412,11 +474,12 @@ class FormTest(unittest.TestCase):
             lambda inner: UserList([inner]),
             lambda inner: types.SimpleNamespace(a=inner),
             lambda inner: iter([inner]),
+            lambda inner: {'a': ByClass(lambda: inner)},
         ):  # type: Callable[[Any], Any]
             value: Any = wrap('end')
             for _ in range(99):
                 value = wrap(value)
-            value = wire(value)
+            value = below(600, lambda: wire(value))
             for _ in range(100):
                 (value,) = value.values() if isinstance(value, dict) else value
             self.assertEqual(value, 'end')
@@ -453,6 +516,21 @@ class ProxyTest(TestCase):
 
         name = Name('text')
         self.assertEqual(wire(weakref.proxy(name)), 'text')
+
+    def test_what_has_any_attribute_is_not_asked_what_it_holds(self) -> None:
+        calls: List[str] = []
+
+        class Stub:  # of a remote object
+            __class__ = UserList  # type: ignore[assignment]
+
+            def __getattr__(self, name: str) -> Any:
+                return lambda *args: calls.append(name)
+
+        with LogCatcher():
+            wire([Stub(), {Stub(): Stub()}])
+            with self.assertRaises(ValidationError):
+                self.holding().track(Stub(), 'event')  # type: ignore[arg-type]
+        self.assertEqual(calls, [])
 
     @unittest.skipUnless(dataclasses, 'this Python has no dataclasses')
     def test_one_of_a_class_without_methods_is_its_fields(self) -> None:
@@ -514,6 +592,10 @@ class ProxyTest(TestCase):
                 (
                     client.track('u', 'e', timestamp=proxy('2026-01-02')),
                     client.track('u', 'e', timestamp='2026-01-02'),
+                ),
+                (
+                    client.group('u', 'g', timestamp=proxy(None)),
+                    client.group('u', 'g'),
                 ),
             ):
                 plain = [json.loads(json.dumps(each[1])) for each in (got, wanted)]
@@ -635,6 +717,9 @@ class LibraryTest(unittest.TestCase):
             (numpy.timedelta64(1, 'm'), 60.0),
             (numpy.timedelta64('NaT', 'ns'), None),
             (numpy.timedelta64(2, 'M'), '2 months'),
+            (numpy.timedelta64('NaT', 'M'), None),
+            (numpy.timedelta64(5, 'as'), '5 attoseconds'),
+            (numpy.datetime64(300000, 'Y'), '301970'),
             (numpy.array([second, 2 * second], dtype='m8[ns]'), [1.0, 2.0]),
             (record, [[0, '1970-01-01T00:00:00']]),
             (record[0], [0, '1970-01-01T00:00:00']),
