@@ -75,7 +75,7 @@ def copied(value: Any, depth: int = 0) -> Any:
         any other exception
     """
     kind = type(value)
-    if depth >= utils.MAX_DEPTH:
+    if depth >= _MAX_DEPTH:
         raise NotPlain
     if kind is dict:
         copy: Any = value.copy()
@@ -136,6 +136,10 @@ def encode_plain(
 _fast: Callable[[Any], bytes] = _stdlib
 
 
+# Levels that are copied without counting what is in them: objects that refer to each other
+# have many times more paths than objects.
+_MAX_DEPTH = 10
+
 _SAMPLE = {'text': ['é', 1, 2.5, None, True]}
 
 
@@ -173,7 +177,8 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
             # A copy: orjson's own holds on to kilobytes that it did not need.
             return b''.join((dumps(message, default, options), b''))
         except Exception as error:  # keys that are no str, big integers, …
-            raise_interruption(error)
+            # orjson makes one of its own of what a date raises.
+            raise_interruption(error, wrapped=True)
             return _stdlib(message)
 
     return encode_fast

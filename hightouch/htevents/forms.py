@@ -34,6 +34,10 @@ class NotSendable(Exception):
     """The value becomes null; the text says why."""
 
 
+class Unreadable:
+    """A field of an object that raises when it is read."""
+
+
 class Fallback(str):
     """The ``str()`` of a value of an unknown type."""
 
@@ -53,6 +57,8 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
         return convert(item)
     if issubclass(kind, (type, ModuleType)):
         raise NotSendable(_CODE)
+    if declared(kind, 'dtype') is not None and callable(declared(kind, 'tolist')):
+        return _array(item)
     if all(declared(kind, name) for name in ('upper', 'split', 'encode')):
         return str(item)  # a text that is made late
     if issubclass(kind, Mapping):
@@ -62,8 +68,6 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
         return fields
     if issubclass(kind, (Sequence, AbstractSet, MappingView)):
         return _snapshot(lambda: take(item))
-    if declared(kind, 'dtype') is not None and callable(declared(kind, 'tolist')):
-        return _array(item)
     if issubclass(kind, Iterator) and _only_iterates(kind):
         return take(item)
     if callable(item):
@@ -185,10 +189,17 @@ def _snapshot(make: Callable[[], Any]) -> Any:
     for _ in range(3):
         try:
             return make()
-        except RuntimeError as error:
+        except (RuntimeError, KeyError) as error:
             raise_interruption(error)
     return make()
 
+
+def _unreadable(item: Any) -> None:
+    raise NotSendable('raised an error')
+
+
+# Of a dict itself: they are listed in one step, whatever another thread does.
+_VIEWS: Tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 # In this order: an IntEnum is an int, a datetime is a date.
 _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
@@ -199,7 +210,7 @@ _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
     # Of a subclass, what it says of itself, and not what is stored in it.
     (dict, lambda item: dict(_snapshot(lambda: list(item.items())))),
     (
-        (list, tuple, set, frozenset, deque),
+        (list, tuple, set, frozenset, deque, *_VIEWS),
         lambda item: _snapshot(lambda: list(item)),
     ),
     # No time (pandas.NaT) is a datetime that does not equal itself, as NaN.
@@ -211,6 +222,7 @@ _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
         lambda item: bytes(item).decode('utf-8', 'replace'),
     ),
     (SimpleNamespace, lambda item: dict(vars(item))),
+    (Unreadable, _unreadable),
 )
 
 
@@ -234,9 +246,7 @@ _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
     ('decimal', 'Decimal'): float,
     ('array', 'array'): _table(list),
     ('argparse', 'Namespace'): lambda item: dict(vars(item)),
-    ('msgspec', 'Struct'): lambda item: {
-        name: getattr(item, name) for name in item.__struct_fields__
-    },
+    ('msgspec', 'Struct'): lambda item: _read(item, item.__struct_fields__),
     # It has an attribute of any name.
     ('unittest', 'NonCallableMock'): _code,
     ('mock', 'NonCallableMock'): _code,
@@ -262,15 +272,33 @@ def _fields(item: Any, kind: type) -> Any:
         # Without its ClassVars.
         names = [each.name for each in sys.modules['dataclasses'].fields(item)]
     if names is not None:
-        return {name: getattr(item, name) for name in names if hasattr(item, name)}
+        return _read(item, names)
     for dump, fields in (
         ('model_dump', 'model_fields'),
         ('model_dump', '__pydantic_fields__'),
         ('dict', '__fields__'),
     ):
         if declared(kind, dump) is not None and declared(kind, fields) is not None:
-            return getattr(item, dump)()
+            try:
+                return getattr(item, dump)()
+            except Exception as error:
+                # pydantic makes one of its own of what a serializer raises.
+                raise_interruption(error, wrapped=True)
+                raise
     return None
+
+
+def _read(item: Any, names: Iterable[str]) -> Dict[str, Any]:
+    read: Dict[str, Any] = {}
+    for name in names:
+        try:
+            read[name] = getattr(item, name)
+        except AttributeError as error:
+            raise_interruption(error)  # a field that was never set
+        except Exception as error:  # say, of an object whose database session is closed
+            raise_interruption(error)
+            read[name] = Unreadable()
+    return read
 
 
 def _array(item: Any) -> Any:

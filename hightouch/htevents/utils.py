@@ -77,6 +77,7 @@ class Cleaner:
     def __init__(self, found: List[Finding]) -> None:
         self._found = found
         self._open: Set[int] = set()  # ids of the containers we are inside of
+        self._containers = 0  # so many were entered
         self._room = MAX_MEMORY
         self._seconds: float = MAX_SECONDS
 
@@ -120,6 +121,9 @@ class Cleaner:
             raise NotSendable('is nested over %d levels' % MAX_DEPTH)
         if id(item) in self._open:
             raise NotSendable('contains itself')
+        self._containers += 1
+        if self._containers > forms.MAX_ELEMENTS:
+            raise NotSendable(forms.TOO_LONG)
         self._open.add(id(item))
         try:
             # Here, and in no method of its own: so each level takes two frames.

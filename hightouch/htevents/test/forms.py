@@ -453,6 +453,34 @@ class FormTest(unittest.TestCase):
         )
         self.assert_silent(row(1), {'a': 1})
 
+    def test_a_field_that_cannot_be_read_loses_itself_only(self) -> None:
+        class Row:
+            __attrs_attrs__ = tuple(types.SimpleNamespace(name=each) for each in 'abc')
+            a = 1
+            b = property(lambda self: 1 / 0)
+
+        with LogCatcher() as log:
+            self.assertEqual(wire(Row()), {'a': 1, 'b': None})
+            (line,) = log.lines(logging.WARNING)
+        self.assertIn('v.b: ', line)
+
+    def test_objects_that_refer_to_each_other_do_not_hold_a_call(self) -> None:
+        shared: Any = ['end']
+        for _ in range(80):
+            shared = [shared, shared]
+        friends: Any = [{'name': each} for each in range(10)]
+        for each in friends:
+            each['friends'] = list(friends)
+        people: Any = [types.SimpleNamespace() for each in range(10)]
+        for person in people:
+            person.friends = list(people)
+        with LogCatcher():
+            for value in (shared, friends, people, [{1}, shared]):
+                client = Client(TEST_WRITE_KEY, send=False)
+                self.addCleanup(client.shutdown)
+                with self.assertRaises(RuntimeError):
+                    client.track('user', 'event', {'v': value})
+
     def test_an_enum_that_is_its_own_value_is_null(self) -> None:
         class Own(enum.IntEnum):
             A = 1
@@ -776,6 +804,10 @@ class LibraryTest(unittest.TestCase):
         self.assert_forms((pydantic.create_model('Model', a=(int, 1))(), {'a': 1}))
         if hasattr(pydantic, 'RootModel'):
             self.assert_forms((pydantic.RootModel[list]([1]), [1]))
+
+    def test_text_of_numpy(self) -> None:
+        numpy = self.library('numpy')
+        self.assert_forms((numpy.char.array(['a', 'b']), ['a', 'b']))
 
     def test_msgspec(self) -> None:
         msgspec = self.library('msgspec')

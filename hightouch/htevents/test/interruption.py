@@ -8,7 +8,10 @@ import threading
 import time
 import unittest
 import warnings
+from collections import UserDict
+from datetime import datetime, tzinfo
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Callable, List, Optional
 
 import mock
@@ -308,11 +311,43 @@ class InterruptionTest(TestCase):
                 outer.wait()
                 return False
 
+        class SlowZone(tzinfo):
+            def utcoffset(self, moment: Any) -> Any:
+                outer.wait()
+                return None
+
+        class SlowClass:
+            @property
+            def __class__(self) -> Any:  # type: ignore[override]
+                outer.wait()
+                return str
+
+        class SlowMapping(UserDict):  # type: ignore[type-arg]
+            def __getitem__(self, key: Any) -> Any:
+                outer.wait()
+
+        class SlowFields:
+            __attrs_attrs__ = (SimpleNamespace(name='a'),)
+            a = property(lambda self: outer.wait())
+
+        def slow() -> Any:
+            yield outer.wait()
+
         client = self.client()
-        for properties in ({'a': [Slow()]}, {Slow(): 1}, SlowDict(), SlowTruth()):
+        for make in (
+            lambda: {'a': [Slow()]},
+            lambda: {Slow(): 1},
+            SlowDict,
+            SlowTruth,
+            lambda: {'a': datetime(2026, 1, 1, tzinfo=SlowZone())},
+            lambda: {'a': SlowClass()},
+            lambda: {'a': SlowMapping(a=1)},
+            lambda: {'a': SlowFields()},
+            lambda: {'a': slow()},
+        ):  # type: Any
             for error in (TimeIsUp(), RuntimeError('time is up')):
-                call = partial(client.track, 'user', 'event', properties)
-                self.interrupt(call, error)  # type: ignore[arg-type]
+                call = partial(client.track, 'user', 'event', make())
+                self.interrupt(call, error)
         self.assertEqual(client.stats().accepted, 0)
         self.assert_delivers(client, 0)
 
