@@ -57,15 +57,15 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
         return convert(item)
     if issubclass(kind, (type, ModuleType)):
         raise NotSendable(_CODE)
-    if declared(kind, 'dtype') is not None and callable(declared(kind, 'tolist')):
+    if _has(kind, 'dtype', 'tolist'):
         return _array(item)
-    if all(declared(kind, name) for name in ('upper', 'split', 'encode')):
+    if _has(kind, 'upper', 'split', 'encode'):
         return str(item)  # a text that is made late
-    if issubclass(kind, Mapping):
-        return dict(_snapshot(lambda: take(item.items())))
     fields = _fields(item, kind)
     if fields is not None:
         return fields
+    if issubclass(kind, Mapping) or _has(kind, 'keys', 'items', '__getitem__'):
+        return dict(_snapshot(lambda: take(item.items())))
     if issubclass(kind, (Sequence, AbstractSet, MappingView)):
         return _snapshot(lambda: take(item))
     if issubclass(kind, Iterator) and _only_iterates(kind):
@@ -178,6 +178,10 @@ def declared(kind: type, name: str) -> Any:
     return None
 
 
+def _has(kind: type, *names: str) -> bool:
+    return all(declared(kind, name) is not None for name in names)
+
+
 def _integer(item: int) -> int:
     if item.bit_length() > _MAX_INT_BITS:
         raise NotSendable('has too many digits')
@@ -278,7 +282,7 @@ def _fields(item: Any, kind: type) -> Any:
         ('model_dump', '__pydantic_fields__'),
         ('dict', '__fields__'),
     ):
-        if declared(kind, dump) is not None and declared(kind, fields) is not None:
+        if _has(kind, dump, fields):
             try:
                 return getattr(item, dump)()
             except Exception as error:
@@ -343,7 +347,7 @@ def _check_size(item: Any) -> None:
         for each in shape:
             size *= each
     else:
-        size = len(item) if declared(type(item), '__len__') else 0
+        size = len(item) if _has(type(item), '__len__') else 0
     if size > MAX_ELEMENTS:
         raise NotSendable(TOO_LONG)
 
@@ -367,7 +371,7 @@ def _is_text(kind: type) -> bool:
 
     Those are values: their class says how they are written, and when two are equal.
     """
-    if issubclass(kind, Number) or declared(kind, '__fspath__') is not None:
+    if issubclass(kind, Number) or _has(kind, '__fspath__'):
         return True
     return _has_own(kind, '__str__') and (
         _has_own(kind, '__eq__') or issubclass(kind, tzinfo)

@@ -124,6 +124,22 @@ class AnswersAllOfItsClass(type):
         raise OSError('a request')
 
 
+class Headers:
+    """A dict by its methods, and by no base: as those of werkzeug, or a row of asyncpg."""
+
+    def keys(self) -> Any:
+        return ['a']
+
+    def items(self) -> Any:
+        return iter([('a', {1})])
+
+    def __getitem__(self, key: Any) -> Any:
+        return {1}
+
+    def __str__(self) -> str:
+        return 'a: 1'
+
+
 class Slots:
     """An iterator with a place for what it iterates over."""
 
@@ -221,6 +237,7 @@ class FormTest(unittest.TestCase):
             (memoryview(b'text'), 'text'),
             (types.SimpleNamespace(a={1}), {'a': [1]}),
             (argparse.Namespace(a=1), {'a': 1}),
+            (Headers(), {'a': [1]}),
         ):  # type: Any
             self.assert_silent(value, wanted)
             self.assert_silent({'in': [value]}, {'in': [wanted]})
@@ -850,6 +867,13 @@ class LibraryTest(unittest.TestCase):
         if not made:
             self.skipTest('none of these libraries is installed')
         self.assert_forms(*((value, str(value)) for value in made))
+
+    def test_werkzeug(self) -> None:
+        structures = self.library('werkzeug.datastructures')
+        self.assert_forms(
+            (structures.Headers([('a', 'b')]), {'a': 'b'}),
+            (structures.MultiDict([('a', 'b'), ('a', 'c')]), {'a': 'b'}),
+        )
 
     def test_pendulum(self) -> None:
         pendulum = self.library('pendulum')
