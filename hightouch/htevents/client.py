@@ -807,7 +807,7 @@ def _copied(
 ) -> Message:
     """Return a dict of the caller's as it goes on the wire; {} for anything falsy.
 
-    :param found: gets what JSON cannot carry
+    :param found: a list for the findings
     :param depth: its level in the message
     """
     if value is None:

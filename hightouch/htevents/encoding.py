@@ -33,7 +33,7 @@ def _default(value: Any) -> Any:
     write = _TEXTS.get(kind)
     if write is not None:
         return write(value)
-    if issubclass(kind, date):  # cleaned already, if it is in there
+    if issubclass(kind, date):  # from the slow path
         return str(value.isoformat())
     raise TypeError(kind)
 
@@ -66,13 +66,11 @@ class NotPlain(Exception):
 
 
 def copied(value: Any, depth: int = 0) -> Any:
-    """Copy a value, so that later changes to either stay there.
-
-    Of those that have a plain form by their type alone, and without a warning.
+    """Copy a value of known types, converted; later changes to either stay there.
 
     :param depth: its level in the message
-    :raises NotPlain: when there is anything else in it; or, if a key is not a str, say,
-        any other exception
+    :raises NotPlain: if it contains anything else, such as a value that needs a warning; or
+        another exception, for example if a key is not a str
     """
     kind = type(value)
     if depth >= _MAX_DEPTH:
@@ -106,7 +104,7 @@ def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, 
 
     Never raises, whatever is in there, and changes nothing of the caller's.
 
-    :param found: gets what JSON cannot carry; None: that is logged
+    :param found: a list for the findings; None: they are logged
     """
     try:
         plain = copied(message)
@@ -136,8 +134,8 @@ def encode_plain(
 _fast: Callable[[Any], bytes] = _stdlib
 
 
-# Levels that are copied without counting what is in them: objects that refer to each other
-# have many times more paths than objects.
+# Levels that are copied without counting the containers. Objects that refer to each other
+# have far more paths than objects.
 _MAX_DEPTH = 10
 
 _SAMPLE = {'text': ['é', 1, 2.5, None, True]}
@@ -177,7 +175,7 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
             # A copy: orjson's own holds on to kilobytes that it did not need.
             return b''.join((dumps(message, default, options), b''))
         except Exception as error:  # keys that are no str, big integers, …
-            # orjson makes one of its own of what a date raises.
+            # orjson wraps the exceptions of dates.
             raise_interruption(error, wrapped=True)
             return _stdlib(message)
 

@@ -1,14 +1,14 @@
-"""What was found in an event's values that JSON cannot carry, and the warning of it.
+"""Warns of values that JSON cannot carry, without filling the log.
 
-A finding is logged once for each kind of value and place, and then at every tenfold of its
-count: a value that comes with every event must not fill the log.
+A finding is logged once for each kind of value and place, and again when its count reaches
+10, 100 and so on: the same value may come with every event.
 """
 
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from hightouch.htevents.logs import log, printable
 
-# Of one event, so many findings are looked at; those named are in one line.
+# Findings of one event that are counted, and those that are named in its line.
 MOST_FINDINGS = 100
 MOST_NAMED = 10
 
@@ -18,19 +18,19 @@ MOST_PLACES = 100
 # Characters of a path, and of a type's name.
 MOST_TEXT = 200
 
-# Where a value lies: the path of what it is in, and its key or index there; a text at the
-# root. Only a finding writes it out.
+# The path of a value: that of its container, and its key or index; a str at the root. It
+# is formatted only for a finding.
 Path = Union[str, Tuple[Any, Union[str, int]]]
 
 Finding = NamedTuple('Finding', [('path', Path), ('kind', type), ('what', str)])
 
 
-# A metaclass may have a name of its own, which raises.
+# A metaclass may define a __name__ that raises.
 _name: Callable[[type], str] = vars(type)['__name__'].__get__
 
 
 class Findings:
-    """Remembers what was logged already. For one client; thread-safe."""
+    """The findings of one client, counted. Thread-safe."""
 
     __slots__ = ('_counts',)
 
@@ -40,7 +40,7 @@ class Findings:
         self._counts: Dict[Tuple[str, str, str], Tuple[int, int]] = {}
 
     def log(self, found: Sequence[Finding]) -> None:
-        """Log, in one line, what was found in an event."""
+        """Log the findings of an event in one line."""
         lines: List[str] = []
         for (place, kind, what), (path, count) in _grouped(found).items():
             key = (place, kind, what)
@@ -50,7 +50,7 @@ class Findings:
             count += before
             if count >= due:
                 if len(lines) == MOST_NAMED:
-                    continue  # with the next event that has it
+                    continue  # the next event with this finding names it
                 while due <= count:
                     due *= 10
                 lines.append(_line(path, kind, what, count))
@@ -60,7 +60,7 @@ class Findings:
 
 
 def log_once(found: Sequence[Finding]) -> None:
-    """Log what was found, whatever was logged before."""
+    """Log findings without remembering them."""
     Findings().log(found)
 
 

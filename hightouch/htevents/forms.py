@@ -1,7 +1,7 @@
-"""What a value of each type becomes in JSON: a dict, a list, or a simpler value.
+"""Converts a value to its JSON form, a dict, a list or a scalar, by its type.
 
-The type says it. Nothing is asked of the value itself that its type did not declare: there
-are objects that have an attribute of any name, or send a request when asked for one.
+Only the type is inspected. An attribute that the type does not declare is never read from a
+value: some objects have an attribute of every name, and some send a request for it.
 """
 
 import sys
@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 
 from hightouch.htevents.interruption import raise_interruption
 
-# Elements of an array, a table, or what else says its length: an event could not carry more.
+# Elements of an array, a table or another sized collection: an event cannot carry more.
 MAX_ELEMENTS = 1 << 14
 
 # Digits that every interpreter turns into text and back (CPython's limit is 4,300).
@@ -43,13 +43,12 @@ class Fallback(str):
 
 
 def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
-    """Return the form of a value: a dict, a list, a `Fallback`, or a simpler value.
+    """Convert the outermost level of a value: to a dict, a list, a `Fallback` or a scalar.
 
-    The values in a dict or list are still to be converted, and a simpler value too. A date
-    is its own form.
+    The caller converts the elements, and the scalar again, unless it is a date.
 
-    :param take: makes a list of what may have no end; raises NotSendable if it has none
-    :raises NotSendable: when it becomes null
+    :param take: lists an iterable that may be endless; raises `NotSendable` if it is
+    :raises NotSendable: if the value becomes null
     """
     kind = type(item)
     convert = known_form(kind)
@@ -60,7 +59,7 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
     if _has(kind, 'dtype', 'tolist'):
         return _array(item)
     if _has(kind, 'upper', 'split', 'encode'):
-        return str(item)  # a text that is made late
+        return str(item)  # a lazy string
     fields = _fields(item, kind)
     if fields is not None:
         return fields
@@ -73,14 +72,14 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
     if callable(item):
         raise NotSendable(_CODE)
     text = str(item)
-    # Several lines are a drawing of it.
+    # Text of several lines is a drawing of the value.
     return text if _is_text(kind) and '\n' not in text else Fallback(text)
 
 
 def known_form(kind: type) -> Optional[Callable[[Any], Any]]:
-    """Return the function that makes the form of a value of a known type, else None.
+    """Return the function that converts values of a known type, or None.
 
-    It reads nothing up, so it may be called again.
+    The function does not consume the value, so it may be called again.
     """
     for types, convert in _BUILTIN:
         if issubclass(kind, types):
@@ -115,7 +114,7 @@ def is_a(value: Any, kinds: Any) -> bool:
 
 
 def plain_scalar(value: Any) -> Any:
-    """Return what a proxy or an enum stands for; a str of a subclass as a plain one."""
+    """Return the target of a proxy, the value of an enum, the plain str of a subclass."""
     kind = type(value)
     if kind is str:
         return value
@@ -123,20 +122,20 @@ def plain_scalar(value: Any) -> Any:
     if is_a(value, Enum):
         value = _tried(lambda: value.value)
         if is_a(value, Enum):
-            return None  # nothing that is written; orjson would ask it without end
+            return None  # orjson would follow such a value for ever
     return str.__str__(value) if is_a(value, str) else value
 
 
 def unproxied(value: Any) -> Any:
-    """Return what a transparent proxy stands for; anything else as it is.
+    """Return the target of a transparent proxy; any other value unchanged.
 
-    A proxy (a lazy object of Django, werkzeug, wrapt, …) says that it is of another class
-    than its type is. The methods that it has from there are bound to what it stands for.
+    The ``__class__`` of a proxy (Django's, werkzeug's, wrapt's, …) is not its type, but the
+    class of its target; and the methods of that class are bound to the target.
     """
     kind = type(value)
     try:
         said = value.__class__
-    except Exception as error:  # outside of the request that it is for, say
+    except Exception as error:  # outside of its request, for example
         raise_interruption(error)
         return value
     if said is kind or not isinstance(said, type) or known_form(kind) is _code:
@@ -145,12 +144,11 @@ def unproxied(value: Any) -> Any:
         return None
     for each in said.__mro__:
         for name, member in each.__dict__.items():
-            if callable(member):  # no property: that may do anything
+            if callable(member):  # not a property, which could run any code
                 owner = _tried(lambda: getattr(value, name).__self__)
                 if type(owner) is said:
                     return owner
-    # Of a class without a method of its own: as Django, wrapt and others hold it, and
-    # werkzeug.
+    # A class without methods: the attributes of Django, wrapt (and others) and werkzeug.
     for name in ('_wrapped', '__wrapped__', '_get_current_object'):
         if declared(kind, name) is not None:
             owner = _tried(lambda: getattr(value, name))
@@ -162,7 +160,7 @@ def unproxied(value: Any) -> Any:
 
 
 def _tried(get: Callable[[], Any]) -> Any:
-    """Return what a function returns, None if it raises."""
+    """Call a function; return None if it raises."""
     try:
         return get()
     except Exception as error:
@@ -171,7 +169,7 @@ def _tried(get: Callable[[], Any]) -> Any:
 
 
 def declared(kind: type, name: str) -> Any:
-    """Return what a class has under a name, None if nothing; no descriptor of it runs."""
+    """Look a name up in a class, without running a descriptor; None if it is missing."""
     for each in kind.__mro__:
         if name in each.__dict__:
             return each.__dict__[name]
@@ -189,7 +187,7 @@ def _integer(item: int) -> int:
 
 
 def _snapshot(make: Callable[[], Any]) -> Any:
-    # Another thread may be changing it: a few tries, then the error counts.
+    # Another thread may change it at the same time: a few tries, then the error counts.
     for _ in range(3):
         try:
             return make()
@@ -202,7 +200,7 @@ def _unreadable(item: Any) -> None:
     raise NotSendable('raised an error')
 
 
-# Of a dict itself: they are listed in one step, whatever another thread does.
+# The views of a dict. Listing one is a single step, which no other thread can disturb.
 _VIEWS: Tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 # In this order: an IntEnum is an int, a datetime is a date.
@@ -211,13 +209,13 @@ _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
     (int, _integer),
     (float, float.__float__),
-    # Of a subclass, what it says of itself, and not what is stored in it.
+    # The items() of a subclass, which may differ from its storage.
     (dict, lambda item: dict(_snapshot(lambda: list(item.items())))),
     (
         (list, tuple, set, frozenset, deque, *_VIEWS),
         lambda item: _snapshot(lambda: list(item)),
     ),
-    # No time (pandas.NaT) is a datetime that does not equal itself, as NaN.
+    # pandas.NaT is a datetime that is not equal to itself, like NaN.
     (date, lambda item: item if item == item else None),
     (time, lambda item: item.isoformat()),
     (timedelta, lambda item: item.total_seconds()),
@@ -267,13 +265,13 @@ _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
 
 
 def _fields(item: Any, kind: type) -> Any:
-    """Return those of a dataclass, or of an object of attrs or pydantic."""
+    """Return the fields of a dataclass, attrs or pydantic object; None for others."""
     names: Any = None
     attributes = declared(kind, '__attrs_attrs__')
     if attributes is not None:
         names = [each.name for each in attributes]
     elif declared(kind, '__dataclass_fields__') is not None:
-        # Without its ClassVars.
+        # fields() leaves the ClassVars out.
         names = [each.name for each in sys.modules['dataclasses'].fields(item)]
     if names is not None:
         return _read(item, names)
@@ -286,7 +284,7 @@ def _fields(item: Any, kind: type) -> Any:
             try:
                 return getattr(item, dump)()
             except Exception as error:
-                # pydantic makes one of its own of what a serializer raises.
+                # pydantic wraps the exceptions of serializers.
                 raise_interruption(error, wrapped=True)
                 raise
     return None
@@ -298,18 +296,18 @@ def _read(item: Any, names: Iterable[str]) -> Dict[str, Any]:
         try:
             read[name] = getattr(item, name)
         except AttributeError as error:
-            raise_interruption(error)  # a field that was never set
-        except Exception as error:  # say, of an object whose database session is closed
+            raise_interruption(error)  # the field was never set
+        except Exception as error:  # the database session is closed, for example
             raise_interruption(error)
             read[name] = Unreadable()
     return read
 
 
 def _array(item: Any) -> Any:
-    """Return the form of an array of numpy, or what is like it, or one of its elements."""
+    """Convert an array or a scalar of numpy, or of a library like it."""
     _check_size(item)
     kind = getattr(item.dtype, 'kind', '')
-    if kind in ('M', 'm', 'V'):  # tolist() makes numbers of some times in there
+    if kind in ('M', 'm', 'V'):  # tolist() turns some times into numbers
         if getattr(item, 'ndim', 0):
             return list(item)
         if kind == 'M':
@@ -319,14 +317,14 @@ def _array(item: Any) -> Any:
         if item.dtype.names:
             return [item[name] for name in item.dtype.names]
     plain = item.tolist()
-    # A longdouble makes another: Python has no type for it.
+    # tolist() of a longdouble returns a longdouble.
     return float(plain) if type(plain) is type(item) else plain
 
 
 def _moment(item: Any) -> Any:
     moment = item.item()
     if isinstance(moment, int) and item.dtype.str[4:6] in ('ns', 'ps', 'fs', 'as'):
-        # A datetime does not have that much of a second.
+        # Finer than a datetime can be.
         moment = item.astype('datetime64[us]').item()
     return str(item) if isinstance(moment, int) else moment
 
@@ -334,7 +332,7 @@ def _moment(item: Any) -> Any:
 def _seconds(item: Any) -> Any:
     try:
         return float(item / item.dtype.type(1, 's'))
-    except Exception as error:  # of months, which have no length, or of attoseconds
+    except Exception as error:  # months have no length; attoseconds overflow
         raise_interruption(error)
         text = str(item)
         return None if text == 'NaT' else text
@@ -353,9 +351,9 @@ def _check_size(item: Any) -> None:
 
 
 def _only_iterates(kind: type) -> bool:
-    """Whether an iterator has no other methods, as files, cursors and readers have.
+    """Whether an iterator has no other methods; files, cursors and readers have some.
 
-    To read those is I/O. So may be what ``iter(function, end)`` calls.
+    Reading one of those is I/O. So may be a call of the function in ``iter(function, end)``.
     """
     return kind is not _CALLING and not any(
         name[0] != '_'
@@ -367,9 +365,9 @@ def _only_iterates(kind: type) -> bool:
 
 
 def _is_text(kind: type) -> bool:
-    """Whether ``str()`` is what was meant: of a path, a number, an id, an address, …
+    """Whether ``str()`` is the natural form: of a path, a number, an id, an address, …
 
-    Those are values: their class says how they are written, and when two are equal.
+    The classes of such values define how they are written, and when two are equal.
     """
     if issubclass(kind, Number) or _has(kind, '__fspath__'):
         return True

@@ -11,17 +11,17 @@ from hightouch.htevents.findings import Finding, Path
 from hightouch.htevents.forms import Fallback, NotSendable
 from hightouch.htevents.interruption import raise_interruption
 
-# Levels of dicts and lists in a message; what is deeper becomes null, because a reader of
-# JSON may be recursive. A value of the application may have 100; the others are for what
-# is around it, such as the properties and the message.
+# Levels of dicts and lists in a message. Deeper ones become null, because a reader of JSON
+# may be recursive. 100 are for a value of the application, the others for the dicts around
+# it, such as the properties and the message.
 MAX_DEPTH = 104
 
 # Seconds around the local time within which a naive datetime is taken for local.
 LOCAL_TOLERANCE = 5
 
-# Of the collections in a dict of the application that make their elements while they are
-# read: bytes of memory that they may take together (an event of 32 KiB needs less), and
-# seconds; but for the first elements of one that says its length.
+# Limits for the elements of all iterators and views in a dict of the application: bytes of
+# memory (an event of 32 KiB needs less), and seconds to read them. The first elements of a
+# sized collection may take longer.
 MAX_MEMORY = 4 << 20
 MAX_SECONDS = 1
 FREE_ELEMENTS = 100
@@ -54,10 +54,10 @@ def remove_trailing_slash(host: str) -> str:
 
 
 def clean(item: Any, path: str = '', depth: int = 0) -> Any:
-    """Copy a value into what JSON can carry; dates stay objects. Never raises.
+    """Copy a value, converted to the types of JSON and dates. Never raises.
 
-    What cannot be carried becomes null or its ``str()``, with one warning that names
-    the paths and the types, never a value. Nothing is changed, but iterators are read.
+    Other values become null or their ``str()``, with one warning that names the paths and
+    the types, never a value. Nothing is changed, but iterators are read.
 
     :param path: of the item itself in the message, for warnings
     :param depth: of the item itself in the message
@@ -69,9 +69,9 @@ def clean(item: Any, path: str = '', depth: int = 0) -> Any:
 
 
 class Cleaner:
-    """Makes plain values of the values in a dict of the application.
+    """Converts the values in a dict of the application.
 
-    :param found: gets what JSON cannot carry
+    :param found: a list for the findings
     """
 
     def __init__(self, found: List[Finding]) -> None:
@@ -100,7 +100,7 @@ class Cleaner:
             self._note(item, path, 'is nested too deeply; it is sent as null')
         except Exception as error:
             raise_interruption(error)
-            # Its own code raised (__str__, __iter__, a property, …)
+            # A method of the value raised (__str__, __iter__, a property, …)
             self._note(item, path, 'raised an error; it is sent as null')
         return None
 
@@ -126,7 +126,7 @@ class Cleaner:
             raise NotSendable(forms.TOO_LONG)
         self._open.add(id(item))
         try:
-            # Here, and in no method of its own: so each level takes two frames.
+            # Not in a method, so that each level takes two frames of the stack.
             if kind is list:
                 elements = []
                 for index, value in enumerate(form):
@@ -142,7 +142,7 @@ class Cleaner:
             self._open.discard(id(item))
 
     def _taken(self, elements: Iterable[Any]) -> List[Any]:
-        """Make a list of what may have no end, or be slow."""
+        """List an iterable that may be endless or slow."""
         sized = isinstance(elements, Sized)
         if sized and len(elements) > forms.MAX_ELEMENTS:  # type: ignore[arg-type]
             raise NotSendable(forms.TOO_LONG)
@@ -155,7 +155,7 @@ class Cleaner:
                 room -= getsizeof(each)
                 if room < 0:
                     raise NotSendable(forms.TOO_LONG)
-                # A slow iterator takes nothing from the short view beside it.
+                # A slow iterator does not cost the event its short views.
                 if not deadline.leaves(0) and not (sized and len(read) < FREE_ELEMENTS):
                     raise NotSendable('takes too long to read')
         finally:
