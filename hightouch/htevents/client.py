@@ -8,7 +8,7 @@ import sys
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from hightouch.htevents import encoding, fork, logs, sessions, settings, utils
+from hightouch.htevents import encoding, fork, logs, sessions, settings
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode, encode_plain
@@ -818,13 +818,7 @@ def _copied(
         if not is_a(value, dict):
             expect(_is_falsy(value), name, 'a dict', value)
             return {}
-    try:
-        copied = encoding.copied(value, depth)
-    except encoding.NotPlain:
-        copied = utils.Cleaner(found).clean(value, name, depth)
-    except Exception as error:  # of its own code; or another thread is changing it
-        raise_interruption(error)
-        copied = utils.Cleaner(found).clean(value, name, depth)
+    copied = encoding.plain_copy(value, name, depth, found)
     return copied if isinstance(copied, dict) else {}
 
 

@@ -1,6 +1,6 @@
 """A message becomes bytes, once.
 
-A message of plain values is copied by `copied`, and one call of the C encoder writes it.
+A message of plain values is copied by `_copied`, and one call of the C encoder writes it.
 Only if one of the two fails, `utils.clean` makes plain values of it, which never fails, and
 it is encoded again. With orjson installed (the extra ``fast``) that is tried first.
 """
@@ -10,7 +10,7 @@ import math
 from datetime import date, datetime, timezone
 from functools import lru_cache
 from json import encoder
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from hightouch.htevents import findings, forms, utils
 from hightouch.htevents.findings import Finding, Path
@@ -21,21 +21,11 @@ _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
 _encode_text: Any = getattr(encoder, 'encode_basestring', None)
 
 
-_TEXTS: Dict[type, Callable[[Any], str]] = {
-    datetime: datetime.isoformat,
-    date: date.isoformat,
-}
-
-
-def _default(value: Any) -> Any:
+def _default(value: Any) -> str:
     """Write what JSON lacks and every event may have; all else takes the slow path."""
-    kind = type(value)
-    write = _TEXTS.get(kind)
-    if write is not None:
-        return write(value)
-    if issubclass(kind, date):  # from the slow path
+    if issubclass(type(value), date):
         return str(value.isoformat())
-    raise TypeError(kind)
+    raise TypeError(type(value))
 
 
 if _c_make_encoder is None:
@@ -61,20 +51,20 @@ else:
 _ATOMS = frozenset({str, int, bool, type(None), datetime, date})
 
 
-class NotPlain(Exception):
+class _NotPlain(Exception):
     """There is a value that `utils.clean` has to look at."""
 
 
-def copied(value: Any, depth: int = 0) -> Any:
+def _copied(value: Any, depth: int = 0) -> Any:
     """Copy a value of known types, converted; later changes to either stay there.
 
     :param depth: its level in the message
-    :raises NotPlain: if it contains anything else, such as a value that needs a warning; or
+    :raises _NotPlain: if it contains anything else, such as a value that needs a warning; or
         another exception, for example if a key is not a str
     """
     kind = type(value)
     if depth >= _MAX_DEPTH:
-        raise NotPlain
+        raise _NotPlain
     if kind is dict:
         copy: Any = value.copy()
         ''.join(copy)  # raises, unless all keys are texts
@@ -82,11 +72,11 @@ def copied(value: Any, depth: int = 0) -> Any:
             of = type(each)
             # `each - each` is NaN for NaN and the infinities.
             if of not in _ATOMS and not (of is float and each - each == 0):
-                copy[key] = copied(each, depth + 1)
+                copy[key] = _copied(each, depth + 1)
         return copy
     if kind is list or kind is tuple:
         return [
-            each if type(each) in _ATOMS else copied(each, depth + 1) for each in value
+            each if type(each) in _ATOMS else _copied(each, depth + 1) for each in value
         ]
     if kind in _ATOMS:
         return value
@@ -94,9 +84,23 @@ def copied(value: Any, depth: int = 0) -> Any:
         return value if math.isfinite(value) else None
     convert = forms.known_form(kind)
     if convert is None:
-        raise NotPlain
+        raise _NotPlain
     plain = convert(value)
-    return plain if issubclass(kind, date) else copied(plain, depth)
+    return plain if issubclass(kind, date) else _copied(plain, depth)
+
+
+def plain_copy(value: Any, path: str, depth: int, found: List[Finding]) -> Any:
+    """Copy a value, converted, whatever it is; see `utils.clean`.
+
+    :param found: a list for the findings
+    """
+    try:
+        return _copied(value, depth)
+    except _NotPlain:
+        pass
+    except Exception as error:  # of its own code; or another thread is changing it
+        raise_interruption(error)
+    return utils.Cleaner(found).clean(value, path, depth)
 
 
 def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, Any]:
@@ -106,22 +110,17 @@ def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, 
 
     :param found: a list for the findings; None: they are logged
     """
-    try:
-        plain = copied(message)
-    except NotPlain:
-        return _slow(message, found)
-    except Exception as error:
-        raise_interruption(error)
-        return _slow(message, found)
-    return encode_plain(plain, found)
+    mine: List[Finding] = [] if found is None else found
+    encoded = encode_plain(plain_copy(message, '', 0, mine), mine)
+    if found is None:
+        findings.log_once(mine)
+    return encoded
 
 
-def encode_plain(
-    message: Any, found: Optional[List[Finding]] = None
-) -> Tuple[bytes, Any]:
+def encode_plain(message: Any, found: List[Finding]) -> Tuple[bytes, Any]:
     """Encode a message of plain values; clean it first only if the encoder fails.
 
-    :param found: as for `encode`
+    :param found: a list for the findings
     :returns: the JSON, and the message as it goes on the wire: the given one, or a copy
     """
     try:
@@ -163,7 +162,7 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
         | orjson.OPT_PASSTHROUGH_SUBCLASS
     )
 
-    def default(value: Any) -> Any:
+    def default(value: Any) -> str:
         # A third of what isoformat() takes (0.7 us), where no tzinfo can raise.
         if type(value) is datetime:
             if value.tzinfo is None or value.tzinfo is timezone.utc:
@@ -182,19 +181,15 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
     return encode_fast
 
 
-def _slow(message: Any, found: Optional[List[Finding]]) -> Tuple[bytes, Any]:
-    mine: List[Finding] = [] if found is None else found
-    cleaned = utils.Cleaner(mine).clean(message, '', 0)
+def _slow(message: Any, found: List[Finding]) -> Tuple[bytes, Any]:
+    cleaned = utils.Cleaner(found).clean(message, '', 0)
     try:
-        body = _fast(cleaned)
+        return _fast(cleaned), cleaned
     except Exception as error:
         raise_interruption(error)
         # A date of the application's own class failed: nothing else is left in there.
-        cleaned = _dates_as_text(cleaned, '', mine)
-        body = _stdlib(cleaned)
-    if found is None:
-        findings.log_once(mine)
-    return body, cleaned
+        cleaned = _dates_as_text(cleaned, '', found)
+        return _stdlib(cleaned), cleaned
 
 
 def _dates_as_text(value: Any, path: Path, found: List[Finding]) -> Any:
@@ -217,5 +212,5 @@ def _date_as_text(value: date, path: Path, found: List[Finding]) -> Optional[str
         return text
     except Exception as error:
         raise_interruption(error)
-        found.append(Finding(path, type(value), 'raised an error; it is sent as null'))
+        findings.note(found, value, path, 'raised an error; it is sent as null')
         return None

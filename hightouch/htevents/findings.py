@@ -29,6 +29,12 @@ Finding = NamedTuple('Finding', [('path', Path), ('kind', type), ('what', str)])
 _name: Callable[[type], str] = vars(type)['__name__'].__get__
 
 
+def note(found: List[Finding], item: Any, path: Path, what: str) -> None:
+    """Add a finding to those of an event, unless there are enough."""
+    if len(found) < MOST_FINDINGS:
+        found.append(Finding(path, type(item), what))
+
+
 class Findings:
     """The findings of one client, counted. Thread-safe."""
 
@@ -68,7 +74,7 @@ def _grouped(
     found: Sequence[Finding],
 ) -> Dict[Tuple[str, str, str], Tuple[str, int]]:
     groups: Dict[Tuple[str, str, str], Tuple[str, int]] = {}
-    for each in found[:MOST_FINDINGS]:
+    for each in found:
         key = (_written(each.path, place=True), _name(each.kind), each.what)
         path, count = groups.get(key, ('', 0))
         groups[key] = (path or _written(each.path), count + 1)

@@ -150,7 +150,7 @@ def unproxied(value: Any) -> Any:
                     return owner
     # A class without methods: the attributes of Django, wrapt (and others) and werkzeug.
     for name in ('_wrapped', '__wrapped__', '_get_current_object'):
-        if declared(kind, name) is not None:
+        if _has(kind, name):
             owner = _tried(lambda: getattr(value, name))
             if name == '_get_current_object':
                 owner = _tried(owner)
@@ -168,7 +168,7 @@ def _tried(get: Callable[[], Any]) -> Any:
         return None
 
 
-def declared(kind: type, name: str) -> Any:
+def _declared(kind: type, name: str) -> Any:
     """Look a name up in a class, without running a descriptor; None if it is missing."""
     for each in kind.__mro__:
         if name in each.__dict__:
@@ -177,7 +177,7 @@ def declared(kind: type, name: str) -> Any:
 
 
 def _has(kind: type, *names: str) -> bool:
-    return all(declared(kind, name) is not None for name in names)
+    return all(_declared(kind, name) is not None for name in names)
 
 
 def _integer(item: int) -> int:
@@ -267,10 +267,10 @@ _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
 def _fields(item: Any, kind: type) -> Any:
     """Return the fields of a dataclass, attrs or pydantic object; None for others."""
     names: Any = None
-    attributes = declared(kind, '__attrs_attrs__')
+    attributes = _declared(kind, '__attrs_attrs__')
     if attributes is not None:
         names = [each.name for each in attributes]
-    elif declared(kind, '__dataclass_fields__') is not None:
+    elif _has(kind, '__dataclass_fields__'):
         # fields() leaves the ClassVars out.
         names = [each.name for each in sys.modules['dataclasses'].fields(item)]
     if names is not None:
@@ -377,4 +377,4 @@ def _is_text(kind: type) -> bool:
 
 
 def _has_own(kind: type, name: str) -> bool:
-    return declared(kind, name) is not object.__dict__[name]
+    return _declared(kind, name) is not object.__dict__[name]

@@ -55,9 +55,8 @@ class Retries:
         if self._failed >= self._limit or self._is_final(error):
             return None
         self._failed += 1
-        advice = getattr(
-            error, 'retry_after', None
-        )  # of an application's own, anything
+        # Anything, in an error of the application's own.
+        advice = getattr(error, 'retry_after', None)
         return wait_time(self._failed - 1, advice if is_number(advice) else None)
 
 

@@ -172,8 +172,7 @@ class Cleaner:
             return None
 
     def _note(self, item: Any, path: Path, what: str) -> None:
-        if len(self._found) < findings.MOST_FINDINGS:
-            self._found.append(Finding(path, type(item), what))
+        findings.note(self._found, item, path, what)
 
 
 def _text(item: str) -> str:
