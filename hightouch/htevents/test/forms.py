@@ -26,10 +26,9 @@ from typing import Any, Callable, Dict, Iterator, List
 from unittest import mock
 
 from hightouch.htevents import Client, utils
-from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
-from hightouch.htevents.test.support import LogCatcher, TestCase
+from hightouch.htevents.test.support import LogCatcher, TestCase, wire
 
 try:
     import resource
@@ -197,14 +196,6 @@ class EndlessMapping(abc.Mapping):  # type: ignore[type-arg]
 def below(frames: int, function: Callable[[], Any]) -> Any:
     """Call a function where the stack is deep already."""
     return function() if frames == 0 else below(frames - 1, function)
-
-
-def wire(value: Any) -> Any:
-    def strict(text: str) -> None:
-        raise AssertionError('not JSON: %s' % text)
-
-    body = encode({'v': value})[0].decode('utf-8')
-    return json.loads(body, parse_constant=strict)['v']
 
 
 class FormTest(unittest.TestCase):
@@ -593,7 +584,7 @@ class ProxyTest(TestCase):
         with LogCatcher():
             self.assertEqual(wire([ByClass(unbound), 1]), [None, 1])
         client = self.holding()
-        for make in (ByClass, _makers_of_libraries().get('werkzeug', ByClass)):
+        for make in (ByClass, _makers_of_libraries().get('werkzeug.local', ByClass)):
             with self.assertRaises(ValidationError):
                 client.track('user', make(unbound))
             with self.assertRaises(ValidationError):
@@ -887,30 +878,16 @@ class LibraryTest(unittest.TestCase):
 
 def _makers_of_libraries() -> Dict[str, Callable[[Callable[[], Any]], Any]]:
     makers: Dict[str, Callable[[Callable[[], Any]], Any]] = {}
-    try:
-        from django.utils.functional import SimpleLazyObject
-
-        makers['django'] = SimpleLazyObject
-    except ImportError:
-        pass
-    try:
-        from werkzeug.local import LocalProxy
-
-        makers['werkzeug'] = LocalProxy
-    except ImportError:
-        pass
-    try:
-        import wrapt
-
-        makers['wrapt'] = lambda make: wrapt.ObjectProxy(make())
-    except ImportError:
-        pass
-    try:
-        import lazy_object_proxy
-
-        makers['lazy_object_proxy'] = lazy_object_proxy.Proxy
-    except ImportError:
-        pass
+    for module, find in (
+        ('django.utils.functional', lambda found: found.SimpleLazyObject),
+        ('werkzeug.local', lambda found: found.LocalProxy),
+        ('wrapt', lambda found: lambda make: found.ObjectProxy(make())),
+        ('lazy_object_proxy', lambda found: found.Proxy),
+    ):  # type: str, Callable[[Any], Any]
+        try:
+            makers[module] = find(importlib.import_module(module))
+        except ImportError:
+            pass
     return makers
 
 

@@ -1,7 +1,6 @@
 """Whatever the host passes in: only the documented errors leave a call."""
 
 import itertools
-import json
 import logging
 import unittest
 from datetime import datetime, timedelta, timezone
@@ -15,7 +14,7 @@ from hightouch.htevents import Client, encoding, utils
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.forms import ByClass, Level
-from hightouch.htevents.test.support import LIMIT
+from hightouch.htevents.test.support import LIMIT, decoded
 
 settings.register_profile(
     'suite',
@@ -89,13 +88,6 @@ values = st.recursive(
     max_leaves=20,
 )
 fields = st.one_of(st.none(), st.dictionaries(keys, values, max_size=4), odd)
-
-
-def decoded(body: bytes) -> Any:
-    def strict(text: str) -> None:
-        raise AssertionError('not JSON: %s' % text)
-
-    return json.loads(body.decode('utf-8'), parse_constant=strict)
 
 
 class EncodingPropertyTest(unittest.TestCase):

@@ -1,6 +1,7 @@
 """What several test modules need."""
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -112,6 +113,20 @@ class LogCatcher(logging.Handler):
     def __exit__(self, *exc_info: object) -> None:
         self._logger.removeHandler(self)
         self._logger.setLevel(self._before)
+
+
+def decoded(body: bytes) -> Any:
+    """Decode JSON, strictly."""
+
+    def strict(text: str) -> None:
+        raise AssertionError('not JSON: %s' % text)
+
+    return json.loads(body.decode('utf-8'), parse_constant=strict)
+
+
+def wire(value: Any) -> Any:
+    """Give what arrives of a value in a message."""
+    return decoded(encode({'v': value})[0])['v']
 
 
 @contextlib.contextmanager
