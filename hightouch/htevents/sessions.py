@@ -6,9 +6,8 @@ cookies, and knows no credentials.
 """
 
 import os
-import threading
 from operator import is_not
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 from hightouch.htevents import fork
 from hightouch.htevents.logs import log
@@ -25,51 +24,55 @@ _VARIABLES = tuple(
 
 
 class _Shared:
+    """The process's session, and who uses it.
+
+    Has no lock: up to Python 3.9 the exception of a signal handler can leave one held.
+    Each change is one step of the interpreter instead.
+    """
+
     def __init__(self) -> None:
         self._forgotten: List[Any] = []
-        self.session: Any = None
+        self._made: Dict[None, Tuple[Sequence[Any], Any]] = {}
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
         # A child forgets its parent's sockets and does not close them: a TLS goodbye
         # from here would end the parent's connection.
-        self._forgotten.append(self.session)
-        self.session = None
-        self._made_of: Sequence[Any] = ()
-        self.users = 0
-        # Guards the fields above; held while a session is made or closed, never during
-        # a request. Re-entrant: a finalizer may close its client's lease in there.
-        self.lock = threading.RLock()
+        self._forgotten.append(self._made)
+        self.drop()
+        self.users: Set[Any] = set()
 
-    def acquire(self) -> Any:
-        with self.lock:
-            session = self.get()
-            self.users += 1
-            return session
+    @property
+    def session(self) -> Any:
+        return self._made.get(None, (None, None))[1]
 
     def get(self) -> Any:
-        with self.lock:
-            made_of = _ingredients()
-            if self.session is None or any(map(is_not, made_of, self._made_of)):
-                # A test had replaced something (mock.patch), or has now: what was made
-                # then must not outlast it.
-                self.session = _make_session()
-                self._made_of = made_of
-            return self.session
+        ingredients = _ingredients()
+        made = self._made
+        if None in made and any(map(is_not, ingredients, made[None][0])):
+            # A test had replaced something (mock.patch), or has now: what was made then
+            # must not outlast it.
+            made = self._made = {}
+        if None not in made:
+            # Of threads that come here at once all get the same.
+            made.setdefault(None, (ingredients, _make_session()))
+        return made[None][1]
 
     def drop(self) -> None:
-        with self.lock:
-            self.session = None  # no close: another thread may be using it
+        self._made = {}  # no close: another thread may be using it
 
-    def release(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users > 0:
-                return
-            session, self.session = self.session, None
-        if session is not None:
-            session.close()
+    def discard(self, user: Any) -> None:
+        """Close the session with the last of its users; twice is harmless."""
+        if user not in self.users:
+            return
+        self.users.discard(user)
+        if not self.users:
+            # Whoever comes in between uses a closed session: it opens anew.
+            session = self.session
+            self.drop()
+            if session is not None:
+                session.close()
 
 
 _shared = _Shared()
@@ -250,26 +253,17 @@ class Lease:
 
     def __init__(self, session: Any = None) -> None:
         self._own = session
-        self._held = False
         self._forgotten: List[Any] = []  # as above
-        # Guards _held; held while a session is made, never during a request.
-        self._lock = threading.RLock()
         fork.register(self)
 
     def _after_fork(self) -> None:
-        self._held = False
-        self._lock = threading.RLock()
         self._forgotten.append(_forget_sockets(self._own))
 
     def get(self) -> Any:
         if self._own is not None:
             return self._own
-        with self._lock:
-            if self._held:
-                return _shared.get()
-            session = _shared.acquire()
-            self._held = True
-            return session
+        _shared.users.add(self)
+        return _shared.get()
 
     def renew(self) -> None:
         """Have the next `get` open a new session, because this one seems to be broken.
@@ -281,10 +275,7 @@ class Lease:
 
     def close(self) -> None:
         """End the lease; twice is harmless. Used again, it is a new one."""
-        with self._lock:
-            held, self._held = self._held, False
-        if held:
-            _shared.release()
+        _shared.discard(self)
 
     def __enter__(self) -> Any:
         return self.get()

@@ -1,7 +1,9 @@
 import gc
+import itertools
 import logging
 import os
 import signal
+import sys
 import threading
 import unittest
 import weakref
@@ -38,6 +40,48 @@ class SessionTest(TestCase):
         with mock.patch.object(shared, 'close') as close:
             two.close()
             close.assert_called_once_with()
+
+    def test_an_exception_at_any_step_of_one_thread_holds_up_no_other(self) -> None:
+        """As a signal handler raises it; a lock may be left held (up to Python 3.9)."""
+
+        def use() -> None:
+            lease = sessions.Lease()
+            lease.get()
+            lease.close()
+
+        patch = mock.patch.object(sessions, '_shared', sessions._Shared())
+        patch.start()
+        self.addCleanup(patch.stop)
+        step = 'opcode' if sys.version_info >= (3, 7) else 'line'
+        left = 0
+
+        def trace(frame: Any, event: str, arg: Any) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != sessions.__file__:
+                return None
+            if step == 'opcode':
+                frame.f_trace_opcodes = True
+            left -= event == step
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        for steps in itertools.count():
+            left = steps
+            sys.settrace(trace)
+            try:
+                use()
+                break
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            other = threading.Thread(target=use, daemon=True)
+            other.start()
+            other.join(LIMIT)
+            self.assertFalse(other.is_alive(), steps)
+        self.assertGreater(steps, 20)
 
     def test_what_a_test_replaces_for_a_while_is_not_kept(self) -> None:
         program = (
@@ -90,12 +134,12 @@ class SessionTest(TestCase):
 
     def test_a_childs_child_does_not_close_the_sockets_of_its_grandparent(self) -> None:
         shared = sessions._Shared()
-        first = weakref.ref(shared.acquire())
+        first = weakref.ref(shared.get())
         for _ in range(2):
             shared._after_fork()
             gc.collect()
             self.assertIsNotNone(first())
-            shared.acquire()
+            shared.get()
 
     def test_a_session_of_the_users_own_keeps_its_auth(self) -> None:
         self.collector.strict = False
