@@ -2,7 +2,8 @@
 
 import sys
 import threading
-from typing import Any, Callable, Dict, List, Optional
+from functools import wraps
+from typing import Any, Callable, Dict, List, Optional, TypeVar
 
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
@@ -23,6 +24,30 @@ LAST_CALLBACK = 0.1
 
 # Clients of a process that have threads of their own; those of more share theirs.
 CLIENTS_WITH_THREADS = 10
+
+_Call = TypeVar('_Call', bound=Callable[..., Any])
+
+
+def _unlocking(call: _Call) -> _Call:
+    """Have a call leave the queue's lock as it found it, whatever a signal handler raises.
+
+    Up to Python 3.9 that may come after the end of a ``with`` block and before the lock is
+    released.
+    """
+    if sys.version_info >= (3, 10):
+        return call
+
+    @wraps(call)
+    def unlocking(self: 'Dispatcher', *args: Any) -> Any:
+        held = self.queue.is_locked_here()  # by what the signal handler interrupted
+        try:
+            return call(self, *args)
+        except BaseException:
+            if not held:
+                self.queue.unlock()
+            raise
+
+    return unlocking  # type: ignore[return-value]
 
 
 class Dispatcher:
@@ -123,6 +148,7 @@ class Dispatcher:
             self._shared.event_queued()
         return accepted
 
+    @_unlocking
     def deliver_now(self, body: bytes) -> bool:
         """Deliver a message on this thread, with retries (``sync_mode``).
 
@@ -208,6 +234,7 @@ class Dispatcher:
 
     # -- flush and shutdown ----------------------------------------------------------
 
+    @_unlocking
     def flush(self, timeout: Optional[float]) -> bool:
         return self._flush(Deadline(timeout))
 
@@ -263,6 +290,7 @@ class Dispatcher:
         self._end()
         return complete
 
+    @_unlocking
     def shutdown(self, timeout: Optional[float]) -> bool:
         deadline = Deadline(timeout)
         self.close(deadline)

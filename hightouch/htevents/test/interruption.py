@@ -22,7 +22,15 @@ from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import BeforeSendError
 from hightouch.htevents.interruption import is_interruption, raise_interruption
-from hightouch.htevents.test.support import LIMIT, Recorder, TestCase, make_key
+from hightouch.htevents.test.support import (
+    LIMIT,
+    Recorder,
+    TestCase,
+    interruptions,
+    make_key,
+)
+
+PACKAGE = os.path.dirname(exchange.__file__)
 
 
 class TimeIsUp(Exception):
@@ -443,6 +451,35 @@ class InterruptionTest(TestCase):
         self.collector.script(self.hang)
         client = self.client(sync_mode=True)
         self.interrupt(partial(client.track, 'user', 'event'), second, nested)
+
+    @unittest.skipIf(sys.version_info >= (3, 10), 'does not happen there')
+    @unittest.skipIf(sys.version_info < (3, 7), 'cannot be traced there')
+    def test_between_the_end_of_a_with_block_and_the_release_of_its_lock(self) -> None:
+        """Up to Python 3.9 the interpreter runs signal handlers in there."""
+
+        clients = []
+
+        def make(name: str) -> Any:
+            clients.append(
+                self.client(sync_mode=name == 'track', upload_interval=LIMIT * 100)
+            )
+            clients[-1].track('user', 'first')
+            arguments = ('user', 'event') if name == 'track' else (LIMIT,)
+            return partial(getattr(clients[-1], name), *arguments)
+
+        def use() -> None:
+            clients[-1].track('user', 'later')
+            clients[-1].shutdown(0)
+
+        for name in ('track', 'flush', 'shutdown'):
+            places = []
+            for place in interruptions(partial(make, name), PACKAGE, 'POP_BLOCK'):
+                other = threading.Thread(target=use, daemon=True)
+                other.start()
+                other.join(LIMIT)
+                self.assertFalse(other.is_alive(), place)
+                places.append(place)
+            self.assertGreater(len(places), 3, name)
 
     def test_wherever_it_comes_nothing_is_lost_and_nothing_hangs(self) -> None:
         """By a timer, in whatever step a call is at the time."""

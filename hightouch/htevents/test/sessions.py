@@ -1,9 +1,7 @@
 import gc
-import itertools
 import logging
 import os
 import signal
-import sys
 import threading
 import unittest
 import weakref
@@ -15,7 +13,13 @@ import requests
 
 from hightouch.htevents import request, sessions
 from hightouch.htevents.collector import Collector
-from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, run_program
+from hightouch.htevents.test.support import (
+    LIMIT,
+    LogCatcher,
+    TestCase,
+    interruptions,
+    run_program,
+)
 
 
 class TaggingAdapter(requests.adapters.HTTPAdapter):
@@ -52,36 +56,14 @@ class SessionTest(TestCase):
         patch = mock.patch.object(sessions, '_shared', sessions._Shared())
         patch.start()
         self.addCleanup(patch.stop)
-        step = 'opcode' if sys.version_info >= (3, 7) else 'line'
-        left = 0
-
-        def trace(frame: Any, event: str, arg: Any) -> Any:
-            nonlocal left
-            if frame.f_code.co_filename != sessions.__file__:
-                return None
-            if step == 'opcode':
-                frame.f_trace_opcodes = True
-            left -= event == step
-            if left < 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-            return trace
-
-        for steps in itertools.count():
-            left = steps
-            sys.settrace(trace)
-            try:
-                use()
-                break
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
+        count = 0
+        for place in interruptions(lambda: use, sessions.__file__):
             other = threading.Thread(target=use, daemon=True)
             other.start()
             other.join(LIMIT)
-            self.assertFalse(other.is_alive(), steps)
-        self.assertGreater(steps, 20)
+            self.assertFalse(other.is_alive(), place)
+            count += 1
+        self.assertGreater(count, 20)
 
     def test_what_a_test_replaces_for_a_while_is_not_kept(self) -> None:
         program = (

@@ -1,6 +1,8 @@
 """What several test modules need."""
 
 import contextlib
+import dis
+import itertools
 import json
 import logging
 import os
@@ -153,6 +155,53 @@ def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':
         timeout=LIMIT,
         env=environment,
     )
+
+
+def interruptions(
+    make: Callable[[], Callable[[], Any]], path: str, after: Optional[str] = None
+) -> Iterator[str]:
+    """Interrupt a call in its first step, one like it in its second, and so on.
+
+    As the exception of a signal handler does. Yields after each where it was.
+
+    :param make: gives the call
+    :param path: of the code whose steps are meant, a file or a folder
+    :param after: only in steps that follow this opcode
+    """
+    # Python 3.6 cannot trace opcodes.
+    step = 'opcode' if sys.version_info >= (3, 7) else 'line'
+    before = {}  # type: Any
+    left = 0
+    place = ''
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal left, place
+        if not frame.f_code.co_filename.startswith(path):
+            return None
+        if step == 'opcode':
+            frame.f_trace_opcodes = True
+        if event == step:
+            opcode = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            left -= after in (None, before.get(frame))
+            before[frame] = opcode
+            if left < 0:
+                sys.settrace(None)
+                place = '%s, line %d' % (frame.f_code.co_name, frame.f_lineno)
+                raise KeyboardInterrupt
+        return trace
+
+    for number in itertools.count():
+        call, left = make(), number
+        sys.settrace(trace)
+        try:
+            call()
+            return
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+            before.clear()
+        yield place
 
 
 def encoded_event(name: str) -> bytes:
