@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents import encoding, fork, logs, sessions, settings
+from hightouch.htevents.concurrency import delivery_depth, scopes
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode, encode_plain
@@ -171,6 +172,7 @@ class Client:
         self._block_timeout = block_timeout
         self._findings = Findings()
         self._to_warn = [True]  # taken by the one thread that warns of refused events
+        self._to_warn_of_echo = [True]
 
         self.oauth_manager: Any = None
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
@@ -593,6 +595,9 @@ class Client:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
         if not self.send:
             return True, message
+        if scopes.all and delivery_depth() and logs.is_echo():
+            self._refuse_echo()
+            return False, message
         if self.debug:
             log.debug('queueing: %s', message)
         if self.sync_mode:
@@ -627,6 +632,17 @@ class Client:
             )
         self._dispatcher.report(failure, [message])
         return None
+
+    def _refuse_echo(self) -> None:
+        self.queue.refuse()
+        try:
+            self._to_warn_of_echo.pop()
+        except IndexError:
+            return
+        log.warning(
+            'What a log handler tracks of the lines of a delivery is not taken: each event '
+            'would make another one, for ever'
+        )
 
     def _warn(self) -> None:
         """Say once why events are refused, until there is room again."""

@@ -162,26 +162,27 @@ class _Scopes:
     """
 
     def __init__(self) -> None:
+        # By thread; empty while none delivers, which a caller may see for itself.
         # Changed by dict.setdefault and dict.pop only, which are atomic.
-        self._all: Dict[int, _Scope] = {}
+        self.all: Dict[int, _Scope] = {}
         fork.register(self)
 
     def _after_fork(self) -> None:
         ident = threading.get_ident()
-        self._all = {ident: self._all.get(ident, _Scope())}
+        self.all = {ident: self.all.get(ident, _Scope())}
 
     def present(self) -> Optional[_Scope]:
-        return self._all.get(threading.get_ident())
+        return self.all.get(threading.get_ident())
 
     def enter(self) -> _Scope:
-        return self._all.setdefault(threading.get_ident(), _Scope())
+        return self.all.setdefault(threading.get_ident(), _Scope())
 
     def leave(self, scope: _Scope) -> None:
         if not (scope.deliveries or scope.budgets):
-            self._all.pop(threading.get_ident(), None)
+            self.all.pop(threading.get_ident(), None)
 
 
-_scopes = _Scopes()
+scopes = _Scopes()
 
 
 class within(_Entry):
@@ -199,13 +200,13 @@ class within(_Entry):
         self.cut_short = False
 
     def __enter__(self) -> 'within':
-        self._scope = _scopes.enter()
+        self._scope = scopes.enter()
         self.enter(self._scope.budgets, sys._getframe(1))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.leave(self._scope.budgets)
-        _scopes.leave(self._scope)
+        scopes.leave(self._scope)
 
 
 def budget() -> within:
@@ -219,7 +220,7 @@ def is_budgeted() -> bool:
 
 
 def _innermost_budget() -> Optional[within]:
-    scope = _scopes.present()
+    scope = scopes.present()
     budgets = [] if scope is None else _present(scope.budgets)
     return budgets[-1] if budgets else None
 
@@ -247,15 +248,15 @@ class delivering(_Entry):
     """
 
     def __enter__(self) -> None:
-        self._scope = _scopes.enter()
+        self._scope = scopes.enter()
         self.enter(self._scope.deliveries, sys._getframe(1))
 
     def __exit__(self, *exc_info: object) -> None:
         self.leave(self._scope.deliveries)
-        _scopes.leave(self._scope)
+        scopes.leave(self._scope)
 
 
 def delivery_depth() -> int:
     """How many deliveries the current thread is inside of."""
-    scope = _scopes.present()
+    scope = scopes.present()
     return 0 if scope is None else len(_present(scope.deliveries))

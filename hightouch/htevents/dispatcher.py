@@ -47,7 +47,7 @@ def _unlocking(call: _Call) -> _Call:
                 self.queue.unlock()
             raise
 
-    return unlocking  # type: ignore[return-value]
+    return unlocking
 
 
 class Dispatcher:

@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import traceback
+from types import FrameType
 from typing import Any, Callable, Dict, Optional
 
 from hightouch.htevents import fork
@@ -28,10 +29,21 @@ class _Log:
     """
 
     def __init__(self) -> None:
-        self.is_enabled_for = logger.isEnabledFor
+        self._here = threading.local()
+
+    def is_enabled_for(self, level: int) -> bool:
+        _handlers.enable()
+        return logger.isEnabledFor(level)
 
     def debug(self, text: str, *args: Any) -> None:
-        self._say(logging.DEBUG, text, args, False)
+        # A handler may track an event for each line: that makes no line in turn.
+        if getattr(self._here, 'is_debugging', False):
+            return
+        self._here.is_debugging = True
+        try:
+            self._say(logging.DEBUG, text, args, False)
+        finally:
+            self._here.is_debugging = False
 
     def warning(self, text: str, *args: Any, exc_info: bool = False) -> None:
         self._say(logging.WARNING, text, args, exc_info)
@@ -40,6 +52,7 @@ class _Log:
         self._say(logging.ERROR, text, args, False)
 
     def _say(self, level: int, text: str, args: Any, exc_info: bool) -> None:
+        _handlers.enable()
         try:
             logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
         except Exception as error:
@@ -71,8 +84,30 @@ def printable(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + '...'
 
 
+def is_echo() -> bool:
+    """Whether a log handler calls us because of a line that a delivery made.
+
+    To deliver what it tracks would make the next line, and so on for ever. Only for a
+    thread that delivers: it looks at the whole stack.
+    """
+    frame: Optional[FrameType] = sys._getframe(1)
+    handled = False
+    while frame is not None:
+        module = frame.f_globals.get('__name__')
+        if module == 'logging':
+            handled = True
+        elif handled and module in _SPEAKERS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+# Where lines of a delivery come from: ours, and those of what sends our requests.
+_SPEAKERS = (__name__, 'hightouch.htevents.exchange')
+
+
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to sys.stderr, looked up for each line: a test may replace it."""
+    """Writes what nobody else shows, to what sys.stderr is then: a test may replace it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # the one of StreamHandler would keep a stream
@@ -80,6 +115,39 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     @property
     def stream(self) -> Any:
         return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_shown(record):
+            super().emit(record)
+
+    def _is_shown(self, record: logging.LogRecord) -> bool:
+        """Whether the application has the record shown there already."""
+        current: Optional[logging.Logger] = logger
+        while current is not None:
+            for each in current.handlers:
+                if each is not self and _shows(each, record):
+                    return True
+            current = current.parent if current.propagate else None
+        return False
+
+
+def _shows(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    """Whether a handler writes a record to the terminal."""
+    # Of a StreamHandler, or of Rich.
+    stream = getattr(handler, 'stream', None)
+    stream = stream or getattr(getattr(handler, 'console', None), 'file', None)
+    if record.levelno < handler.level or not _is_terminal(stream):
+        return False
+    return bool(handler.filter(record))
+
+
+def _is_terminal(stream: Any) -> bool:
+    if stream in (sys.stderr, sys.stdout):
+        return stream is not None
+    try:
+        return stream.fileno() in (1, 2)
+    except (AttributeError, OSError, ValueError):
+        return False  # not one of the system's
 
 
 class _Handlers:
@@ -89,6 +157,7 @@ class _Handlers:
         self._counts: Dict[logging.Handler, int] = {}
         self._debug = 0
         self._level = logger.level
+        self._was_disabled = False
         self._stream: Optional[logging.Handler] = None
         self._after_fork()
         fork.register(self)
@@ -128,8 +197,18 @@ class _Handlers:
                     self._debug -= 1
                     if self._debug == 0:
                         logger.setLevel(self._level)
+                if self._was_disabled and not (self._counts or self._debug):
+                    logger.disabled, self._was_disabled = True, False
 
         return release
+
+    def enable(self) -> None:
+        """Undo that logging.config disables loggers that it is not told of.
+
+        Where a client has asked for lines they shall come.
+        """
+        if logger.disabled and (self._counts or self._debug):
+            logger.disabled, self._was_disabled = False, True
 
 
 _handlers = _Handlers()

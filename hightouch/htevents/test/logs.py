@@ -1,0 +1,166 @@
+import contextlib
+import io
+import logging
+import logging.config
+import tempfile
+from typing import Any, Iterator, List
+
+from hightouch.htevents import Client
+from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, run_program
+
+_HEAD = (
+    'import logging, logging.config, sys, threading\n'
+    'from hightouch.htevents import Client\n'
+    'url = sys.argv[1]\n'
+)
+_USE = (
+    'client.track("user", "event")\n'
+    'assert client.flush(30)\n'
+    'client.shutdown(30)\n'
+)
+
+
+class ShownTest(TestCase):
+    """What ``debug=True`` brings to the terminal."""
+
+    def shown(self, before: str, after: str = '', settings: str = 'debug=True') -> str:
+        """Give what a program writes that configures logging before or after us."""
+        made = 'client = Client("key", url, %s)\n' % settings
+        program = _HEAD + before + '\n' + made + after + '\n' + _USE
+        result = run_program(program, self.collector.url)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stdout + result.stderr
+
+    def test_each_line_once_wherever_the_application_writes_its_own(self) -> None:
+        for configure in (
+            '',
+            'logging.basicConfig()',
+            'logging.basicConfig(level=logging.INFO)',
+            'logging.basicConfig(stream=sys.stdout)',
+            'logging.basicConfig(filename="/dev/null")',
+            'logging.getLogger().addHandler(logging.NullHandler())',
+            'logging.getLogger("hightouch").addHandler(logging.StreamHandler())',
+            'logging.getLogger("hightouch").propagate = False',
+            # It shows some lines, and these are not among them.
+            'logging.basicConfig(); logging.getLogger().handlers[0].setLevel("INFO")',
+            'logging.basicConfig(); logging.getLogger().handlers[0].addFilter(\n'
+            '    lambda record: not record.name.startswith("hightouch"))',
+            'logging.config.dictConfig({"version": 1, "root": {"handlers": ["c"]},\n'
+            '    "handlers": {"c": {"class": "logging.StreamHandler"}}})',
+        ):
+            for text in (self.shown(configure), self.shown('', configure)):
+                self.assertEqual(text.count('queueing'), 1, (configure, text))
+                self.assertEqual(text.count('answer: HTTP 200'), 1, (configure, text))
+
+    def test_a_handler_of_another_client_does_not_hide_them(self) -> None:
+        text = self.shown(
+            'other = Client("key", url, log_handler=logging.FileHandler("/dev/null"))'
+        )
+        self.assertEqual(text.count('queueing'), 1, text)
+
+    def test_a_configuration_that_disables_all_loggers_does_not_hide_them(self) -> None:
+        configure = 'logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})'
+        for text in (self.shown(configure), self.shown('', configure)):
+            self.assertEqual(text.count('queueing'), 1, text)
+            self.assertEqual(text.count('answer: HTTP 200'), 1, text)
+
+    def test_nor_those_that_a_log_handler_was_given_for(self) -> None:
+        program = (
+            _HEAD + 'client = Client("key", url, max_retries=0,\n'
+            '    log_handler=logging.StreamHandler())\n'
+            'logging.config.dictConfig({"version": 1})\n'
+            'client.track("user", "event")\n'
+            'client.shutdown(30)\n'
+            'assert logging.getLogger("hightouch").disabled  # as it was configured\n'
+        )
+        result = run_program(program, 'http://127.0.0.1:9')
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stderr.count('Lost 1 event'), 1, result.stderr)
+
+
+class TrackingHandler(logging.Handler):
+    """Tracks each line of a level, as an application does that sends its log there."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.client: Any = None
+        self.tracked: List[bool] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.client is not None:
+            properties = {'text': record.getMessage(), 'name': record.name}
+            self.tracked.append(self.client.track('log', 'Line', properties)[0])
+
+
+class EchoTest(TestCase):
+    """A log handler that tracks each line, those of the delivery included."""
+
+    @contextlib.contextmanager
+    def tracking(self, level: int, **settings: Any) -> Iterator[TrackingHandler]:
+        handler = TrackingHandler(level)
+        root = logging.getLogger()
+        before = root.level
+        root.addHandler(handler)
+        root.setLevel(level)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                handler.client = self.client(upload_interval=0, **settings)
+                yield handler
+                handler.client.shutdown(LIMIT)
+        finally:
+            root.setLevel(before)
+            root.removeHandler(handler)
+
+    def assert_ends(self, client: Client, most: int) -> None:
+        for _ in range(3):
+            self.assertTrue(client.flush(LIMIT))
+        accepted = client.stats().accepted
+        self.assertLessEqual(accepted, most)
+        for _ in range(3):
+            self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(client.stats().accepted, accepted)
+
+    def test_it_does_not_feed_itself(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for settings in (
+                {},
+                {'debug': True},
+                {'debug': True, 'gzip': True, 'thread': 2},
+                {'sync_mode': True},
+                {'debug': True, 'sync_mode': True},
+                {'debug': True, 'spool_dir': folder},
+            ):  # type: Any
+                with self.tracking(logging.DEBUG, **settings) as handler:
+                    for _ in range(3):
+                        self.assertTrue(handler.client.track('user', 'event')[0])
+                    # An event for each line of a call is fine: it ends.
+                    self.assert_ends(handler.client, 6)
+                    self.assertIn(False, handler.tracked)
+
+    def test_nor_by_the_errors_of_its_own_losses(self) -> None:
+        self.collector.script(*[401] * 50)
+        with self.tracking(logging.WARNING) as handler:
+            handler.client.track('user', 'event')
+            self.assert_ends(handler.client, 1)
+
+    def test_the_lines_of_the_application_are_events(self) -> None:
+        """Also those of its callbacks, which run inside a delivery."""
+        log = logging.getLogger('application')
+        self.collector.script(401)
+
+        def on_error(error: Exception, batch: Any) -> None:
+            log.error('lost')
+
+        with self.tracking(logging.ERROR, on_error=on_error) as handler:
+            log.error('before')
+            self.assert_ends(handler.client, 2)
+        texts = [each['properties']['text'] for each in self.collector.events]
+        self.assertEqual(texts, ['lost'])
+
+    def test_it_is_one_warning(self) -> None:
+        with self.tracking(logging.DEBUG) as handler, LogCatcher() as log:
+            for _ in range(3):
+                handler.client.track('user', 'event')
+                self.assertTrue(handler.client.flush(LIMIT))
+        lines = [each for each in log.lines(logging.WARNING) if 'log handler' in each]
+        self.assertEqual(len(lines), 1)
