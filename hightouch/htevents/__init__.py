@@ -44,7 +44,7 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.event_queue import Stats
 from hightouch.htevents.logs import log as _log
-from hightouch.htevents.settings import Proxies, Timeout
+from hightouch.htevents.settings import PrivateKey, Proxies, Timeout
 from hightouch.htevents.version import VERSION
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     'NotDeliveredError',
     'OnError',
     'OnSuccess',
+    'PrivateKey',
     'Properties',
     'Proxies',
     'Result',
@@ -102,7 +103,7 @@ upload_size: int = Client.DefaultConfig.upload_size
 upload_interval: float = Client.DefaultConfig.upload_interval
 log_handler: Optional[logging.Handler] = Client.DefaultConfig.log_handler
 oauth_client_id: Optional[str] = Client.DefaultConfig.oauth_client_id
-oauth_client_key: Union[None, str, bytes] = Client.DefaultConfig.oauth_client_key
+oauth_client_key: Optional[PrivateKey] = Client.DefaultConfig.oauth_client_key
 oauth_key_id: Optional[str] = Client.DefaultConfig.oauth_key_id
 oauth_auth_server: str = Client.DefaultConfig.oauth_auth_server
 oauth_scope: str = Client.DefaultConfig.oauth_scope

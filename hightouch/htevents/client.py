@@ -25,6 +25,7 @@ from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.request import bare, normalize_proxies
 from hightouch.htevents.settings import (
+    PrivateKey,
     Proxies,
     Timeout,
     check_callable,
@@ -120,7 +121,7 @@ class Client:
         upload_interval: float = DefaultConfig.upload_interval,
         log_handler: Optional[logging.Handler] = DefaultConfig.log_handler,
         oauth_client_id: Optional[str] = DefaultConfig.oauth_client_id,
-        oauth_client_key: Union[None, str, bytes] = DefaultConfig.oauth_client_key,
+        oauth_client_key: Optional[PrivateKey] = DefaultConfig.oauth_client_key,
         oauth_key_id: Optional[str] = DefaultConfig.oauth_key_id,
         oauth_auth_server: str = DefaultConfig.oauth_auth_server,
         oauth_scope: str = DefaultConfig.oauth_scope,
@@ -238,6 +239,9 @@ class Client:
                 'OAuth is off: oauth_client_id, oauth_client_key and oauth_key_id are '
                 'needed together, and only a part of them was given'
             )
+        if self.oauth_manager is not None and self.oauth_manager.problem is not None:
+            text = self.oauth_manager.problem[1]
+            log.warning('No token can be had, and no event sent: %s', text)
         if host is not None and not settings.has_scheme(host):
             log.warning(
                 'host: expected a URL that begins with https:// or http://, got a str '

@@ -5,13 +5,14 @@ There is no thread here: who needs a token gets it, and when several do, one ask
 
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Tuple
 
 from hightouch.htevents import exchange, fork
 from hightouch.htevents.concurrency import bounded, is_budgeted
-from hightouch.htevents.errors import APIError, OauthError
+from hightouch.htevents.errors import APIError, OauthError, ValidationError
 from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
+from hightouch.htevents.private_key import read_private_key
 from hightouch.htevents.request import bare, is_token, normalize_proxies, shortened
 from hightouch.htevents.retry import MAX_RETRY_AFTER, Retries, parse_number
 from hightouch.htevents.settings import DefaultConfig, Timeout
@@ -44,7 +45,7 @@ class OauthManager:
     """Gives tokens for one OAuth client. Safe to use from several threads.
 
     :param client_id: the OAuth client
-    :param client_key: its private RSA key, PEM
+    :param client_key: its private RSA key: see `read_private_key`
     :param key_id: which of its keys this is
     :param auth_server: base URL of the token server
     :param scope: what the token is for
@@ -55,6 +56,7 @@ class OauthManager:
     :param session: the ``requests.Session`` to use; None: the process's
     :param sleep: how to wait, for tests
     :param clock: seconds since the epoch, for tests
+    :ivar problem: why no token can be had, as the code and the text of an error; or None
     """
 
     def __init__(
@@ -72,11 +74,6 @@ class OauthManager:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        try:
-            import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
-        except ImportError as error:  # in a sub-interpreter cryptography has no place
-            log.warning('No token can be had, and no event sent: %s', error)
-
         self.client_id = _stripped(client_id)
         self.key_id = _stripped(key_id)
         self.auth_server = remove_trailing_slash(
@@ -85,7 +82,17 @@ class OauthManager:
         self.scope = scope or DefaultConfig.oauth_scope
         self.timeout = timeout
         self.max_retries = max_retries
-        self._client_key = client_key
+        # None, when there is a problem: its code and text.
+        self._key: Any = None
+        self.problem: Optional[Tuple[str, str]] = None
+        try:
+            import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
+
+            self._key = read_private_key(client_key)
+        except ImportError as error:  # in a sub-interpreter cryptography has no place
+            self.problem = ('no_cryptography', str(error))
+        except ValidationError as error:
+            self.problem = ('invalid_key', str(error))
         self._proxies = normalize_proxies(proxies)
         self._session = session
         self._sleep = sleep
@@ -197,6 +204,8 @@ class OauthManager:
         return self._read(answer, form['client_assertion'])
 
     def _sign(self) -> str:
+        if self.problem is not None:
+            raise OauthError(0, *self.problem)
         now = int(self._clock() + self._skew)
         claims = {
             'iss': self.client_id,
@@ -206,29 +215,22 @@ class OauthManager:
             'exp': now + VALID_FOR,
             'jti': new_message_id(),
         }
-        try:
-            import jwt
+        import jwt
 
-            signed: Any = jwt.encode(
-                claims,
-                self._client_key,
-                algorithm='RS256',
-                headers={'kid': self.key_id},
-            )
-        except ImportError:
-            raise OauthError(
-                0, 'no_cryptography', 'PyJWT and cryptography cannot be imported here'
-            )
+        headers = {'kid': self.key_id}
+        try:
+            signed = jwt.encode(claims, self._key, algorithm='RS256', headers=headers)
+            return signed.decode('ascii') if isinstance(signed, bytes) else signed
         except Exception as error:
             raise_interruption(error)
-            # Its text may quote the key, and so may its context.
-            raise OauthError(
-                0,
-                'invalid_key',
-                'oauth_client_key: expected an RSA private key in PEM, got one that '
-                'cannot be used (%s)' % type(error).__name__,
-            ) from None
-        return signed.decode('ascii') if isinstance(signed, bytes) else str(signed)
+            reason = type(error).__name__
+        # Out here, without a context: that may quote the key.
+        raise OauthError(
+            0,
+            'invalid_key',
+            'oauth_client_key: expected an RSA private key in PEM, got %s (%s)'
+            % (type(self._key).__name__, reason),
+        )
 
     def _read(self, answer: exchange.Answer, assertion: str) -> '_Token':
         clock_was_wrong = self._set_clock(answer)

@@ -8,13 +8,20 @@ from functools import lru_cache, partial
 from numbers import Number
 from threading import TIMEOUT_MAX
 from types import MethodType
-from typing import Any, Callable, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents.errors import ValidationError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+else:
+    RSAPrivateKey = Any  # takes long to import
 
 # As in requests: seconds, or a pair, for the connection and between bytes of an answer.
 Timeout = Union[float, Tuple[Optional[float], Optional[float]]]
 Proxies = Union[str, Mapping[str, Optional[str]]]
+# What `read_private_key` reads.
+PrivateKey = Union[str, bytes, bytearray, RSAPrivateKey]
 
 _CACHING: Any = type(lru_cache(maxsize=None)(len))
 

@@ -25,6 +25,7 @@ ALIASES = {
     'Message',
     'OnError',
     'OnSuccess',
+    'PrivateKey',
     'Properties',
     'Proxies',
     'Result',

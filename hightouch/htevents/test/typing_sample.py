@@ -10,6 +10,7 @@ import queue
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 import requests
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 import hightouch.htevents as htevents
 from hightouch.htevents.client import Client
@@ -95,6 +96,7 @@ def settings_of_the_module() -> None:
     htevents.log_handler = logging.StreamHandler()
     htevents.oauth_client_id = 'id'
     htevents.oauth_client_key = 'key'
+    htevents.oauth_client_key = rsa.generate_private_key(65537, 2048)
     htevents.oauth_key_id = 'key id'
     htevents.oauth_auth_server = 'https://oauth2.hightouch.io'
     htevents.oauth_scope = 'tracking_api:write'
@@ -158,7 +160,7 @@ def a_client_of_its_own() -> None:
         upload_interval=0.5,
         log_handler=logging.NullHandler(),
         oauth_client_id=None,
-        oauth_client_key=None,
+        oauth_client_key=bytearray(b'key'),
         oauth_key_id=None,
         oauth_auth_server=Client.DefaultConfig.oauth_auth_server,
         oauth_scope='tracking_api:write',

@@ -1,0 +1,167 @@
+"""Reads the private key of an OAuth client, in each form in which applications keep one."""
+
+import base64
+import binascii
+import codecs
+import os
+import re
+from typing import Any, Dict
+
+from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.interruption import raise_interruption
+
+_ENCRYPTED = 'one that is encrypted; store it without a passphrase'
+_PUBLIC = 'a public key'
+_DAMAGED = 'a damaged one: a part of its text is missing, or was changed'
+_OTHER_KIND = 'a key of the kind %s; RS256 takes an RSA key'
+
+# By the label of its PEM, without spaces: what is there instead of a private key.
+_OTHERS = {
+    'ECPRIVATEKEY': _OTHER_KIND % 'EC',
+    'DSAPRIVATEKEY': _OTHER_KIND % 'DSA',
+    'PUBLICKEY': _PUBLIC,
+    'RSAPUBLICKEY': _PUBLIC,
+    'SSH2PUBLICKEY': _PUBLIC,
+    'CERTIFICATE': 'a certificate',
+    'CERTIFICATEREQUEST': 'a request for a certificate',
+}
+
+# A block of PEM, also without its line breaks or any white space.
+_BLOCK = re.compile(
+    r'-----BEGIN\s*([A-Z0-9 ]+?)\s*-----(.*?)-----END\s*[A-Z0-9 ]+?\s*-----', re.DOTALL
+)
+# Line breaks and quotes as they are written in JSON, in shells and in .env files.
+_ESCAPED = re.compile(r'\\+[nrt]')
+_AROUND = re.compile(r"""[\s"'`,\\]+""")
+
+
+def read_private_key(value: Any) -> Any:
+    """Return a key that PyJWT signs RS256 with.
+
+    :param value: an RSA key as PEM, str or bytes: also with escaped line breaks, in quotes,
+        indented, on one line, or in base64 as a whole; as DER; or as an object
+    :raises ValidationError: naming what it is instead; nothing of its text
+    :raises ImportError: where cryptography cannot be imported
+    """
+    if isinstance(value, os.PathLike):
+        raise _unusable('a path; give the text of the file')
+    if not isinstance(value, (str, bytes, bytearray, memoryview)):
+        return _checked(value)
+    data = value.encode('utf-8', 'replace') if isinstance(value, str) else bytes(value)
+    text = _decoded(data)
+    if '-----BEGIN' in text:
+        return _read_pem(text)
+    binary = _from_base64(text)
+    if binary is not None and b'-----BEGIN' in binary:
+        return _read_pem(_decoded(binary))
+    binary = binary or data
+    if binary[:1] == b'0' and len(binary) > 64:  # a sequence of ASN.1: DER
+        return _checked(_from_der(binary))
+    raise _unusable(_kind_of_text(text.strip()))
+
+
+def _read_pem(text: str) -> Any:
+    blocks: Dict[str, str] = {}
+    for label, body in _BLOCK.findall(_ESCAPED.sub('\n', text)):
+        blocks.setdefault(label.replace(' ', ''), body)
+    for label, body in blocks.items():
+        if 'PRIVATEKEY' in label and 'ENCRYPTED' in label + body:
+            raise _unusable(_ENCRYPTED)
+        if label in ('PRIVATEKEY', 'RSAPRIVATEKEY'):
+            return _checked(_from_der(_from_base64(body) or b''))
+        if label == 'OPENSSHPRIVATEKEY':
+            return _checked(_from_openssh(body))
+    if not blocks:
+        raise _unusable('a PEM without its end: a part of it is missing')
+    for label, what in _OTHERS.items():
+        if label in blocks:
+            raise _unusable(what)
+    raise _unusable('a PEM of another kind')
+
+
+def _kind_of_text(text: str) -> str:
+    if not text:
+        return 'an empty text'
+    if text.startswith(('ssh-', 'ecdsa-')):
+        return _PUBLIC
+    if text.startswith('{'):
+        return 'JSON'
+    if '\n' not in text and re.search(r'[/\\]|\.\w{1,6}$', text):
+        return 'what looks like a path; give the text of the file'
+    return 'a text without "-----BEGIN PRIVATE KEY-----"'
+
+
+def _unusable(what: str) -> ValidationError:
+    return ValidationError(
+        'oauth_client_key: expected an RSA private key in PEM, got ' + what
+    )
+
+
+def _decoded(data: bytes) -> str:
+    encoding = 'utf-8-sig'
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = 'utf-16'
+    return data.decode(encoding, 'replace')
+
+
+def _from_base64(text: str) -> Any:
+    """Return the bytes of base64, None when it is none."""
+    compact = _AROUND.sub('', text).rstrip('=')
+    try:
+        return base64.b64decode(compact + '=' * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _from_der(data: bytes) -> Any:
+    from cryptography.hazmat.backends import default_backend
+    from cryptography.hazmat.primitives import serialization
+
+    problem = _DAMAGED
+    for load in (
+        lambda: serialization.load_der_private_key(data, None, default_backend()),
+        lambda: serialization.load_der_public_key(data, default_backend()),
+    ):
+        try:
+            return load()
+        except TypeError as error:  # a password is needed
+            raise_interruption(error)
+            problem = _ENCRYPTED
+            break
+        except Exception as error:
+            # Each version has errors of its own for this.
+            raise_interruption(error)
+    # Out here, without their context: that may quote the key.
+    raise _unusable(problem)
+
+
+def _from_openssh(body: str) -> Any:
+    from cryptography.hazmat.backends import default_backend
+    from cryptography.hazmat.primitives import serialization
+
+    pem = '-----BEGIN OPENSSH PRIVATE KEY-----\n%s\n-----END OPENSSH PRIVATE KEY-----\n'
+    lines = _AROUND.sub('', body)
+    lines = '\n'.join(lines[at : at + 70] for at in range(0, len(lines), 70))
+    try:
+        return serialization.load_ssh_private_key(
+            (pem % lines).encode('ascii', 'replace'), None, default_backend()
+        )
+    except Exception as error:
+        raise_interruption(error)
+        encrypted = 'assw' in str(error)  # of a password, or of a passphrase
+    raise _unusable(_ENCRYPTED if encrypted else _DAMAGED)
+
+
+def _checked(key: Any) -> Any:
+    """Return a key object if it is one of RSA, and private."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    name = type(key).__name__
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key
+    if 'Public' in name:
+        raise _unusable(_PUBLIC)
+    if 'PrivateKey' in name:
+        kind = name.strip('_').partition('PrivateKey')[0]
+        raise _unusable(_OTHER_KIND % {'EllipticCurve': 'EC'}.get(kind, kind))
+    return key  # PyJWT may know it
