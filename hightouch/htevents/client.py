@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 from hightouch.htevents import encoding, fork, logs, sessions, settings
 from hightouch.htevents.concurrency import delivery_depth, scopes
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
+from hightouch.htevents.discretion import discreet
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode, encode_plain
 from hightouch.htevents.errors import (
@@ -103,6 +104,7 @@ class Client:
     DefaultConfig = settings.DefaultConfig
     log = logs.logger
 
+    @discreet
     def __init__(
         self,
         write_key: Optional[str] = DefaultConfig.write_key,

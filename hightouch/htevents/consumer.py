@@ -21,6 +21,7 @@ from hightouch.htevents.concurrency import (
     delivery_depth,
     within,
 )
+from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import (
@@ -84,6 +85,7 @@ class Consumer(threading.Thread):
     :param on_end: called as the thread's last act
     """
 
+    @discreet
     def __init__(
         self,
         queue: Any,
@@ -442,6 +444,7 @@ class Consumer(threading.Thread):
         )
         if self.on_error is None:
             return
+        drop_own_frames(error)
         if delivery_depth():  # a callback of that delivery, not of one inside it
             self._call(self.on_error, 'on_error', error, messages)
         else:

@@ -29,7 +29,7 @@ def raise_interruption(error: BaseException, wrapped: bool = False) -> None:
     found: Optional[BaseException] = None
     handler: Optional[FrameType] = None
     for each in causes(error, sys._getframe(1)) if wrapped else [error]:
-        frame = _handler(each)
+        frame = handler_of(each)
         # urllib3 gives an error of its own the traceback of the first: that is deeper.
         if frame is not None and handler in (None, frame):
             found, handler = each, frame
@@ -44,7 +44,7 @@ def raise_interruption(error: BaseException, wrapped: bool = False) -> None:
 
 def is_interruption(error: BaseException) -> bool:
     """Whether a signal handler raised ``error``, or what it was made of."""
-    return any(_handler(each) for each in causes(error, sys._getframe(1)))
+    return any(handler_of(each) for each in causes(error, sys._getframe(1)))
 
 
 def causes(error: BaseException, caller: FrameType) -> Iterator[BaseException]:
@@ -64,7 +64,7 @@ def causes(error: BaseException, caller: FrameType) -> Iterator[BaseException]:
         todo += [each.__cause__, each.__context__]
 
 
-def _handler(error: BaseException) -> Optional[FrameType]:
+def handler_of(error: BaseException) -> Optional[FrameType]:
     """Return the frame of the signal handler that an exception left, if it did."""
     frames = list(_frames(error))
     if len(frames) < 2:

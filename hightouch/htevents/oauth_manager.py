@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional, Tuple
 
 from hightouch.htevents import exchange, fork
 from hightouch.htevents.concurrency import bounded, is_budgeted
+from hightouch.htevents.discretion import discreet
 from hightouch.htevents.errors import APIError, OauthError, ValidationError
 from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
@@ -59,6 +60,7 @@ class OauthManager:
     :ivar problem: why no token can be had, as the code and the text of an error; or None
     """
 
+    @discreet
     def __init__(
         self,
         client_id: Any,
@@ -109,6 +111,7 @@ class OauthManager:
         # Re-entrant, because it knows its owner: see _release.
         self._lock: Any = threading.RLock()
 
+    @discreet
     def get_token(self) -> str:
         """Give a token that is valid now.
 

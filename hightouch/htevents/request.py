@@ -9,6 +9,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from hightouch.htevents import exchange
 from hightouch.htevents.batch import Batch
+from hightouch.htevents.discretion import discreet
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError, ValidationError
@@ -44,7 +45,11 @@ class Request(NamedTuple):
     headers: Dict[str, str]
     data: bytes
 
+    def __repr__(self) -> str:
+        return '<Request of %d bytes to %s>' % (len(self.data), bare(self.url))
 
+
+@discreet
 def post(
     write_key: str,
     host: Optional[str] = None,
