@@ -111,7 +111,7 @@ def post(
                 headers=dict(headers),
                 auth=_authentication(token, opened, url),
                 timeout=bounded(timeout),
-                proxies=proxies,
+                proxies=sessions.proxies_for(url, opened, proxies),
                 # A redirect would carry the write key to where nobody meant it to go.
                 allow_redirects=False,
                 stream=True,

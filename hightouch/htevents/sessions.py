@@ -6,14 +6,17 @@ cookies, and knows no credentials.
 """
 
 import os
+from functools import lru_cache
 from operator import is_not
-from typing import Any, Dict, List, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from hightouch.htevents import fork
 from hightouch.htevents.logs import log
 
 # Hosts that are remembered, and idle sockets to one of them that are kept open.
 POOL_SIZE = 100
+
+Proxies = Mapping[str, Optional[str]]
 
 # What requests reads from the environment.
 _VARIABLES = tuple(
@@ -191,6 +194,75 @@ def _make_session() -> Any:
             prefix, Adapter(pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE)
         )
     return session
+
+
+# -- proxies -------------------------------------------------------------------------
+
+
+def proxies_for(url: str, session: Any, given: Optional[Proxies]) -> Optional[Proxies]:
+    """Return the proxies to send a request with: those of the environment are not for all.
+
+    It may name one for a development server on loopback, which no proxy can reach.
+
+    :param given: of the setting ``proxies``; None: as the session and the environment say
+    """
+    if not (is_loopback(url) or _is_excepted(url)):
+        return given
+    proxies: Dict[str, Optional[str]] = dict.fromkeys(('http', 'https', 'all'))
+    own = getattr(session, 'proxies', None)
+    proxies.update(own if isinstance(own, dict) else {})
+    proxies.update(given or {})
+    return proxies
+
+
+@lru_cache(maxsize=100)
+def is_loopback(url: str) -> bool:
+    """Whether a URL is one of this machine, by its text: the DNS is not asked."""
+    host, _ = _place(url)
+    if host == 'localhost' or host.endswith('.localhost'):
+        return True
+    address = _address(host)
+    mapped = getattr(address, 'ipv4_mapped', None) or address
+    return mapped is not None and bool(mapped.is_loopback)
+
+
+def _is_excepted(url: str) -> bool:
+    """Whether NO_PROXY names an IPv6 address: requests knows names and IPv4 only."""
+    if '://[' not in url and '@[' not in url:
+        return False
+    from ipaddress import ip_network
+
+    host, port = _place(url)
+    address = _address(host)
+    named = os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or ''
+    for entry in named.split(',') if address is not None else ():
+        text, _, its_port = entry.strip().lstrip('[').partition(']')
+        try:
+            known = address in ip_network(text, strict=False)
+        except ValueError:
+            continue  # a name
+        if known and its_port in ('', ':%s' % port):
+            return True
+    return False
+
+
+def _place(url: str) -> Tuple[str, Optional[int]]:
+    from urllib.parse import urlsplit  # imported by requests
+
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname or '').partition('%')[0].rstrip('.'), parts.port
+    except ValueError:
+        return '', None  # requests will say so
+
+
+def _address(host: str) -> Any:
+    from ipaddress import ip_address  # imported by requests
+
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
 
 
 class _Stack:

@@ -106,6 +106,14 @@ class CommandTest(TestCase):
             self.assertTrue(result.stderr)
             self.assertNotIn('Traceback', result.stderr)
 
+    def test_demo_needs_no_proxy(self) -> None:
+        dead = dict.fromkeys(
+            ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY'), 'http://127.0.0.1:9'
+        )
+        with mock.patch.dict(os.environ, dict(dead, NO_PROXY='', no_proxy='')):
+            result = self.run_command('demo', '--events', '50')
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
     def test_demo_loses_nothing(self) -> None:
         result = self.run_command('demo', '--events', '500')
         self.assertEqual((result.returncode, result.stderr), (0, ''))

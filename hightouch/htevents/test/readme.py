@@ -119,7 +119,6 @@ class ReadmeTest(unittest.TestCase):
             # A snippet that aims anywhere but at loopback fails, and sends nothing.
             HTTP_PROXY='http://127.0.0.1:9',
             HTTPS_PROXY='http://127.0.0.1:9',
-            NO_PROXY='127.0.0.1',
         )
         process = subprocess.Popen(
             [sys.executable, path],
