@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -145,24 +146,27 @@ def _json_object(text: str) -> Dict[str, Any]:
 
 def collect(args: argparse.Namespace) -> int:
     """Run a collector until Ctrl-C or SIGTERM, and print what comes."""
-    counts: 'Counter[str]' = Counter()
-    lock = threading.Lock()  # guards counts and whole lines of output
-
-    def show(event: Any, problems: List[str]) -> None:
-        with lock:
-            counts['bad' if problems else _type_of(event)] += 1
-            print(_line(event, problems), flush=True)
-
     out = open(args.out, 'a', encoding='utf-8') if args.out else None
     try:
-        return _collect(args.port, out, show, counts)
+        return _collect(args.port, out)
     finally:
         if out is not None:
             out.close()
 
 
-def _collect(port: int, out: Optional[TextIO], show: Any, counts: Any) -> int:
+def _collect(port: int, out: Optional[TextIO]) -> int:
+    counts: 'Counter[str]' = Counter()
+    lock = threading.Lock()  # guards counts and whole lines of output
     stop = threading.Event()
+
+    def show(event: Any, problems: List[str]) -> None:
+        with lock:
+            counts['bad' if problems else _type_of(event)] += 1
+            try:
+                print(_line(event, problems), flush=True)
+            except OSError:
+                stop.set()  # nobody reads; the sender gets its answer all the same
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
@@ -176,12 +180,27 @@ def _collect(port: int, out: Optional[TextIO], show: Any, counts: Any) -> int:
         return NOT_DELIVERED
     print('Collecting on %s (Ctrl-C ends)' % collector.url, flush=True)
     while not stop.wait(0.5):  # in short waits: a signal is seen on all platforms
-        pass
+        if not _is_read():
+            break
     collector.stop()
     total = sum(counts.values())
     details = ', '.join('%s %d' % each for each in sorted(counts.items()))
     print('%d event(s)%s' % (total, ': ' + details if details else ''), flush=True)
     return 0
+
+
+def _is_read() -> bool:
+    """Whether somebody may still read what we print, as far as the platform can tell."""
+    if not hasattr(select, 'poll'):
+        return True
+    try:
+        reader = select.poll()
+        reader.register(sys.stdout.fileno(), 0)  # errors only
+        return not any(
+            found & (select.POLLERR | select.POLLHUP) for _, found in reader.poll(0)
+        )
+    except (OSError, ValueError, AttributeError):
+        return True  # not a file of the system's
 
 
 def _type_of(event: Any) -> str:

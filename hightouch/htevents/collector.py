@@ -4,6 +4,7 @@ For development and tests: point ``host`` at it and see what an application send
 faults are scripted, so that a test can have the network it needs.
 """
 
+import base64
 import gzip
 import json
 import os
@@ -12,6 +13,8 @@ import socket
 import struct
 import threading
 import time
+import uuid
+import weakref
 from collections import deque
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -28,13 +31,16 @@ from typing import (
     Sequence,
     Set,
     TextIO,
+    Tuple,
     Union,
 )
 from urllib.parse import parse_qs
 
 from hightouch.htevents.concurrency import Deadline, wait_until
+from hightouch.htevents.fork import getpid
 
-BATCH_PATH = '/v1/batch'
+# A batch, or a single event: /v1/batch, /v1/track, …
+_PATH = re.compile(r'/v1/([a-z]+)/?(?:\?.*)?$')
 
 # Limits of the real collector.
 MAX_EVENT_BYTES = 32 << 10
@@ -85,8 +91,11 @@ class Fault(NamedTuple):
 Step = Union[int, str, Fault, Callable[[Received], Any]]
 
 
-def check_event(event: Any) -> List[str]:
-    """Say what is wrong with an event, as the real collector would; [] if nothing."""
+def check_event(event: Any, complete: bool = True) -> List[str]:
+    """Say what is wrong with an event, as the real collector would; [] if nothing.
+
+    :param complete: whether it has to name its library, as those of an SDK do
+    """
     if not isinstance(event, dict):
         return ['an event must be an object']
     problems = []
@@ -105,7 +114,7 @@ def check_event(event: Any) -> List[str]:
             )
     context = event.get('context')
     library = context.get('library') if isinstance(context, dict) else None
-    if not isinstance(library, dict) or not library.get('name'):
+    if complete and not (isinstance(library, dict) and library.get('name')):
         problems.append('context.library must name the library')
     if not isinstance(event.get('integrations'), dict):
         problems.append('integrations must be an object')
@@ -113,6 +122,26 @@ def check_event(event: Any) -> List[str]:
     if size > MAX_EVENT_BYTES * 1.1:  # our spacing is wider than a sender's
         problems.append('an event must not be over %d bytes' % MAX_EVENT_BYTES)
     return problems
+
+
+def _completed(event: Any, type_: str) -> Any:
+    """Fill in what a sender that is no SDK may leave out.
+
+    :param type_: of the path; 'batch' for one of a batch, which names its own
+    """
+    if not isinstance(event, dict):
+        return event
+    defaults: Dict[str, Any] = {'messageId': str(uuid.uuid4()), 'context': {}}
+    defaults['timestamp'] = datetime.now(timezone.utc).isoformat()
+    defaults['integrations'] = {}
+    if type_ != 'batch':
+        defaults['type'] = type_
+    for key, kind in _REQUIRED.get(str(event.get('type', type_)), {}).items():
+        if kind is dict:
+            defaults[key] = {}
+    given = {key: value for key, value in event.items() if value is not None}
+    given.pop('writeKey', None)
+    return dict(defaults, **given)
 
 
 def _check_timestamp(value: Any) -> List[str]:
@@ -152,7 +181,7 @@ class Collector:
 
     :param port: 0 takes a free one
     :param out: written to, a line of JSON for each event
-    :param faults: script, a step for each request to /v1/batch: an int (status), a
+    :param faults: script, a step for each request that brings events: an int (status), a
         `Fault`, a function of the `Received` that gives a step, 'reset-before' (reset
         before reading), 'reset' (read, then reset), 'reset-after' (take the events, then
         reset without an answer), 'hang' (no answer). After its end: 200.
@@ -189,8 +218,8 @@ class Collector:
         self._sockets: Set[socket.socket] = set()
         self._server: Optional[_Server] = None
         self._thread: Optional[threading.Thread] = None
-        # The descriptor of a socket that is bound to the port, and does not listen.
-        self._kept_port: Optional[int] = None
+        # Gives back a socket that is bound to the port, and does not listen; see stop.
+        self._kept_port: Optional[weakref.finalize[Any, Any]] = None
 
     @property
     def url(self) -> str:
@@ -203,9 +232,9 @@ class Collector:
 
     def start(self) -> 'Collector':
         self._stopping.clear()
-        kept, self._kept_port = self._kept_port, None
+        kept = None if self._kept_port is None else self._kept_port.detach()
         self._server = _Server(
-            _bound(self.port) if kept is None else socket.socket(fileno=kept)
+            socket.socket(fileno=kept[2][0]) if kept else _bound(self.port)
         )
         self._server.collector = self
         self.port = self._server.server_port
@@ -242,13 +271,10 @@ class Collector:
     def _keep_port(self) -> None:
         # Else another process may get it before we start again.
         try:
-            self._kept_port = _bound(self.port).detach()
+            kept = _bound(self.port).detach()
         except OSError:
-            pass  # it was faster
-
-    def __del__(self) -> None:
-        if self._kept_port is not None:
-            os.close(self._kept_port)
+            return  # it was faster
+        self._kept_port = weakref.finalize(self, _close, kept, getpid())
 
     def __enter__(self) -> 'Collector':
         return self.start()
@@ -282,30 +308,54 @@ class Collector:
             self.events.extend(events)
             self._arrival.notify_all()
 
-    def _check(self, received: Received) -> Fault:
-        """Check a batch, show its events if they are taken, and give the answer."""
+    def _check(self, received: Received, type_: str) -> Tuple[Fault, List[Any]]:
+        """Check what a request brings, and show it if it is taken.
+
+        :param type_: of the one event that it brings, or 'batch'
+        :returns: the answer, and the events that were taken
+        """
         body = received.body
         batch = body.get('batch') if isinstance(body, dict) else None
+        if type_ != 'batch' and isinstance(body, dict):
+            batch = [body]
         if not isinstance(batch, list):
-            return _refusal('the body must be an object with a batch, a list')
-        if not isinstance(body.get('writeKey'), str) or not body['writeKey']:
-            return _refusal('writeKey must be a string')
-        if len(received.raw) > MAX_BODY_BYTES:
-            return _answer(
-                413, {'code': 'too_large', 'message': 'over %d bytes' % MAX_BODY_BYTES}
+            return _refusal(
+                'the body must be an object with a batch, a list'
+                if type_ == 'batch'
+                else 'the body must be an object'
             )
-        problems = [check_event(event) for event in batch]
+        write_key = body.get('writeKey')
+        complete = type_ == 'batch' and write_key is not None
+        if write_key is None:
+            write_key = _basic_user(received.headers)
+        if not isinstance(write_key, str) or not write_key:
+            return _refusal(
+                'writeKey must be a string, or the user of Basic credentials'
+            )
+        if len(received.raw) > MAX_BODY_BYTES:
+            return _too_large()
+        if not complete:
+            batch = [_completed(event, type_) for event in batch]
+        problems = [check_event(event, complete) for event in batch]
+        if type_ != 'batch' and batch[0]['type'] != type_:
+            problems[0].append('type must be %s, or be left out' % type_)
         if self._on_event is not None:
             for event, wrong in zip(batch, problems):
                 self._on_event(event, wrong)
         if self.strict and any(problems):
             return _refusal('; '.join(sum(problems, []))[:1000])
+        try:
+            self._write_out(batch)
+        except OSError as error:
+            return _answer(500, {'code': 'not_written', 'message': str(error)}), []
+        return _answer(200, {'success': True}), batch
+
+    def _write_out(self, batch: List[Any]) -> None:
         if self._out is not None:
             with self._writing:
                 for event in batch:
                     self._out.write(json.dumps(event, ensure_ascii=False) + '\n')
                 self._out.flush()
-        return _answer(200, {'success': True})
 
     def _give_token(self, received: Received) -> Fault:
         form = {
@@ -334,8 +384,32 @@ def _answer(status: int, payload: Any) -> Fault:
     )
 
 
-def _refusal(message: str) -> Fault:
-    return _answer(400, {'code': 'invalid_request', 'message': message})
+def _refusal(message: str) -> Tuple[Fault, List[Any]]:
+    return _answer(400, {'code': 'invalid_request', 'message': message}), []
+
+
+def _too_large() -> Tuple[Fault, List[Any]]:
+    message = 'over %d bytes' % MAX_BODY_BYTES
+    return _answer(413, {'code': 'too_large', 'message': message}), []
+
+
+def _basic_user(headers: Dict[str, str]) -> str:
+    """Return the user of a request's Basic credentials, '' when it has none."""
+    scheme, _, credentials = headers.get('authorization', '').partition(' ')
+    if scheme.lower() != 'basic':
+        return ''
+    try:
+        text = base64.b64decode(credentials.strip()).decode('utf-8')
+    except ValueError:
+        return ''
+    return text.partition(':')[0]
+
+
+def _close(descriptor: int, pid: int) -> None:
+    if (
+        getpid() == pid
+    ):  # else a child, which may have closed it, and have another there
+        os.close(descriptor)
 
 
 def _bound(port: int) -> socket.socket:
@@ -430,9 +504,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = step if isinstance(step, Fault) else Fault()
         events: List[Any] = []
         if 200 <= answer.status < 300:
-            own = self._normal(received)
-            if own.status == 200 and received.path.endswith(BATCH_PATH):
-                events = received.body['batch']
+            own, events = self._normal(received)
             if own.status != 200 or not answer.body:
                 answer = own._replace(
                     status=answer.status if own.status == 200 else own.status,
@@ -448,21 +520,34 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         self._write(answer)
 
-    def _normal(self, received: Received) -> Fault:
-        path = received.path
-        if path.endswith('/token'):
-            return self.collector._give_token(received)  # type: ignore[no-any-return]
-        if path.endswith(BATCH_PATH):
-            return self.collector._check(received)  # type: ignore[no-any-return]
-        return _answer(404, {'code': 'not_found', 'message': 'no such path'})
+    def _normal(self, received: Received) -> Tuple[Fault, List[Any]]:
+        if received.path.endswith('/token'):
+            return self.collector._give_token(received), []
+        match = _PATH.search(received.path)
+        if match is not None and match.group(1) in ('batch', *_REQUIRED):
+            return self.collector._check(received, match.group(1))  # type: ignore[no-any-return]
+        return _answer(404, {'code': 'not_found', 'message': 'no such path'}), []
+
+    def do_OPTIONS(self) -> None:
+        """Answer what a browser asks before it sends from the page of another server."""
+        allowed = self.headers.get('Access-Control-Request-Headers', '')
+        headers = {'Access-Control-Allow-Methods': 'POST, OPTIONS'}
+        if allowed:
+            headers['Access-Control-Allow-Headers'] = allowed
+        self._write(Fault(204, headers))
 
     def _write(self, answer: Fault) -> None:
         self.send_response_only(answer.status)
         headers = {'Server': self.version_string(), 'Date': self.date_time_string()}
+        if 'Origin' in self.headers:
+            headers['Access-Control-Allow-Origin'] = '*'
         headers.update(answer.headers)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header('Content-Length', str(len(answer.body)))
+        if answer.status == 204:  # which has no body, and no length
+            answer = answer._replace(body=b'')
+        else:
+            self.send_header('Content-Length', str(len(answer.body)))
         self.end_headers()
         self.wfile.write(answer.body)
 

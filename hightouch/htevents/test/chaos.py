@@ -124,16 +124,16 @@ class ChaosCollector(Collector):
             return lambda received: 413 if len(received.body['batch']) > 60 else 200
         return 200 if step is None else step
 
-    def _check(self, received: Received) -> Fault:
+    def _check(self, received: Received, type_: str) -> Any:
         batch = received.body['batch']
         if any(each['event'] == 'poison' for each in batch):
-            return Fault(400, {}, b'{"code": "invalid", "message": "poison"}')
+            return Fault(400, {}, b'{"code": "invalid", "message": "poison"}'), []
         with self._arrival:
             for each in [each['messageId'] for each in batch]:
                 self.received.setdefault(each, []).append(received.headers['x-request'])
                 if received.body['writeKey'] != KEYS[each[0]]:
                     self.wrong_key.append(each)
-        return Fault(200, {}, b'{}')
+        return Fault(200, {}, b'{}'), batch
 
     def _note(self, received: Received, events: Any = ()) -> None:
         step = self._current.step

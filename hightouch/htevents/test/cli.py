@@ -156,6 +156,36 @@ class CommandTest(TestCase):
         self.assertIn('messageId must be a string', output)
         self.assertIn('2 event(s): bad 1, track 1', output)
 
+    def test_collect_ends_when_nobody_reads_what_it_prints(self) -> None:
+        for lines in (1, 2):  # what `head` reads: nothing of an event, or one
+            process = subprocess.Popen(
+                [sys.executable, '-m', 'hightouch.htevents', 'collect', '--port', '0'],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                universal_newlines=True,
+                env=self.environment(),
+            )
+            try:
+                assert process.stdout is not None and process.stderr is not None
+                url = process.stdout.readline().split()[2]
+                batch = {'batch': [event()] * 3, 'writeKey': 'key'}
+                if lines == 2:
+                    requests.post(url + '/v1/batch', json=batch, timeout=LIMIT)
+                    self.assertIn("user 'event'", process.stdout.readline())
+                process.stdout.close()
+                try:
+                    answer = requests.post(url + '/v1/batch', json=batch, timeout=LIMIT)
+                    self.assertEqual(answer.status_code, 200)
+                except requests.ConnectionError:
+                    pass  # it has ended already
+                self.assertEqual(process.wait(LIMIT), 0)
+                self.assertEqual(process.stderr.read(), '')
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+                process.stderr.close()
+
     def leave(self, key: str, count: int, folder: str) -> None:
         """Have a process die with so many events in a spool."""
         code = (

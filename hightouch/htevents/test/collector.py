@@ -1,5 +1,6 @@
 import gzip
 import http.client
+import io
 import json
 import unittest
 from datetime import datetime, timedelta, timezone
@@ -9,7 +10,7 @@ import requests
 
 from hightouch.htevents.collector import Collector, Fault, check_event
 from hightouch.htevents.stamps import iso_now, to_iso
-from hightouch.htevents.test.support import TestCase
+from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
 
 def event(**changes: Any) -> Any:
@@ -73,6 +74,147 @@ class CollectorTest(TestCase):
             self.assertEqual(self.post(body), 400)
         self.assertEqual(self.post(good, '/other'), 404)
         self.assertEqual(len(self.collector.events), 1)
+
+    def test_basic_credentials_may_carry_the_write_key(self) -> None:
+        """As the documentation of the HTTP API has it, which many SDKs follow."""
+        url = self.collector.url + '/v1/batch'
+        short = {'type': 'track', 'userId': 'user', 'event': 'Short'}
+        for body, auth, status in (
+            ({'batch': [event(event='Full')]}, ('key', ''), 200),
+            ({'batch': [short]}, ('key', ''), 200),
+            ({'batch': [dict(short, event=None)]}, ('key', ''), 400),
+            ({'batch': [dict(short, properties=[])]}, ('key', ''), 400),
+            ({'batch': ['event']}, ('key', ''), 400),
+            ({'batch': [event()]}, ('', 'key'), 400),
+            ({'batch': [event()]}, None, 400),
+            ({'batch': [short], 'writeKey': 'key'}, ('other', ''), 400),
+            ({'batch': [event()], 'writeKey': 5}, ('key', ''), 400),
+        ):  # type: Any
+            answer = requests.post(url, json=body, auth=auth)
+            self.assertEqual(answer.status_code, status, (body, answer.text))
+        bad = requests.post(
+            url, json={'batch': []}, headers={'Authorization': 'Basic é'}
+        )
+        self.assertEqual(bad.status_code, 400)
+        names = [each['event'] for each in self.collector.events]
+        self.assertEqual(names, ['Full', 'Short'])
+        self.assertEqual(check_event(self.collector.events[1], complete=False), [])
+
+    def test_each_call_has_a_path_of_its_own_for_one_event(self) -> None:
+        for type_, fields in (
+            ('track', {'event': 'Order'}),
+            ('identify', {'traits': {'plan': 'pro'}}),
+            ('page', {'name': 'Start'}),
+            ('screen', {'name': 'Home'}),
+            ('group', {'groupId': 'acme'}),
+            ('alias', {'previousId': 'before'}),
+        ):  # type: Any
+            url = '%s/v1/%s' % (self.collector.url, type_)
+            body = dict(fields, userId='user')
+            for answer in (
+                requests.post(url, json=body, auth=('key', '')),
+                requests.post(
+                    url + '?a=b', json=dict(body, writeKey='key', type=type_)
+                ),
+            ):
+                self.assertEqual(answer.status_code, 200, answer.text)
+            for wrong in (
+                dict(fields),
+                dict(body, type='other'),
+                dict(body, type='alias' if type_ == 'track' else 'track'),
+                dict(body, timestamp='yesterday'),
+                [body],
+            ):  # type: Any
+                answer = requests.post(url, json=wrong, auth=('key', ''))
+                self.assertEqual(answer.status_code, 400, wrong)
+            self.assertEqual(requests.post(url, json=body).status_code, 400)
+            one, two = self.collector.events[-2:]
+            for each in (one, two):
+                self.assertEqual(each['type'], type_)
+                self.assertEqual(dict(each, **fields), each)
+                self.assertEqual(check_event(each, complete=False), [])
+                self.assertNotIn('writeKey', each)
+            self.assertNotEqual(one['messageId'], two['messageId'])
+        self.assertEqual(len(self.collector.events), 12)
+        url = self.collector.url + '/v1/other'
+        self.assertEqual(requests.post(url, json={}).status_code, 404)
+
+    def test_a_browser_may_ask_whether_it_may_send(self) -> None:
+        origin = {'Origin': 'http://localhost:3000'}
+        asked = dict(
+            origin,
+            **{
+                'Access-Control-Request-Method': 'POST',
+                'Access-Control-Request-Headers': 'authorization,content-type',
+            },
+        )
+        with requests.Session() as session:
+            url = self.collector.url + '/v1/track'
+            answer = session.options(url, headers=asked)
+            self.assertEqual((answer.status_code, answer.content), (204, b''))
+            allowed = answer.headers
+            self.assertEqual(allowed['Access-Control-Allow-Origin'], '*')
+            self.assertIn('POST', allowed['Access-Control-Allow-Methods'])
+            self.assertIn('authorization', allowed['Access-Control-Allow-Headers'])
+            body = {'userId': 'user', 'event': 'Clicked', 'writeKey': 'key'}
+            for status, each in ((200, body), (400, {})):  # type: Any
+                answer = session.post(url, json=each, headers=origin)
+                self.assertEqual(answer.status_code, status)
+                self.assertEqual(answer.headers['Access-Control-Allow-Origin'], '*')
+            answer = session.post(url, json=body)
+            self.assertNotIn('Access-Control-Allow-Origin', answer.headers)
+        self.assertEqual(self.collector.connections, 1)
+        self.assertEqual(len(self.collector.requests), 3)
+
+    def test_an_answer_without_content_has_no_body(self) -> None:
+        self.collector.script(204)
+        client = self.client()
+        for _ in range(2):
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(client.stats().delivered, 2)
+        self.assertEqual(self.collector.connections, 1)
+
+    def test_what_cannot_be_written_is_not_acknowledged(self) -> None:
+        class Full(io.StringIO):
+            def write(self, text: str) -> int:
+                raise OSError('no space left')
+
+        with Collector(out=Full()) as collector:
+            body = {'batch': [event()], 'writeKey': 'key'}
+            answer = requests.post(collector.url + '/v1/batch', json=body)
+            self.assertEqual(answer.status_code, 500)
+            self.assertIn('space', answer.text)
+            self.assertEqual(collector.events, [])
+
+    def test_one_that_is_dropped_or_inherited_says_nothing(self) -> None:
+        result = run_program(
+            'import gc, multiprocessing, os\n'
+            'from hightouch.htevents.collector import Collector\n'
+            'def made():\n'
+            '    collector = Collector().start()\n'
+            '    collector.stop()\n'
+            '    return collector\n'
+            'def work():\n'
+            '    os.closerange(3, 100)  # as a daemon does\n'
+            '    global collector\n'
+            '    other, collector = os.open(os.devnull, os.O_RDONLY), None\n'
+            '    gc.collect()\n'
+            '    os.close(other)\n'
+            'collector = made()\n'
+            'child = multiprocessing.get_context("fork").Process(target=work)\n'
+            'child.start()\n'
+            'child.join()\n'
+            'assert child.exitcode == 0\n'
+            'del collector\n'
+            'gc.collect()\n'
+            'try:\n'
+            '    Collector(nonsense=1)\n'
+            'except TypeError:\n'
+            '    pass\n'
+            'last = made()\n'
+        )
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (0, '', ''))
 
     def test_faults_come_in_the_order_of_the_script(self) -> None:
         body = {'batch': [event()], 'writeKey': 'key'}
