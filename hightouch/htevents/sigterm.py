@@ -10,12 +10,16 @@ import _thread
 import os
 import signal
 import threading
+import time
 from typing import Any, List
 from weakref import WeakKeyDictionary
 
 from hightouch.htevents import fork
 from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.logs import log
+
+# Seconds after which a signal is raised once more that was not handled.
+_RAISE_AGAIN = 0.1
 
 
 class _Drain:
@@ -78,7 +82,11 @@ class _Drain:
                 self.draining = False  # its loop has called the application already
             else:
                 self.drained = True
-                os.kill(pid, signal.SIGTERM)
+                # The main thread may be on its way back into a wait that only a signal
+                # ends, where one that came too early is not seen: so until it is.
+                while self.drained:
+                    os.kill(pid, signal.SIGTERM)
+                    time.sleep(_RAISE_AGAIN)
 
     def _go_on(self, number: int, frame: Any) -> None:
         # A previous handler may call the one that it found: us. That call is for the

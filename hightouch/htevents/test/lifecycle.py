@@ -339,6 +339,18 @@ class SigtermTest(TestCase):
         self.assertEqual((result.stdout, result.stderr), ('[1]\n', ''))
         self.assertEqual(len(self.collector.events), 1)
 
+    def test_a_signal_that_comes_too_early_for_a_wait_is_raised_again(self) -> None:
+        result = self.run_until_sigterm(
+            'client.drain_on_sigterm()\n'
+            'kill, calls = os.kill, []\n'
+            'def lose_the_second(*args):\n'
+            '    calls.append(args)\n'
+            '    if len(calls) != 2: kill(*args)\n'
+            'os.kill = lose_the_second\n'
+        )
+        self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
+        self.assertEqual(len(self.collector.events), 250)
+
     def test_an_ignored_sigterm_stays_ignored(self) -> None:
         result = self.run_until_sigterm(
             'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'

@@ -19,6 +19,10 @@ from hightouch.htevents.collector import Collector
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 
+# Tests send requests of their own, too, and all of them to loopback.
+for _name in [each for each in os.environ if each.lower().endswith('_proxy')]:
+    del os.environ[_name]
+
 # Seconds after which something hangs. Generous: the machine may be busy.
 LIMIT = 60
 
