@@ -333,7 +333,7 @@ class SigtermTest(TestCase):
             '        await asyncio.sleep(0.01)\n'
             '    await asyncio.sleep(0.2)\n'
             '    print(calls)\n'
-            'asyncio.get_event_loop_policy().new_event_loop().run_until_complete(main())\n',
+            'asyncio.new_event_loop().run_until_complete(main())\n',
             self.collector.url,
         )
         self.assertEqual((result.stdout, result.stderr), ('[1]\n', ''))
