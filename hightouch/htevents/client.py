@@ -68,7 +68,7 @@ class Client:
 
     :param write_key: key of the event source; None: ``HTEVENTS_WRITE_KEY``
     :param host: base URL; None: ``HTEVENTS_HOST``, else Hightouch's
-    :param debug: log what happens at level DEBUG
+    :param debug: log what happens at level DEBUG; to stderr, unless it is shown already
     :param max_queue_size: events that may wait; 0 or less: no bound
     :param send: False is the off switch: calls check and build their message, and
         nothing is queued or sent
@@ -83,7 +83,7 @@ class Client:
     :param upload_size: most events in a request
     :param upload_interval: seconds an event waits for others to share a request
     :param log_handler: a ``logging.Handler`` for the logger ``hightouch``
-    :param oauth_client_id: with ``oauth_client_key`` (PEM) and ``oauth_key_id``: sign in
+    :param oauth_client_id: with ``oauth_client_key`` (RSA) and ``oauth_key_id``: sign in
         by OAuth at ``oauth_auth_server`` for ``oauth_scope``
     :param on_success: called with the list of messages that were acknowledged
     :param before_send: called with a message, on the caller's thread; returns it,
