@@ -84,17 +84,9 @@ class OauthManager:
         self.scope = scope or DefaultConfig.oauth_scope
         self.timeout = timeout
         self.max_retries = max_retries
-        # None, when there is a problem: its code and text.
-        self._key: Any = None
         self.problem: Optional[Tuple[str, str]] = None
-        try:
-            import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
-
-            self._key = read_private_key(client_key)
-        except ImportError as error:  # in a sub-interpreter cryptography has no place
-            self.problem = ('no_cryptography', str(error))
-        except ValidationError as error:
-            self.problem = ('invalid_key', str(error))
+        self._key: Any = None  # loaded by the first who signs
+        self._load_key = self._tried(lambda: _prepare_key(client_key))
         self._proxies = normalize_proxies(proxies)
         self._session = session
         self._sleep = sleep
@@ -206,7 +198,17 @@ class OauthManager:
         )
         return self._read(answer, form['client_assertion'])
 
+    def _tried(self, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except ImportError as error:  # in a sub-interpreter cryptography has no place
+            self.problem = ('no_cryptography', str(error))
+        except ValidationError as error:
+            self.problem = ('invalid_key', str(error))
+
     def _sign(self) -> str:
+        if self._key is None and self.problem is None:
+            self._key = self._tried(self._load_key)
         if self.problem is not None:
             raise OauthError(0, *self.problem)
         now = int(self._clock() + self._skew)
@@ -283,6 +285,12 @@ class OauthManager:
             self.client_id,
             bare(self.auth_server),
         )
+
+
+def _prepare_key(value: Any) -> Callable[[], Any]:
+    import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
+
+    return read_private_key(value)
 
 
 def _release(lock: Any) -> None:

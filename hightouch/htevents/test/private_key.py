@@ -86,7 +86,7 @@ class PrivateKeyTest(TestCase):
     def test_each_form_of_a_pem_is_read(self) -> None:
         for pem in (PEM, written().decode('ascii')):
             for form in forms(pem):
-                key = read_private_key(form)
+                key = read_private_key(form)()
                 self.assertEqual(key.private_numbers(), NUMBERS, form)
 
     def test_objects_and_der_and_the_format_of_openssh_are_read(self) -> None:
@@ -101,7 +101,7 @@ class PrivateKeyTest(TestCase):
                 openssh.replace(b'\n', b''),
             ]
         for form in forms:  # type: Any
-            self.assertEqual(read_private_key(form).private_numbers(), NUMBERS, form)
+            self.assertEqual(read_private_key(form)().private_numbers(), NUMBERS, form)
 
     def test_a_token_is_signed_with_it(self) -> None:
         for form in (PEM.replace('\n', '\\n'), bytearray(PEM, 'ascii'), KEY):  # type: Any
@@ -159,7 +159,7 @@ class PrivateKeyTest(TestCase):
             ('not a key', 'without "-----BEGIN'),
         ):  # type: Any
             with self.assertRaises(ValidationError) as caught:
-                read_private_key(value)
+                read_private_key(value)()
             text = str(caught.exception)
             self.assertIn('oauth_client_key: expected an RSA private key', text)
             self.assertIn(cause, text.partition(', got ')[2], value)
@@ -198,6 +198,6 @@ class PrivateKeyTest(TestCase):
         if isinstance(value, int):  # where it was cut and mended
             value = PEM[:value] + PEM[value + 1 :]
         try:
-            self.assertIsInstance(read_private_key(value), rsa.RSAPrivateKey)
+            self.assertIsInstance(read_private_key(value)(), rsa.RSAPrivateKey)
         except ValidationError:
             pass
