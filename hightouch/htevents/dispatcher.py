@@ -83,6 +83,7 @@ class Dispatcher:
         self._threads = threads
         self._lease = lease
         self._on_end = on_end
+        self._on_start = _nothing
         self._make()
         fork.register(self)
 
@@ -207,7 +208,14 @@ class Dispatcher:
         if self._ended:
             self._leave()  # another thread shut us down meanwhile
         if self._threads:
+            self._on_start()
             _warn_of_uwsgi()  # last: a log handler may track
+
+    def call_when_started(self, function: Callable[[], None]) -> None:
+        """Call a function with the first event, in a forked child again."""
+        self._on_start = function
+        if self._prepared and self._threads:
+            function()
 
     def _make_shared(self) -> SharedConsumers:
         made = self._made_shared  # of threads that come here at once all get the same

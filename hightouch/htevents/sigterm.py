@@ -9,16 +9,18 @@ previous handler runs.
 import _thread
 import os
 import signal
+import sys
 import threading
 import time
-from typing import Any, List
+from types import BuiltinFunctionType
+from typing import Any, List, Tuple
 from weakref import WeakKeyDictionary
 
 from hightouch.htevents import fork
-from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.logs import log
 
-# Seconds after which a signal is raised once more that was not handled.
+# Seconds after which a signal is raised again, as long as our handler has not run.
 _RAISE_AGAIN = 0.1
 
 
@@ -31,6 +33,7 @@ class _Drain:
         # What SIGTERM did before: more than one where the application has put its own
         # handler over ours, and asked again.
         self.previous: List[Any] = []
+        self._wakeup: Tuple[int, ...] = ()  # see watch
         self._after_fork()
         fork.register(self)
 
@@ -39,6 +42,13 @@ class _Drain:
         self.drained = False
         # How many of the previous handlers run just now, each called by the one above.
         self.running = 0
+        self.seen_at = float('-inf')  # when the handler ran last
+        if self._wakeup:
+            # A signal of this child's is not for its parent's watch.
+            signal.set_wakeup_fd(-1)
+            for descriptor in self._wakeup:
+                os.close(descriptor)
+            self._wakeup = ()
 
     def install(self) -> None:
         previous = signal.getsignal(signal.SIGTERM)
@@ -47,16 +57,57 @@ class _Drain:
                 'drain_on_sigterm: SIGTERM has a handler that was not installed from '
                 'Python, and could not run after ours; call flush() in there'
             )
-        if previous == self.handle:
+        if previous != self.handle:
+            # ValueError from here: not the main thread.
+            signal.signal(signal.SIGTERM, self.handle)
+            self.previous.append(previous)
+
+    def watch(self) -> None:
+        """Have a thread see to it that the handler runs, where that can be had.
+
+        Python only notes a signal, and calls its handler when the main thread is between
+        two steps. One that comes just before the main thread waits for a lock in C, as the
+        workers of a pool do, is seen after that wait: perhaps never. Where threads compete
+        for the interpreter that is not rare, so this begins with the first consumer.
+        """
+        if sys.version_info < (3, 7) or os.name != 'posix':
+            return  # before 3.7 a child cannot be told that it was forked
+        if self._wakeup or threading.current_thread() is not threading.main_thread():
             return
-        # ValueError from here: not the main thread.
-        signal.signal(signal.SIGTERM, self.handle)
-        self.previous.append(previous)
+        if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
+            return  # gevent has replaced it, and has a way of its own
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        if before != -1:  # of an event loop, which waits for no lock
+            signal.set_wakeup_fd(before)
+        else:
+            try:
+                _thread.start_new_thread(self._see_to_it, (reader, os.getpid()))
+                self._wakeup = (reader, writer)
+                return
+            except RuntimeError:  # no thread to be had
+                signal.set_wakeup_fd(-1)
+        os.close(reader)
+        os.close(writer)
+
+    def _see_to_it(self, reader: int, pid: int) -> None:
+        while True:
+            if signal.SIGTERM not in os.read(reader, 100):
+                continue
+            # The main thread may have been faster than we. What comes soon after one that
+            # was handled is ignored anyway, or raised again by `drain`.
+            while monotonic() - self.seen_at > 1 and self._is_installed():
+                time.sleep(_RAISE_AGAIN)
+                if monotonic() - self.seen_at > 1:
+                    os.kill(pid, signal.SIGTERM)
 
     def handle(self, number: int, frame: Any) -> None:
+        drained, self.drained = self.drained, False
+        self.seen_at = monotonic()
         fork.check()
-        if self.drained or self.running:
-            self.drained = self.draining = False
+        if drained or self.running:
+            self.draining = False
             return self._go_on(number, frame)
         if self.draining:
             return  # a second SIGTERM, as supervisors send: the first one is at work
@@ -81,12 +132,21 @@ class _Drain:
             if _is_asyncios(self.previous[-1]):
                 self.draining = False  # its loop has called the application already
             else:
-                self.drained = True
-                # The main thread may be on its way back into a wait that only a signal
-                # ends, where one that came too early is not seen: so until it is.
-                while self.drained:
-                    os.kill(pid, signal.SIGTERM)
-                    time.sleep(_RAISE_AGAIN)
+                self._raise_until_seen(pid)
+
+    def _raise_until_seen(self, pid: int) -> None:
+        # The handler that starts this is about to end, and the main thread goes back to
+        # what it waited for: see watch.
+        self.drained = True
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(_RAISE_AGAIN)
+        while self.drained and self._is_installed():
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(_RAISE_AGAIN)
+
+    def _is_installed(self) -> bool:
+        # Whether another one, that of the application, has run cannot be seen.
+        return signal.getsignal(signal.SIGTERM) == self.handle
 
     def _go_on(self, number: int, frame: Any) -> None:
         # A previous handler may call the one that it found: us. That call is for the
@@ -126,3 +186,4 @@ def drain(dispatcher: Any, timeout: float) -> None:
         )
     _drain.install()
     _drain.timeouts[dispatcher] = timeout
+    dispatcher.call_when_started(_drain.watch)

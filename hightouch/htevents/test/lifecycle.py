@@ -351,6 +351,60 @@ class SigtermTest(TestCase):
         self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
         self.assertEqual(len(self.collector.events), 250)
 
+    @unittest.skipIf(sys.version_info < (3, 7), 'cannot be had there')
+    def test_a_signal_that_does_not_wake_the_main_thread_is_seen(self) -> None:
+        """As one does not that comes just before a wait in C: of a pool's worker, say."""
+        result = run_program(
+            _HEAD + 'import multiprocessing, signal, threading, time\n'
+            'client = Client("key", url, upload_interval=60)\n'
+            'client.drain_on_sigterm()\n'
+            'client.track("user", "event")\n'
+            'def send():\n'
+            '    time.sleep(0.2)\n'
+            '    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n'
+            '    time.sleep(60)\n'
+            'threading.Thread(target=send, daemon=True).start()\n'
+            'multiprocessing.get_context("fork").Semaphore(0).acquire()\n',
+            self.collector.url,
+        )
+        self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_a_handler_put_over_ours_is_called_as_often_as_by_itself(self) -> None:
+        result = self.run_until_sigterm(
+            'client.drain_on_sigterm()\n'
+            'found, calls = signal.getsignal(signal.SIGTERM), []\n'
+            'def handle(*args):\n'
+            '    calls.append(args)\n'
+            '    if len(calls) == 1: found(*args)\n'
+            '    if len(calls) == 2: end.start()\n'
+            'def finish():\n'
+            '    print(len(calls), flush=True)\n'
+            '    os._exit(0)\n'
+            'import threading\n'
+            'end = threading.Timer(1, finish)\n'
+            'signal.signal(signal.SIGTERM, handle)\n'
+        )
+        self.assertEqual((result.returncode, result.stdout), (0, '2\n'), result.stderr)
+
+    def test_the_signals_of_a_child_are_its_own(self) -> None:
+        result = self.run_until_sigterm(
+            'client.drain_on_sigterm()\n'
+            'pid = os.fork()\n'
+            'if pid == 0:\n'
+            '    signal.signal(signal.SIGTERM, lambda *_: os._exit(5))\n'
+            '    while True: time.sleep(60)\n'
+            'time.sleep(0.3)\n'
+            'os.kill(pid, signal.SIGTERM)\n'
+            'assert os.waitpid(pid, 0)[1] == 5 << 8\n'
+            'time.sleep(0.5)\n'
+            'print("alive", flush=True)\n'
+        )
+        self.assertEqual(
+            (result.returncode, result.stdout), (-signal.SIGTERM, 'alive\n')
+        )
+        self.assertEqual(len(self.collector.events), 250)
+
     def test_an_ignored_sigterm_stays_ignored(self) -> None:
         result = self.run_until_sigterm(
             'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
