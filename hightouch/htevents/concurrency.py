@@ -3,9 +3,9 @@
 import sys
 import threading
 import time
-from functools import partial
+from functools import partial, wraps
 from types import FrameType
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, TypeVar
 
 from hightouch.htevents import fork
 from hightouch.htevents.interruption import is_below, raise_interruption
@@ -18,6 +18,8 @@ if hasattr(time, 'clock_gettime'):
     monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 else:
     monotonic = partial(time.perf_counter)
+
+_Call = TypeVar('_Call', bound=Callable[..., Any])
 
 # Seconds that a step may take which is tried although time is over already.
 LAST_TRY = 0.1
@@ -69,6 +71,36 @@ def try_start(thread: threading.Thread) -> bool:
         raise_interruption(error)
         return False
     return thread.ident is not None
+
+
+def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
+    """Make a decorator that has a method leave locks as it found them.
+
+    Up to Python 3.9 the exception of a signal handler may come between the end of a
+    ``with`` block and the release of its lock.
+
+    :param locks: gives those that a call of the method may hold, re-entrant ones
+    """
+
+    def decorate(method: _Call) -> _Call:
+        if sys.version_info >= (3, 10):
+            return method
+
+        @wraps(method)
+        def unlocked(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # By the code that a signal handler has interrupted to come here.
+            held = [lock for lock in locks(self) if lock._is_owned()]
+            try:
+                return method(self, *args, **kwargs)
+            except BaseException:
+                for lock in locks(self):
+                    while lock._is_owned() and lock not in held:
+                        lock.release()
+                raise
+
+        return unlocked
+
+    return decorate
 
 
 def wait_until(

@@ -2,8 +2,7 @@
 
 import sys
 import threading
-from functools import wraps
-from typing import Any, Callable, Dict, List, Optional, TypeVar
+from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork, lifecycle, pool
 from hightouch.htevents.batch import Batch
@@ -12,6 +11,7 @@ from hightouch.htevents.concurrency import (
     delivery_depth,
     monotonic,
     try_start,
+    unlocking,
 )
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
@@ -25,29 +25,8 @@ LAST_CALLBACK = 0.1
 # Clients of a process that have threads of their own; those of more share theirs.
 CLIENTS_WITH_THREADS = 10
 
-_Call = TypeVar('_Call', bound=Callable[..., Any])
 
-
-def _unlocking(call: _Call) -> _Call:
-    """Have a call leave the queue's lock as it found it, whatever a signal handler raises.
-
-    Up to Python 3.9 that may come after the end of a ``with`` block and before the lock is
-    released.
-    """
-    if sys.version_info >= (3, 10):
-        return call
-
-    @wraps(call)
-    def unlocking(self: 'Dispatcher', *args: Any) -> Any:
-        held = self.queue.is_locked_here()  # by what the signal handler interrupted
-        try:
-            return call(self, *args)
-        except BaseException:
-            if not held:
-                self.queue.unlock()
-            raise
-
-    return unlocking
+_unlocking = unlocking(lambda dispatcher: dispatcher.queue.locks())
 
 
 class Dispatcher:
@@ -361,6 +340,7 @@ class Dispatcher:
         if self._shared is not None:
             self._shared.stop()
 
+    @_unlocking
     def stats(self) -> Stats:
         return self.queue.stats()
 

@@ -563,14 +563,9 @@ class EventQueue:
             for flush in self._flushes:
                 flush.signal.set()
 
-    def is_locked_here(self) -> bool:
-        """Whether the current thread holds the lock."""
-        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
-
-    def unlock(self) -> None:
-        """Release the lock as often as the current thread holds it."""
-        while self.is_locked_here():
-            self._lock.release()
+    def locks(self) -> List[Any]:
+        """Return the locks that a call of ours may hold, all re-entrant."""
+        return [self._lock]
 
     def why_refused(self) -> str:
         """Say why `offer` returns False, while the queue is open."""

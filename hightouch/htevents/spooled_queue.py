@@ -17,10 +17,10 @@ after the client's own, and are counted as accepted when they do.
 
 import threading
 from time import time
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import Deadline, Signal, monotonic
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic, unlocking
 from hightouch.htevents.errors import DamageError
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.interruption import is_interruption, raise_interruption
@@ -121,6 +121,7 @@ class SpooledQueue(EventQueue):
 
     # -- the application's side ------------------------------------------------------
 
+    @unlocking(lambda queue: queue.locks())
     def offer(self, body: bytes, block_timeout: float = 0) -> bool:
         """Write an encoded message to the disk; False when that could not be done.
 
@@ -638,6 +639,10 @@ class SpooledQueue(EventQueue):
         except own.errors as error:
             raise_interruption(error)
             return False
+
+    def locks(self) -> List[Any]:
+        segments = [each.lock for each in list(process.segments)]
+        return super().locks() + [process.opening] + segments
 
     def why_refused(self) -> str:
         if self._trouble:
