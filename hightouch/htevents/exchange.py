@@ -11,6 +11,7 @@ from typing import Any, List, Mapping, Optional, Tuple
 from hightouch.htevents import sessions
 from hightouch.htevents.concurrency import Deadline, bounded
 from hightouch.htevents.interruption import is_interruption, raise_interruption
+from hightouch.htevents.proxies import proxies_for
 from hightouch.htevents.retry import parse_http_date, parse_retry_after
 from hightouch.htevents.settings import Timeout
 from hightouch.htevents.version import NAME, VERSION
@@ -111,7 +112,7 @@ def post(
                 headers=dict(headers),
                 auth=_authentication(token, opened, url),
                 timeout=bounded(timeout),
-                proxies=sessions.proxies_for(url, opened, proxies),
+                proxies=proxies_for(url, opened, proxies),
                 # A redirect would carry the write key to where nobody meant it to go.
                 allow_redirects=False,
                 stream=True,

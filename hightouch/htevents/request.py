@@ -5,15 +5,16 @@ import logging
 import re
 import time
 from datetime import date, datetime
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 from hightouch.htevents import exchange
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.discretion import discreet
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
-from hightouch.htevents.errors import OauthError, ValidationError
+from hightouch.htevents.errors import OauthError
 from hightouch.htevents.logs import log
+from hightouch.htevents.proxies import normalize_proxies as normalize_proxies
 from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
@@ -197,33 +198,3 @@ def _drop_token(oauth_manager: Any, token: Optional[str]) -> None:
         oauth_manager.clear_token()
     else:
         refuse(oauth_manager, token)
-
-
-def normalize_proxies(value: Any) -> Optional[Dict[str, Optional[str]]]:
-    """Return proxies as requests takes them.
-
-    :param value: a dict for requests, or 'host:port' or a URL for both schemes; anything
-        falsy: None
-    :raises ValidationError: when it is something else
-    """
-    if isinstance(value, str):
-        value = value.strip()
-    if not value:
-        return None
-    if isinstance(value, str):
-        url = value
-        if '://' not in url:
-            url = 'http://' + url
-        return {'http': url, 'https': url}
-    if isinstance(value, Mapping):
-        # None says, as in requests: not the proxy of this scheme in the environment.
-        proxies = {
-            scheme: (url.strip() if isinstance(url, str) else url) or None
-            for scheme, url in value.items()
-        }
-        if all(isinstance(each, str) for each in [*proxies, *proxies.values()] if each):
-            return proxies
-    raise ValidationError(
-        "proxies: expected a dict such as {'https': 'http://proxy:8080'}, "
-        "'host:port' or a URL, got %s" % type(value).__name__
-    )

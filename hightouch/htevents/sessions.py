@@ -6,17 +6,14 @@ cookies, and knows no credentials.
 """
 
 import os
-from functools import lru_cache
 from operator import is_not
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 from hightouch.htevents import fork
 from hightouch.htevents.logs import log
 
 # Hosts that are remembered, and idle sockets to one of them that are kept open.
 POOL_SIZE = 100
-
-Proxies = Mapping[str, Optional[str]]
 
 # What requests reads from the environment.
 _VARIABLES = tuple(
@@ -30,7 +27,7 @@ class _Shared:
     """The process's session, and who uses it.
 
     Has no lock: up to Python 3.9 the exception of a signal handler can leave one held.
-    Each change is one step of the interpreter instead.
+    What threads change at once are a set and a dict, each by one step of the interpreter.
     """
 
     def __init__(self) -> None:
@@ -67,15 +64,18 @@ class _Shared:
 
     def discard(self, user: Any) -> None:
         """Close the session with the last of its users; twice is harmless."""
-        if user not in self.users:
-            return
         self.users.discard(user)
-        if not self.users:
-            # Whoever comes in between uses a closed session: it opens anew.
-            session = self.session
-            self.drop()
-            if session is not None:
-                session.close()
+        if self.users:
+            return
+        made, self._made = self._made, {}
+        if None not in made:
+            return
+        # A new user adds itself, and then gets the session. So either it is seen here, or
+        # it has got a new one.
+        if self.users:
+            self._made.setdefault(None, made[None])
+        else:
+            made[None][1].close()
 
 
 _shared = _Shared()
@@ -196,75 +196,6 @@ def _make_session() -> Any:
     return session
 
 
-# -- proxies -------------------------------------------------------------------------
-
-
-def proxies_for(url: str, session: Any, given: Optional[Proxies]) -> Optional[Proxies]:
-    """Return the proxies to send a request with: those of the environment are not for all.
-
-    It may name one for a development server on loopback, which no proxy can reach.
-
-    :param given: of the setting ``proxies``; None: as the session and the environment say
-    """
-    if not (is_loopback(url) or _is_excepted(url)):
-        return given
-    proxies: Dict[str, Optional[str]] = dict.fromkeys(('http', 'https', 'all'))
-    own = getattr(session, 'proxies', None)
-    proxies.update(own if isinstance(own, dict) else {})
-    proxies.update(given or {})
-    return proxies
-
-
-@lru_cache(maxsize=100)
-def is_loopback(url: str) -> bool:
-    """Whether a URL is one of this machine, by its text: the DNS is not asked."""
-    host, _ = _place(url)
-    if host == 'localhost' or host.endswith('.localhost'):
-        return True
-    address = _address(host)
-    mapped = getattr(address, 'ipv4_mapped', None) or address
-    return mapped is not None and bool(mapped.is_loopback)
-
-
-def _is_excepted(url: str) -> bool:
-    """Whether NO_PROXY names an IPv6 address: requests knows names and IPv4 only."""
-    if '://[' not in url and '@[' not in url:
-        return False
-    from ipaddress import ip_network
-
-    host, port = _place(url)
-    address = _address(host)
-    named = os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or ''
-    for entry in named.split(',') if address is not None else ():
-        text, _, its_port = entry.strip().lstrip('[').partition(']')
-        try:
-            known = address in ip_network(text, strict=False)
-        except ValueError:
-            continue  # a name
-        if known and its_port in ('', ':%s' % port):
-            return True
-    return False
-
-
-def _place(url: str) -> Tuple[str, Optional[int]]:
-    from urllib.parse import urlsplit  # imported by requests
-
-    try:
-        parts = urlsplit(url)
-        return (parts.hostname or '').partition('%')[0].rstrip('.'), parts.port
-    except ValueError:
-        return '', None  # requests will say so
-
-
-def _address(host: str) -> Any:
-    from ipaddress import ip_address  # imported by requests
-
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
-
-
 class _Stack:
     """What urllib3 asks of a ``queue.LifoQueue`` for its connections; has no lock.
 
@@ -325,7 +256,8 @@ class Lease:
 
     def __init__(self, session: Any = None) -> None:
         self._own = session
-        self._forgotten: List[Any] = []  # as above
+        # A forked child must not close its parent's sockets, see _Shared.
+        self._forgotten: List[Any] = []
         fork.register(self)
 
     def _after_fork(self) -> None:

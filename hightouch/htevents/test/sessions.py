@@ -197,78 +197,44 @@ class SessionTest(TestCase):
         self.assertEqual(self.collector.connections, 2)
 
     def test_the_environment_is_followed_also_when_it_changes(self) -> None:
-        def send() -> None:
-            request.post('key', 'http://nowhere.invalid', session=session, batch=[])
+        def proxies() -> Any:
+            merged = session.merge_environment_settings(url, {}, True, None, None)
+            return merged['proxies'].get('http')
 
-        with sessions.Lease() as session, Collector(strict=False) as proxy:
-            with mock.patch.dict(os.environ, {'http_proxy': proxy.url, 'no_proxy': ''}):
-                send()
-                send()
-                os.environ['no_proxy'] = 'nowhere.invalid'
-                with self.assertRaises(requests.ConnectionError):
-                    send()
-        urls = [each.path for each in proxy.requests]
-        self.assertEqual(urls, ['http://nowhere.invalid/v1/batch'] * 2)
-
-    def test_the_proxy_of_the_environment_is_not_for_loopback(self) -> None:
-        dead = {'HTTP_PROXY': 'http://127.0.0.1:9', 'ALL_PROXY': 'http://127.0.0.1:9'}
-        dead.update((name.lower(), url) for name, url in list(dead.items()))
-        with mock.patch.dict(os.environ, dead), requests.Session() as mine:
-            for name in ('NO_PROXY', 'no_proxy'):
-                os.environ.pop(name, None)
-            for url in (
-                self.collector.url,
-                self.collector.url.replace('127.0.0.1', 'localhost'),
+        url = 'http://nowhere.invalid'
+        with sessions.Lease() as session:
+            with mock.patch.dict(
+                os.environ, {'http_proxy': 'http://p:1', 'no_proxy': ''}
             ):
-                for session in (None, mine):
-                    client = self.oauth_client(
-                        host=url, session=session, oauth_auth_server=url, max_retries=0
-                    )
-                    client.track('user', 'event')
-                    self.assertTrue(client.flush(LIMIT))
-                    self.assertEqual(client.stats().delivered, 1)
-            # One that was set for us, or for the session, is.
-            for settings in (
-                {'proxies': 'http://127.0.0.1:9'},
-                {'session': mine},
-            ):  # type: Any
-                mine.proxies = {'http': 'http://127.0.0.1:9'}
-                client = self.client(max_retries=0, **settings)
-                client.track('user', 'event')
-                self.assertTrue(client.flush(LIMIT))
-                self.assertEqual(client.stats().failed, 1)
+                self.assertEqual([proxies(), proxies()], ['http://p:1'] * 2)
+                os.environ['http_proxy'] = 'http://p:2'
+                self.assertEqual(proxies(), 'http://p:2')
+                os.environ['no_proxy'] = 'nowhere.invalid'
+                self.assertIsNone(proxies())
 
-    def test_loopback_is_known_by_its_names(self) -> None:
-        for host in (
-            *('localhost', 'LOCALHOST:80', 'localhost.', 'app.localhost:8000'),
-            *('127.0.0.1', '127.0.0.1:80', '127.255.3.4', 'me:x@127.0.0.1:80'),
-            *('[::1]', '[::1]:8080', '[0:0:0:0:0:0:0:1]', '[::ffff:127.0.0.1]'),
-        ):
-            self.assertTrue(sessions.is_loopback('http://%s/path' % host), host)
-        for host in (
-            *('example.com', '127.0.0.1.example.com', 'localhost.example.com', ''),
-            *('10.0.0.1', '128.0.0.1', '[::2]', '[2001:db8::1]', '[', 'notlocalhost'),
-        ):
-            self.assertFalse(sessions.is_loopback('http://%s/path' % host), host)
+    def test_a_user_that_comes_while_the_last_one_goes_keeps_its_session(self) -> None:
+        one, two = sessions.Lease(), sessions.Lease()
+        got = []
 
-    def test_no_proxy_may_name_an_address_of_ipv6(self) -> None:
-        url = 'http://[2001:db8::1]:8080/v1/batch'
-        for named, excepted in (
-            ('[2001:db8::1]', True),
-            ('2001:db8::1', True),
-            ('example.com, [2001:0db8:0::1]', True),
-            ('[2001:db8::1]:8080', True),
-            ('[2001:db8::1]:9090,[2001:db8::1]:8080', True),
-            ('2001:db8::/32', True),
-            ('[2001:db8::1]:9090', False),
-            ('[2001:db8::2]', False),
-            ('10.0.0.0/8,example.com,*', False),  # the last is what requests knows
-            ('', False),
-        ):
-            with mock.patch.dict(os.environ, {'no_proxy': named, 'NO_PROXY': named}):
-                found = sessions.proxies_for(url, None, None)
-                self.assertEqual(found is not None, excepted, named)
-                self.assertIsNone(sessions.proxies_for('http://[/', None, None))
+        class Users(set):  # type: ignore[type-arg]
+            def __bool__(self) -> bool:
+                if got:
+                    return len(self) > 0
+                got.append(two.get())
+                return False
+
+        shared = sessions._Shared()
+        patch = mock.patch.object(sessions, '_shared', shared)
+        patch.start()
+        self.addCleanup(patch.stop)
+        one.get()
+        shared.users = Users(shared.users)
+        with mock.patch.object(shared.session, 'close') as close:
+            one.close()
+            self.assertIs(two.get(), got[0])
+            close.assert_not_called()
+            two.close()
+            close.assert_called_once_with()
 
     def test_of_the_sockets_of_a_burst_so_many_stay_open(self) -> None:
         def send() -> None:
