@@ -71,7 +71,9 @@ def handler_of(error: BaseException) -> Optional[FrameType]:
         return None
     codes = [_code(_getsignal(number)) for number in range(1, signal.NSIG)]
     for outer, inner in zip(frames, frames[1:]):
-        if inner.f_back is outer and (inner.f_code in codes or _looks_like_one(inner)):
+        if inner.f_back is outer and (
+            inner.f_code in codes or is_called_by_a_signal(inner)
+        ):
             return inner
     return None
 
@@ -82,10 +84,10 @@ def _code(handler: Any) -> Any:
     return getattr(handler, '__code__', None)
 
 
-def _looks_like_one(frame: FrameType) -> bool:
-    """Whether it was called with a number and its caller's frame.
+def is_called_by_a_signal(frame: FrameType) -> bool:
+    """Whether it was called with a number and its caller's frame, as signal handlers are.
 
-    For objects that can be called, and handlers that put back another one.
+    Also objects that can be called, and handlers that put back another one.
     """
     values = _positional(frame)
     return any(

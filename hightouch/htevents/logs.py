@@ -5,14 +5,15 @@ configures logging, or a client is made with ``debug=True`` or a ``log_handler``
 """
 
 import logging
+import os
 import sys
 import threading
 import traceback
 from types import FrameType
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork
-from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.interruption import is_called_by_a_signal, raise_interruption
 
 logger = logging.getLogger('hightouch')
 logger.addHandler(logging.NullHandler())
@@ -28,22 +29,14 @@ class _Log:
     that must not raise. Such an error is shown on stderr, as logging shows its own.
     """
 
-    def __init__(self) -> None:
-        self._here = threading.local()
-
     def is_enabled_for(self, level: int) -> bool:
         _handlers.enable()
         return logger.isEnabledFor(level)
 
     def debug(self, text: str, *args: Any) -> None:
         # A handler may track an event for each line: that makes no line in turn.
-        if getattr(self._here, 'is_debugging', False):
-            return
-        self._here.is_debugging = True
-        try:
+        if self.is_enabled_for(logging.DEBUG) and not _is_inside(sys._getframe()):
             self._say(logging.DEBUG, text, args, False)
-        finally:
-            self._here.is_debugging = False
 
     def warning(self, text: str, *args: Any, exc_info: bool = False) -> None:
         self._say(logging.WARNING, text, args, exc_info)
@@ -84,6 +77,14 @@ def printable(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + '...'
 
 
+def _is_inside(frame: FrameType) -> bool:
+    """Whether a function was called from inside of itself."""
+    code, outer = frame.f_code, frame.f_back
+    while outer is not None and outer.f_code is not code:
+        outer = outer.f_back
+    return outer is not None
+
+
 def is_echo() -> bool:
     """Whether a log handler calls us because of a line that a delivery made.
 
@@ -91,23 +92,30 @@ def is_echo() -> bool:
     thread that delivers: it looks at the whole stack.
     """
     frame: Optional[FrameType] = sys._getframe(1)
-    handled = False
+    frames: List[FrameType] = []
+    speaker = before = ''
     while frame is not None:
-        module = frame.f_globals.get('__name__')
-        if module == 'logging':
-            handled = True
-        elif handled and module in _SPEAKERS:
-            return True
-        frame = frame.f_back
+        module = str(frame.f_globals.get('__name__'))
+        if before == 'logging' != module:
+            speaker = module  # as far as we know: some packages wrap parts of logging
+        if module in _PLACES and speaker.partition('.')[0] in _SPEAKERS:
+            # A signal handler may have interrupted the line, and tracks its own event.
+            return not any(map(is_called_by_a_signal, frames))
+        frames.append(frame)
+        before, frame = module, frame.f_back
     return False
 
 
-# Where lines of a delivery come from: ours, and those of what sends our requests.
-_SPEAKERS = (__name__, 'hightouch.htevents.exchange')
+# Below which a delivery makes lines, and the packages that make them.
+_PLACES = (__name__, 'hightouch.htevents.exchange')
+_SPEAKERS = ('hightouch', 'requests', 'urllib3', 'charset_normalizer', 'chardet')
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes what nobody else shows, to what sys.stderr is then: a test may replace it."""
+    """Writes to sys.stderr what no other handler shows there.
+
+    It is looked up for each line: a test may replace it.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # the one of StreamHandler would keep a stream
@@ -117,7 +125,12 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
         return sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._is_shown(record):
+        try:
+            shown = self._is_shown(record)
+        except Exception as error:  # of a handler or a stream of the application's
+            raise_interruption(error)
+            shown = False
+        if not shown:
             super().emit(record)
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
@@ -138,14 +151,17 @@ def _shows(handler: logging.Handler, record: logging.LogRecord) -> bool:
     stream = stream or getattr(getattr(handler, 'console', None), 'file', None)
     if record.levelno < handler.level or not _is_terminal(stream):
         return False
-    return bool(handler.filter(record))
+    # Those of the application may count what they see.
+    known = [each for each in handler.filters if type(each) is logging.Filter]
+    return all(each.filter(record) for each in known)
 
 
 def _is_terminal(stream: Any) -> bool:
     if stream in (sys.stderr, sys.stdout):
         return stream is not None
     try:
-        return stream.fileno() in (1, 2)
+        place = os.fstat(stream.fileno())
+        return any(os.path.samestat(place, os.fstat(number)) for number in (1, 2))
     except (AttributeError, OSError, ValueError):
         return False  # not one of the system's
 
@@ -157,7 +173,6 @@ class _Handlers:
         self._counts: Dict[logging.Handler, int] = {}
         self._debug = 0
         self._level = logger.level
-        self._was_disabled = False
         self._stream: Optional[logging.Handler] = None
         self._after_fork()
         fork.register(self)
@@ -197,18 +212,16 @@ class _Handlers:
                     self._debug -= 1
                     if self._debug == 0:
                         logger.setLevel(self._level)
-                if self._was_disabled and not (self._counts or self._debug):
-                    logger.disabled, self._was_disabled = True, False
 
         return release
 
     def enable(self) -> None:
-        """Undo that logging.config disables loggers that it is not told of.
+        """Enable the logger, if a client has asked for lines.
 
-        Where a client has asked for lines they shall come.
+        logging.config disables each logger that exists and that it is not told of.
         """
         if logger.disabled and (self._counts or self._debug):
-            logger.disabled, self._was_disabled = False, True
+            logger.disabled = False
 
 
 _handlers = _Handlers()
