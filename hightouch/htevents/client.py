@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 from hightouch.htevents import encoding, fork, logs, sessions, settings
 from hightouch.htevents.concurrency import delivery_depth, scopes
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
-from hightouch.htevents.discretion import discreet
+from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode, encode_plain
 from hightouch.htevents.errors import (
@@ -243,7 +243,7 @@ class Client:
             )
         if self.oauth_manager is not None and self.oauth_manager.problem is not None:
             text = self.oauth_manager.problem[1]
-            log.warning('No token can be had, and no event sent: %s', text)
+            log.warning('OAuth cannot work, and no event will be sent: %s', text)
         if host is not None and not settings.has_scheme(host):
             log.warning(
                 'host: expected a URL that begins with https:// or http://, got a str '
@@ -628,6 +628,7 @@ class Client:
         except Exception as error:
             raise_interruption(error)
             failure = BeforeSendError('before_send raised %s' % type(error).__name__)
+            drop_own_frames(error)
             failure.__cause__ = error
         else:
             if scrubbed is None or isinstance(scrubbed, dict):
@@ -646,8 +647,8 @@ class Client:
         except IndexError:
             return
         log.warning(
-            'What a log handler tracks of the lines of a delivery is not taken: each event '
-            'would make another one, for ever'
+            'Events that a log handler tracks for the lines of a delivery are refused: '
+            'each would cause another line'
         )
 
     def _warn(self) -> None:

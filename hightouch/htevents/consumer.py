@@ -374,6 +374,7 @@ class Consumer(threading.Thread):
                 return None, False
             except Exception as error:
                 raise_interruption(error, wrapped=True)
+                drop_own_frames(error)
                 return error, scope.cut_short
 
     def drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
@@ -444,7 +445,6 @@ class Consumer(threading.Thread):
         )
         if self.on_error is None:
             return
-        drop_own_frames(error)
         if delivery_depth():  # a callback of that delivery, not of one inside it
             self._call(self.on_error, 'on_error', error, messages)
         else:

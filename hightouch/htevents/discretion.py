@@ -1,19 +1,26 @@
-"""Keeps secrets out of errors: who reports one may send the locals of its frames along."""
+"""Keeps secrets out of errors.
+
+A reporter of errors, such as Sentry, sends the locals of each frame of a traceback along.
+"""
 
 import sys
 from functools import wraps
-from typing import Any, Callable, List, Optional, TypeVar
+from types import FrameType
+from typing import Any, Callable, List, TypeVar
 
 from hightouch.htevents.interruption import causes, handler_of
+
+# Of a generator or a coroutine: the CO_ flags of inspect, which takes long to import.
+_SUSPENDS = 0x20 | 0x80 | 0x100 | 0x200
 
 _Call = TypeVar('_Call', bound=Callable[..., Any])
 
 
 def discreet(call: _Call) -> _Call:
-    """Have errors of a function show nothing of its arguments, and no locals.
+    """Have the traceback of a function's errors show no arguments and no locals.
 
-    They still show the lines that it came by. What a signal handler of the application
-    raises in there keeps the locals of that.
+    It still shows the lines. The locals of a signal handler of the application stay, if that
+    is what raised.
     """
 
     @wraps(call)
@@ -22,34 +29,33 @@ def discreet(call: _Call) -> _Call:
             return call(*args, **kwargs)
         except BaseException as error:
             del args, kwargs
-            for each in causes(error, sys._getframe()):
-                _clear_frames(each)
+            _clear(error, sys._getframe())
             raise
 
     return discreet_call  # type: ignore[return-value]
 
 
-def _clear_frames(error: BaseException) -> None:
-    end = handler_of(error)
-    step = error.__traceback__
-    while step is not None and step.tb_frame is not end:
-        try:
-            step.tb_frame.clear()
-        except RuntimeError:
-            pass  # it goes on: our own
-        step = step.tb_next
+def _clear(error: BaseException, caller: FrameType) -> None:
+    for each in causes(error, caller):
+        end = handler_of(each)
+        step = each.__traceback__
+        while step is not None and step.tb_frame is not end:
+            frame, step = step.tb_frame, step.tb_next
+            if frame.f_code.co_flags & _SUSPENDS:
+                continue  # it may be of the application, and clear() would end it
+            try:
+                frame.clear()
+                frame.f_locals  # up to Python 3.12 it has a copy, made when it is asked for
+            except RuntimeError:
+                pass  # it runs: it is our own
 
 
 def drop_own_frames(error: BaseException) -> None:
-    """Leave only the frames of others in an error and in those that it came of."""
-    seen: List[BaseException] = []
-    todo: List[Optional[BaseException]] = [error]
-    while todo:
-        each = todo.pop()
-        if each is None or any(each is other for other in seen):
-            continue
-        seen.append(each)
-        todo += [each.__cause__, each.__context__]
+    """Leave only the frames of others in an error that the caller has caught.
+
+    And in those that caused it; not in what the application was handling when it called us.
+    """
+    for each in causes(error, sys._getframe(1)):
         kept: List[Any] = []
         step = each.__traceback__
         while step is not None:

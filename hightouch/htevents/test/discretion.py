@@ -1,7 +1,10 @@
+import gc
 import os
 import signal
 import threading
 import unittest
+import weakref
+from functools import partial
 from typing import Any, Iterator, List
 
 import requests
@@ -9,6 +12,7 @@ import requests
 from hightouch.htevents import Client, request
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import Consumer
+from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.oauth_manager import OauthManager
 from hightouch.htevents.test.support import LIMIT, Recorder, TestCase, make_key
 
@@ -185,6 +189,63 @@ class DiscretionTest(TestCase):
             error = self.reported(session=session)
         names = [each.f_code.co_name for each in frames(error)]
         self.assertEqual(names[-1], 'send')
+
+    def test_an_error_of_ours_that_was_handled_already_is_left_alone(self) -> None:
+        client = self.client(sync_mode=True, on_error=Recorder())
+        before = raised(lambda: client.track(None, 'event'))  # type: ignore[arg-type]
+        count = len(list(frames(before)))
+        self.assertGreater(count, 2)
+        try:
+            raise before
+        except ValidationError:
+            self.collector.script(401)
+            client.track('user', 'event')
+        self.assertGreaterEqual(len(list(frames(before))), count)
+
+    def test_what_an_error_came_through_and_goes_on_is_not_ended(self) -> None:
+        def tokens() -> Any:
+            while True:
+                try:
+                    yield 'token'
+                except ValueError as error:
+                    remembered.append(error)
+
+        class Manager:
+            def get_token(self) -> str:
+                source = running[0]
+                source.throw(ValueError('no token'))
+                raise remembered[-1]
+
+            def clear_token(self) -> None:
+                pass
+
+        remembered = []  # type: List[Any]
+        running = [tokens()]
+        next(running[0])
+        url = self.collector.url
+        for _ in range(2):
+            raised(lambda: request.post('key', url, oauth_manager=Manager(), batch=[]))
+            self.assertEqual(next(running[0]), 'token')
+
+    def test_an_error_is_gone_with_the_last_who_has_it(self) -> None:
+        class Silent(Exception):
+            pass
+
+        class Manager:
+            def get_token(self) -> str:
+                raise Silent
+
+        gone = []
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                url = self.collector.url
+                call = partial(request.post, 'key', url, batch=[])
+                gone.append(weakref.ref(raised(partial(call, oauth_manager=Manager()))))
+            self.assertEqual([each() for each in gone], [None] * 3)
+        finally:
+            gc.enable()
 
     def test_what_was_handled_already_is_left_alone(self) -> None:
         def fail() -> None:
