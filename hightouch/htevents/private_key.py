@@ -6,6 +6,7 @@ import codecs
 import os
 import re
 from typing import Any, Callable, Dict
+from urllib.parse import unquote
 
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.interruption import raise_interruption
@@ -27,11 +28,11 @@ _OTHERS = {
 }
 
 # A block of PEM, also without its line breaks or any white space.
-_BLOCK = re.compile(
-    r'-----BEGIN\s*([A-Z0-9 ]+?)\s*-----(.*?)-----END\s*[A-Z0-9 ]+?\s*-----', re.DOTALL
-)
-# Line breaks and quotes as they are written in JSON, in shells and in .env files.
-_ESCAPED = re.compile(r'\\+[nrt]')
+_BLOCK = re.compile(r'-----BEGIN([A-Z0-9+\s]*)-----(.*?)-----END', re.DOTALL)
+# Characters and line breaks as they are written in JSON, in shells and in .env files.
+_CODED = re.compile(r'\\+(?:u00|x)([0-9a-fA-F]{2})')
+_ESCAPED = re.compile(r'\\+[nrt]|`[nr]')
+_URLSAFE = str.maketrans('-_', '+/')
 _AROUND = re.compile(r"""[\s"'`,\\]+""")
 
 
@@ -50,23 +51,25 @@ def read_private_key(value: Any) -> Callable[[], Any]:
         key = _checked(value)
         return lambda: key
     data = value.encode('utf-8', 'replace') if isinstance(value, str) else bytes(value)
-    text = _decoded(data)
-    if '-----BEGIN' in text:
-        return _read_pem(text)
-    binary = _from_base64(text)
-    if binary is not None and b'-----BEGIN' in binary:
-        return _read_pem(_decoded(binary))
-    binary = binary or data
-    if binary[:1] == b'0' and len(binary) > 64:  # a sequence of ASN.1: DER
-        der = binary
-        return lambda: _load_der(der)
-    raise _unusable(_kind_of_text(text.strip()))
+    given = _decoded(data)
+    for _ in range(3):  # base64 of it may come in base64, say from Kubernetes
+        text = _decoded(data)
+        if '-----BEGIN' in text:
+            return _read_pem(_unescaped(text))
+        if data[:1] == b'0' and len(data) > 64:  # a sequence of ASN.1: DER
+            der = data
+            return lambda: _load_der(der)
+        inner = _from_base64(re.sub('^(data:[^,]*,|base64:)', '', _unescaped(text)))
+        if not inner:
+            break
+        data = inner
+    raise _unusable(_kind_of_text(given.strip()))
 
 
 def _read_pem(text: str) -> Callable[[], Any]:
     blocks: Dict[str, str] = {}
-    for label, body in _BLOCK.findall(_ESCAPED.sub('\n', text)):
-        blocks.setdefault(label.replace(' ', ''), body)
+    for label, body in _BLOCK.findall(text):
+        blocks.setdefault(re.sub('[^A-Z0-9]', '', label), body)
     for label, body in blocks.items():
         if 'PRIVATEKEY' in label and 'ENCRYPTED' in label + body:
             raise _unusable(_ENCRYPTED)
@@ -93,7 +96,7 @@ def _kind_of_text(text: str) -> str:
         return _PUBLIC
     if text.startswith('{'):
         return 'JSON'
-    if '\n' not in text and re.search(r'[/\\]|\.\w{1,6}$', text):
+    if len(text) < 300 and re.search(r'^[~.]{0,2}[/\\]|^\w:\\|^[\w./-]+$', text):
         return 'what looks like a path; give the text of the file'
     return 'a text without "-----BEGIN PRIVATE KEY-----"'
 
@@ -111,9 +114,16 @@ def _decoded(data: bytes) -> str:
     return data.decode(encoding, 'replace')
 
 
+def _unescaped(text: str) -> str:
+    if '%' in text:
+        text = unquote(text)
+    text = _CODED.sub(lambda found: chr(int(found.group(1), 16)), text)
+    return _ESCAPED.sub('\n', text)
+
+
 def _from_base64(text: str) -> Any:
     """Return the bytes of base64, None when it is none."""
-    compact = _AROUND.sub('', text).rstrip('=')
+    compact = _AROUND.sub('', text).rstrip('=').translate(_URLSAFE)
     try:
         return base64.b64decode(compact + '=' * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
@@ -170,6 +180,8 @@ def _checked(key: Any) -> Any:
     from cryptography.hazmat.primitives.asymmetric import rsa
 
     name = type(key).__name__
+    if name == 'PyJWK':  # of PyJWT
+        return _checked(key.key)
     if isinstance(key, rsa.RSAPrivateKey):
         return key
     if 'Public' in name:
@@ -177,4 +189,4 @@ def _checked(key: Any) -> Any:
     if 'PrivateKey' in name:
         kind = name.strip('_').partition('PrivateKey')[0]
         raise _unusable(_OTHER_KIND % {'EllipticCurve': 'EC'}.get(kind, kind))
-    return key  # PyJWT may know it
+    raise _unusable('an object of type %s' % name)
