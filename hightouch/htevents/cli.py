@@ -53,10 +53,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     run = commands[args.command]
     try:
         return run(args)
-    except BrokenPipeError:
-        # Whoever read our output is gone. Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        # Our output cannot be written. Python would complain of that again at exit.
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0  # whoever read it is gone
+        print('%s: %s' % (PROGRAM, error), file=sys.stderr)
+        return NOT_DELIVERED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,7 +169,9 @@ def _collect(port: int, out: Optional[TextIO]) -> int:
             try:
                 print(_line(event, problems), flush=True)
             except OSError:
-                stop.set()  # nobody reads; the sender gets its answer all the same
+                # Nobody reads, which `poll` sees sooner where there is one. The sender
+                # gets its answer all the same.
+                stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -180,7 +186,7 @@ def _collect(port: int, out: Optional[TextIO]) -> int:
         return NOT_DELIVERED
     print('Collecting on %s (Ctrl-C ends)' % collector.url, flush=True)
     while not stop.wait(0.5):  # in short waits: a signal is seen on all platforms
-        if not _is_read():
+        if not _has_reader():
             break
     collector.stop()
     total = sum(counts.values())
@@ -189,8 +195,8 @@ def _collect(port: int, out: Optional[TextIO]) -> int:
     return 0
 
 
-def _is_read() -> bool:
-    """Whether somebody may still read what we print, as far as the platform can tell."""
+def _has_reader() -> bool:
+    """Whether somebody may still read what we print, as far as can be told."""
     if not hasattr(select, 'poll'):
         return True
     try:
@@ -224,7 +230,7 @@ def _line(event: Any, problems: List[str]) -> str:
     if problems:
         line += '\n       ' + '\n       '.join(problems)
     # A console that cannot show a character shows a question mark.
-    encoding = sys.stdout.encoding or 'utf-8'
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     return line.encode(encoding, 'replace').decode(encoding)
 
 

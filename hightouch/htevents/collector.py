@@ -7,7 +7,6 @@ faults are scripted, so that a test can have the network it needs.
 import base64
 import gzip
 import json
-import os
 import re
 import socket
 import struct
@@ -136,7 +135,7 @@ def _completed(event: Any, type_: str) -> Any:
     defaults['integrations'] = {}
     if type_ != 'batch':
         defaults['type'] = type_
-    for key, kind in _REQUIRED.get(str(event.get('type', type_)), {}).items():
+    for key, kind in _REQUIRED.get(str(event.get('type') or type_), {}).items():
         if kind is dict:
             defaults[key] = {}
     given = {key: value for key, value in event.items() if value is not None}
@@ -218,8 +217,10 @@ class Collector:
         self._sockets: Set[socket.socket] = set()
         self._server: Optional[_Server] = None
         self._thread: Optional[threading.Thread] = None
-        # Gives back a socket that is bound to the port, and does not listen; see stop.
-        self._kept_port: Optional[weakref.finalize[Any, Any]] = None
+        # The descriptor of a socket that is bound to the port and does not listen, and
+        # what closes it; see stop.
+        self._kept_port: Optional[int] = None
+        self._close_port: Any = None
 
     @property
     def url(self) -> str:
@@ -232,9 +233,12 @@ class Collector:
 
     def start(self) -> 'Collector':
         self._stopping.clear()
-        kept = None if self._kept_port is None else self._kept_port.detach()
+        kept, self._kept_port = self._kept_port, None
+        if kept is not None:
+            self._close_port.detach()
+        self._pid = getpid()
         self._server = _Server(
-            socket.socket(fileno=kept[2][0]) if kept else _bound(self.port)
+            _bound(self.port) if kept is None else socket.socket(fileno=kept)
         )
         self._server.collector = self
         self.port = self._server.server_port
@@ -253,6 +257,9 @@ class Collector:
         if server is None:
             return
         self._stopping.set()
+        if self._pid != getpid():  # a forked child, which lacks our threads
+            server.server_close()
+            return
         server.shutdown()
         server.server_close()
         self._keep_port()
@@ -274,7 +281,8 @@ class Collector:
             kept = _bound(self.port).detach()
         except OSError:
             return  # it was faster
-        self._kept_port = weakref.finalize(self, _close, kept, getpid())
+        self._kept_port = kept
+        self._close_port = weakref.finalize(self, _close, kept, getpid())
 
     def __enter__(self) -> 'Collector':
         return self.start()
@@ -309,7 +317,7 @@ class Collector:
             self._arrival.notify_all()
 
     def _check(self, received: Received, type_: str) -> Tuple[Fault, List[Any]]:
-        """Check what a request brings, and show it if it is taken.
+        """Check what a request brings, and show it.
 
         :param type_: of the one event that it brings, or 'batch'
         :returns: the answer, and the events that were taken
@@ -325,15 +333,19 @@ class Collector:
                 else 'the body must be an object'
             )
         write_key = body.get('writeKey')
-        complete = type_ == 'batch' and write_key is not None
-        if write_key is None:
+        complete = type_ == 'batch' and write_key not in (None, '')
+        if write_key in (None, ''):
             write_key = _basic_user(received.headers)
         if not isinstance(write_key, str) or not write_key:
             return _refusal(
                 'writeKey must be a string, or the user of Basic credentials'
             )
         if len(received.raw) > MAX_BODY_BYTES:
-            return _too_large()
+            too_large = {
+                'code': 'too_large',
+                'message': 'over %d bytes' % MAX_BODY_BYTES,
+            }
+            return _answer(413, too_large), []
         if not complete:
             batch = [_completed(event, type_) for event in batch]
         problems = [check_event(event, complete) for event in batch]
@@ -388,11 +400,6 @@ def _refusal(message: str) -> Tuple[Fault, List[Any]]:
     return _answer(400, {'code': 'invalid_request', 'message': message}), []
 
 
-def _too_large() -> Tuple[Fault, List[Any]]:
-    message = 'over %d bytes' % MAX_BODY_BYTES
-    return _answer(413, {'code': 'too_large', 'message': message}), []
-
-
 def _basic_user(headers: Dict[str, str]) -> str:
     """Return the user of a request's Basic credentials, '' when it has none."""
     scheme, _, credentials = headers.get('authorization', '').partition(' ')
@@ -406,10 +413,9 @@ def _basic_user(headers: Dict[str, str]) -> str:
 
 
 def _close(descriptor: int, pid: int) -> None:
-    if (
-        getpid() == pid
-    ):  # else a child, which may have closed it, and have another there
-        os.close(descriptor)
+    # A child may have closed its copy already, and opened something else in its place.
+    if getpid() == pid:
+        socket.socket(fileno=descriptor).close()
 
 
 def _bound(port: int) -> socket.socket:
@@ -530,6 +536,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_OPTIONS(self) -> None:
         """Answer what a browser asks before it sends from the page of another server."""
+        self.rfile.read(int(self.headers.get('Content-Length') or 0))
         allowed = self.headers.get('Access-Control-Request-Headers', '')
         headers = {'Access-Control-Allow-Methods': 'POST, OPTIONS'}
         if allowed:

@@ -1,4 +1,6 @@
+import contextlib
 import glob
+import io
 import json
 import os
 import signal
@@ -6,13 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 from typing import Any
 from unittest import mock
 
 import requests
 
-from hightouch.htevents import settings, spooled_queue
+from hightouch.htevents import cli, settings, spooled_queue
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 from hightouch.htevents.version import VERSION
@@ -157,34 +160,47 @@ class CommandTest(TestCase):
         self.assertIn('2 event(s): bad 1, track 1', output)
 
     def test_collect_ends_when_nobody_reads_what_it_prints(self) -> None:
-        for lines in (1, 2):  # what `head` reads: nothing of an event, or one
-            process = subprocess.Popen(
-                [sys.executable, '-m', 'hightouch.htevents', 'collect', '--port', '0'],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                universal_newlines=True,
-                env=self.environment(),
-            )
-            try:
-                assert process.stdout is not None and process.stderr is not None
-                url = process.stdout.readline().split()[2]
-                batch = {'batch': [event()] * 3, 'writeKey': 'key'}
-                if lines == 2:
-                    requests.post(url + '/v1/batch', json=batch, timeout=LIMIT)
-                    self.assertIn("user 'event'", process.stdout.readline())
-                process.stdout.close()
-                try:
-                    answer = requests.post(url + '/v1/batch', json=batch, timeout=LIMIT)
-                    self.assertEqual(answer.status_code, 200)
-                except requests.ConnectionError:
-                    pass  # it has ended already
-                self.assertEqual(process.wait(LIMIT), 0)
-                self.assertEqual(process.stderr.read(), '')
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-                process.stderr.close()
+        """Also when nothing comes that it could print."""
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'hightouch.htevents', 'collect', '--port', '0'],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            universal_newlines=True,
+            env=self.environment(),
+        )
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            self.assertIn('Collecting on', process.stdout.readline())
+            process.stdout.close()
+            self.assertEqual(process.wait(LIMIT), 0)
+            self.assertEqual(process.stderr.read(), '')
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            process.stderr.close()
+
+    def test_an_event_that_nobody_sees_is_answered_and_the_last_one(self) -> None:
+        class Output(io.StringIO):
+            """Its reader leaves after the first line; that cannot be polled for."""
+
+            def flush(self) -> None:
+                if self.getvalue().count('\n') == 1:
+                    threading.Thread(target=post, args=(self.getvalue(),)).start()
+                else:
+                    raise BrokenPipeError
+
+        def post(line: str) -> None:
+            body = {'batch': [event()], 'writeKey': 'key'}
+            url = line.split()[2] + '/v1/batch'
+            answers.append(requests.post(url, json=body, timeout=LIMIT).status_code)
+
+        answers = []  # type: List[int]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        with contextlib.redirect_stdout(Output()), self.assertRaises(BrokenPipeError):
+            cli._collect(0, None)
+        self.assertEqual(answers, [200])
 
     def leave(self, key: str, count: int, folder: str) -> None:
         """Have a process die with so many events in a spool."""

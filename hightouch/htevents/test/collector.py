@@ -2,6 +2,8 @@ import gzip
 import http.client
 import io
 import json
+import os
+import socket
 import unittest
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -174,6 +176,14 @@ class CollectorTest(TestCase):
             self.assertTrue(client.flush(LIMIT))
         self.assertEqual(client.stats().delivered, 2)
         self.assertEqual(self.collector.connections, 1)
+        self.collector.script(204)
+        body = json.dumps({'batch': [event()], 'writeKey': 'key'}).encode('ascii')
+        with socket.create_connection(('127.0.0.1', self.collector.port), 60) as raw:
+            head = 'POST /v1/batch HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n'
+            raw.sendall((head % len(body)).encode('ascii') + body)
+            answer = b''.join(iter(lambda: raw.recv(1000), b''))
+        self.assertTrue(answer.startswith(b'HTTP/1.1 204'), answer)
+        self.assertTrue(answer.endswith(b'\r\n\r\n'), answer)
 
     def test_what_cannot_be_written_is_not_acknowledged(self) -> None:
         class Full(io.StringIO):
@@ -186,6 +196,16 @@ class CollectorTest(TestCase):
             self.assertEqual(answer.status_code, 500)
             self.assertIn('space', answer.text)
             self.assertEqual(collector.events, [])
+
+    def test_a_forked_child_may_leave_it(self) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self.collector.stop()
+            os._exit(0)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        body = {'batch': [event()], 'writeKey': 'key'}
+        answer = requests.post(self.collector.url + '/v1/batch', json=body)
+        self.assertEqual(answer.status_code, 200)
 
     def test_one_that_is_dropped_or_inherited_says_nothing(self) -> None:
         result = run_program(
