@@ -96,8 +96,8 @@ def is_echo() -> bool:
     speaker = before = ''
     while frame is not None:
         module = str(frame.f_globals.get('__name__'))
-        if before == 'logging' != module:
-            speaker = module  # as far as we know: some packages wrap parts of logging
+        if before == 'logging' and module != 'logging':
+            speaker = module  # or a package that wraps a part of logging: the last one is
         if module in _PLACES and speaker.partition('.')[0] in _SPEAKERS:
             # A signal handler may have interrupted the line, and tracks its own event.
             return not any(map(is_called_by_a_signal, frames))
