@@ -75,7 +75,10 @@ class Dispatcher:
         self._prepared = False
         self._next_start = 0.0
         self._ended = False
-        self._endings = [True]  # taken by the one thread that ends everything
+        # The one thread that ends everything, and whether it has. If a signal handler
+        # interrupts that, its next call goes on.
+        self._ender: Dict[None, int] = {}
+        self._is_over = False
         self._finishing = False
         # Held by the one thread that starts the consumers. Only ever tried, never
         # waited for: a signal handler may come in between.
@@ -325,14 +328,14 @@ class Dispatcher:
         return any(each.ident is not None and each.running for each in self._present)
 
     def _end(self) -> None:
-        try:
-            self._endings.pop()
-        except IndexError:
-            return  # another thread is at it
+        ident = threading.get_ident()
+        if self._ender.setdefault(None, ident) != ident or self._is_over:
+            return
         self._ended = True
         self._leave()
         self.queue.release()
         self._lease.close()
+        self._is_over = True
         self._on_end()
 
     def _leave(self) -> None:
