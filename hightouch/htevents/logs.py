@@ -97,7 +97,8 @@ def is_echo() -> bool:
     while frame is not None:
         module = str(frame.f_globals.get('__name__'))
         if before == 'logging' and module != 'logging':
-            speaker = module  # or a package that wraps a part of logging: the last one is
+            # Or a package that wraps a part of logging; then the last one is meant.
+            speaker = module
         if module in _PLACES and speaker.partition('.')[0] in _SPEAKERS:
             # A signal handler may have interrupted the line, and tracks its own event.
             return not any(map(is_called_by_a_signal, frames))
