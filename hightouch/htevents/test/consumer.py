@@ -534,7 +534,8 @@ class ShutdownTest(TestCase):
             self.assertTrue(self.collector.wait_for_requests(1))
             while client.stats().last_error is None:
                 self.assertFalse(client.flush(0.01))
-            self.assertFalse(client.shutdown(0.3))
+            # With time for one more try, on a busy machine too, which gets no answer.
+            self.assertFalse(client.shutdown(2))
             (line,) = log.lines(logging.ERROR)
         error = lost.calls[0][0]
         self.assertIsInstance(error, NotDeliveredError)
