@@ -14,7 +14,7 @@ from hightouch.htevents import fork
 from hightouch.htevents.concurrency import Deadline
 
 # multiprocessing and its forks: with dill, and for Celery.
-_MULTIPROCESSING = ('multiprocessing', 'multiprocess', 'billiard')
+MULTIPROCESSING = ('multiprocessing', 'multiprocess', 'billiard')
 
 
 class _Lifecycle:
@@ -50,18 +50,24 @@ def discard(dispatcher: Any) -> None:
     _state.active.discard(dispatcher)
 
 
+def is_worker(package: str) -> bool:
+    """Whether a package such as multiprocessing has started this process."""
+    processes = sys.modules.get(package + '.process')
+    if processes is None:
+        return False
+    return type(processes.current_process()).__name__ != '_MainProcess'
+
+
 def _hook_child() -> None:
     # The children of multiprocessing leave through os._exit, without atexit; but they
     # run their own finalizers before. Those registered before the child began are
     # cleared there, hence this is done with the first event.
-    for name in _MULTIPROCESSING:
-        processes = sys.modules.get(name + '.process')
-        util = sys.modules.get(name + '.util')  # loaded before a child runs
-        if processes is None or name in _state.hooked:
+    for name in MULTIPROCESSING:
+        if name + '.process' not in sys.modules or name in _state.hooked:
             continue
         _state.hooked.add(name)
-        is_child = type(processes.current_process()).__name__ != '_MainProcess'
-        if is_child and util is not None:
+        util = sys.modules.get(name + '.util')  # loaded before a child runs
+        if is_worker(name) and util is not None:
             util.Finalize(None, end, exitpriority=0)
     # The workers of Celery leave the same way, and tell of it by a signal of Celery's.
     signals = sys.modules.get('celery.signals')

@@ -16,7 +16,7 @@ from types import BuiltinFunctionType
 from typing import Any, List, Tuple
 from weakref import WeakKeyDictionary
 
-from hightouch.htevents import fork
+from hightouch.htevents import fork, lifecycle
 from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.logs import log
 
@@ -67,8 +67,7 @@ class _Drain:
 
         Python only notes a signal, and calls its handler when the main thread is between
         two steps. One that comes just before the main thread waits for a lock in C, as the
-        workers of a pool do, is seen after that wait: perhaps never. Where threads compete
-        for the interpreter that is not rare, so this begins with the first consumer.
+        workers of a pool do, is seen after that wait: perhaps never.
         """
         if sys.version_info < (3, 7) or os.name != 'posix':
             return  # before 3.7 a child cannot be told that it was forked
@@ -186,4 +185,8 @@ def drain(dispatcher: Any, timeout: float) -> None:
         )
     _drain.install()
     _drain.timeouts[dispatcher] = timeout
+    # Before the first event a process has no thread of ours, but for workers, which end
+    # by SIGTERM: see watch.
     dispatcher.call_when_started(_drain.watch)
+    if any(map(lifecycle.is_worker, lifecycle.MULTIPROCESSING)):
+        _drain.watch()
