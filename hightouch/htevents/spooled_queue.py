@@ -641,8 +641,10 @@ class SpooledQueue(EventQueue):
             return False
 
     def locks(self) -> List[Any]:
-        segments = [each.lock for each in list(process.segments)]
-        return super().locks() + [process.opening] + segments
+        held = [self._lock, process.opening]
+        if self._own is not None:
+            held.append(self._own.lock)
+        return held + [each.lock for each in list(self._others)]
 
     def why_refused(self) -> str:
         if self._trouble:

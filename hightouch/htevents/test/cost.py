@@ -24,7 +24,7 @@ EVENTS = 200
 # makes. Of a delivery nearly all are those of requests (another release of it may need
 # another bound), shared by 100 events.
 TRACK_CALLS = 50
-TRACK_SPOOLED_CALLS = 79
+TRACK_SPOOLED_CALLS = 80
 DELIVERY_CALLS = 21
 
 PROPERTIES = {
