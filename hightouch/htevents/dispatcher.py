@@ -194,10 +194,8 @@ class Dispatcher:
             _warn_of_uwsgi()  # last: a log handler may track
 
     def call_when_started(self, function: Callable[[], None]) -> None:
-        """Call a function with the first event, in a forked child again."""
+        """Call a function with the first event that is still to come, and in each child."""
         self._on_start = function
-        if self._prepared and self._threads:
-            function()
 
     def _make_shared(self) -> SharedConsumers:
         made = self._made_shared  # of threads that come here at once all get the same

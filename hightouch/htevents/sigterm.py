@@ -9,7 +9,6 @@ previous handler runs.
 import _thread
 import os
 import signal
-import sys
 import threading
 import time
 from types import BuiltinFunctionType
@@ -63,21 +62,22 @@ class _Drain:
             self.previous.append(previous)
 
     def watch(self) -> None:
-        """Have a thread see to it that the handler runs, where that can be had.
+        """Have a thread see to it that the handler runs, in the worker of a pool.
 
         Python only notes a signal, and calls its handler when the main thread is between
-        two steps. One that comes just before the main thread waits for a lock in C, as the
-        workers of a pool do, is seen after that wait: perhaps never.
+        two steps. One that comes just before the main thread waits for a lock in C is seen
+        after that wait: perhaps never. Workers begin such a wait when their work is done,
+        and just then a pool ends them.
         """
-        if sys.version_info < (3, 7) or os.name != 'posix':
-            return  # before 3.7 a child cannot be told that it was forked
+        if not any(map(lifecycle.is_worker, lifecycle.MULTIPROCESSING)):
+            return
         if self._wakeup or threading.current_thread() is not threading.main_thread():
             return
         if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
             return  # gevent has replaced it, and has a way of its own
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        before = signal.set_wakeup_fd(writer)
         if before != -1:  # of an event loop, which waits for no lock
             signal.set_wakeup_fd(before)
         else:
@@ -178,6 +178,7 @@ def drain(dispatcher: Any, timeout: float) -> None:
     :raises RuntimeError: when it cannot be done: not on the main thread, or SIGTERM has
         a handler that is not Python's
     """
+    fork.check()
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
             'drain_on_sigterm: expected the main thread, got %s; Python lets only the '
@@ -185,8 +186,5 @@ def drain(dispatcher: Any, timeout: float) -> None:
         )
     _drain.install()
     _drain.timeouts[dispatcher] = timeout
-    # Before the first event a process has no thread of ours, but for workers, which end
-    # by SIGTERM: see watch.
-    dispatcher.call_when_started(_drain.watch)
-    if any(map(lifecycle.is_worker, lifecycle.MULTIPROCESSING)):
-        _drain.watch()
+    _drain.watch()
+    dispatcher.call_when_started(_drain.watch)  # in workers that are forked later

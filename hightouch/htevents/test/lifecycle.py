@@ -351,24 +351,34 @@ class SigtermTest(TestCase):
         self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
         self.assertEqual(len(self.collector.events), 250)
 
-    @unittest.skipIf(sys.version_info < (3, 7), 'cannot be had there')
-    def test_a_signal_that_does_not_wake_the_main_thread_is_seen(self) -> None:
-        """As one does not that comes just before a wait in C: of a pool's worker, say."""
-        result = run_program(
-            _HEAD + 'import multiprocessing, signal, threading, time\n'
-            'client = Client("key", url, upload_interval=60)\n'
-            'client.drain_on_sigterm()\n'
-            'client.track("user", "event")\n'
-            'def send():\n'
-            '    time.sleep(0.2)\n'
-            '    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n'
-            '    time.sleep(60)\n'
-            'threading.Thread(target=send, daemon=True).start()\n'
-            'multiprocessing.get_context("fork").Semaphore(0).acquire()\n',
-            self.collector.url,
-        )
-        self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
-        self.assertEqual(len(self.collector.events), 1)
+    def test_a_signal_that_does_not_wake_the_main_thread_of_a_worker_is_seen(
+        self
+    ) -> None:
+        """As one does not that comes just before a wait in C."""
+        for before in (True, False):
+            result = run_program(
+                _HEAD + 'import multiprocessing, signal, threading, time\n'
+                'context = multiprocessing.get_context("fork")\n'
+                'client = Client("key", url, upload_interval=60)\n'
+                'def send():\n'
+                '    time.sleep(0.2)\n'
+                '    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n'
+                '    time.sleep(60)\n'
+                'def work():\n'
+                '    if not before: client.drain_on_sigterm()\n'
+                '    client.track("user", "event")\n'
+                '    threading.Thread(target=send, daemon=True).start()\n'
+                '    context.Semaphore(0).acquire()\n'
+                'before = %s\n'
+                'if before: client.drain_on_sigterm()\n'
+                'worker = context.Process(target=work)\n'
+                'worker.start()\n'
+                'worker.join()\n'
+                'print(worker.exitcode)\n' % before,
+                self.collector.url,
+            )
+            self.assertEqual((result.stdout, result.stderr), ('-15\n', ''), before)
+        self.assertEqual(len(self.collector.events), 2)
 
     def test_a_handler_put_over_ours_is_called_as_often_as_by_itself(self) -> None:
         result = self.run_until_sigterm(
