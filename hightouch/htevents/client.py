@@ -5,6 +5,7 @@ import math
 import numbers
 import os
 import sys
+import threading
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
@@ -601,7 +602,7 @@ class Client:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
         if not self.send:
             return True, message
-        if scopes.all and delivery_depth() and logs.is_echo():
+        if threading.get_ident() in scopes.all and delivery_depth() and logs.is_echo():
             self._refuse_echo()
             return False, message
         if self.debug:

@@ -194,7 +194,7 @@ class _Scopes:
     """
 
     def __init__(self) -> None:
-        # By thread; empty while none delivers, which a caller may see for itself.
+        # By thread: a caller may see for itself whether its own is in there.
         # Changed by dict.setdefault and dict.pop only, which are atomic.
         self.all: Dict[int, _Scope] = {}
         fork.register(self)
