@@ -137,11 +137,11 @@ class _Drain:
         # The handler that starts this is about to end, and the main thread goes back to
         # what it waited for: see watch.
         self.drained = True
-        os.kill(pid, signal.SIGTERM)
-        time.sleep(_RAISE_AGAIN)
-        while self.drained and self._is_installed():
+        while True:
             os.kill(pid, signal.SIGTERM)
             time.sleep(_RAISE_AGAIN)
+            if not (self.drained and self._is_installed()):
+                return
 
     def _is_installed(self) -> bool:
         # Whether another one, that of the application, has run cannot be seen.
