@@ -195,7 +195,7 @@ class CommandTest(TestCase):
             url = line.split()[2] + '/v1/batch'
             answers.append(requests.post(url, json=body, timeout=LIMIT).status_code)
 
-        answers = []  # type: List[int]
+        answers = []  # type: Any
         for number in (signal.SIGINT, signal.SIGTERM):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         with contextlib.redirect_stdout(Output()), self.assertRaises(BrokenPipeError):
