@@ -241,7 +241,10 @@ def preload() -> None:
     Were it imported by a consumer, with its first request, a fork at that moment would
     leave the child with a module's import lock that nobody ever releases.
     """
-    import encodings.idna  # noqa: F401 - requests imports it with the first host name
+    # requests imports two of these with the first host name, and the first redirect.
+    import encodings.idna  # noqa: F401
+    import ipaddress  # noqa: F401
+    import netrc  # noqa: F401
 
     import backoff  # noqa: F401
     import requests  # noqa: F401

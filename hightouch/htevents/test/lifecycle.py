@@ -1,6 +1,7 @@
 """Fork, exit, garbage: what a program does to its clients."""
 
 import gc
+import gzip
 import logging
 import os
 import re
@@ -17,7 +18,8 @@ from typing import Any, List
 import mock
 
 from hightouch.htevents import Client, dispatcher, lifecycle, pool, stamps
-from hightouch.htevents.test.support import LIMIT, TestCase, run_program
+from hightouch.htevents.collector import Fault
+from hightouch.htevents.test.support import LIMIT, TestCase, make_key, run_program
 
 _HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
 
@@ -248,6 +250,41 @@ class ForkTest(TestCase):
         self.assertEqual(names.count('child'), 200)
         self.assertEqual(names.count('parent'), accepted)
         self.assertEqual(len({each['messageId'] for each in events}), len(events))
+
+    def test_a_delivery_imports_nothing(self) -> None:
+        # A fork while a thread imports leaves the child with that module's lock.
+        key = make_key()
+        oauth = 'oauth_client_id="id", oauth_client_key=%r, oauth_auth_server=url' % key
+        date = 'Wed, 21 Oct 2026 07:28:00 GMT'
+        packed = {'Content-Encoding': 'gzip'}
+        with tempfile.TemporaryDirectory() as folder:
+            for settings in (
+                'host=url',
+                'host=url.replace("127.0.0.1", "localhost"), gzip=True',
+                'host=url.replace("http:", "https:"), max_retries=1',
+                'host="http://[::1]:9", max_retries=0, proxies={"all": url}',
+                'host=url, ' + oauth,
+                'host=url, spool_dir=%r' % folder,
+            ):
+                self.collector.script(
+                    Fault(status=503, headers={'Retry-After': date}),
+                    Fault(status=429, headers=packed, body=gzip.compress(b'{}')),
+                    'reset',
+                    Fault(status=307, headers={'Location': self.collector.url}),
+                )
+                result = run_program(
+                    _HEAD + 'from hightouch.htevents import retry\n'
+                    'retry.BASE = 0\n'
+                    'client = Client("key", %s)\n'
+                    'before = set(sys.modules)\n'
+                    'client.track("user", "event")\n'
+                    'client.flush(30)\n'
+                    'print(client.stats().pending, set(sys.modules) - before)\n'
+                    % settings,
+                    self.collector.url,
+                )
+                with self.subTest(settings.partition(' oauth')[0]):
+                    self.assertEqual(result.stdout, '0 set()\n', result.stderr)
 
     def test_a_fork_while_another_thread_holds_every_lock_hangs_nothing(self) -> None:
         client = self.client()
