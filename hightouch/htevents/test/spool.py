@@ -495,6 +495,9 @@ class SharedDirectoryTest(SpoolTestCase):
             'if os.fork():\n'
             '    os.kill(parent, signal.SIGKILL)\n'
             'while os.getppid() == parent: time.sleep(0.01)\n'
+            # A thread of it may still be at its end, and hold its files open.
+            'from hightouch.htevents.spool import waiting\n'
+            'while waiting(spool_dir)[0].state != "left": time.sleep(0.01)\n'
             'heir = Client("{key}", host, spool_dir=spool_dir)\n'
             'deadline = time.monotonic() + 50\n'
             'while heir.queue.has_backlog() and time.monotonic() < deadline:\n'
