@@ -186,7 +186,10 @@ class CommandTest(TestCase):
 
             def flush(self) -> None:
                 if self.getvalue().count('\n') == 1:
-                    threading.Thread(target=post, args=(self.getvalue(),)).start()
+                    senders.append(
+                        threading.Thread(target=post, args=[self.getvalue()])
+                    )
+                    senders[0].start()
                 else:
                     raise BrokenPipeError
 
@@ -195,11 +198,12 @@ class CommandTest(TestCase):
             url = line.split()[2] + '/v1/batch'
             answers.append(requests.post(url, json=body, timeout=LIMIT).status_code)
 
-        answers = []  # type: Any
+        answers, senders = [], []  # type: Any
         for number in (signal.SIGINT, signal.SIGTERM):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         with contextlib.redirect_stdout(Output()), self.assertRaises(BrokenPipeError):
             cli._collect(0, None)
+        senders[0].join(LIMIT)
         self.assertEqual(answers, [200])
 
     def leave(self, key: str, count: int, folder: str) -> None:
