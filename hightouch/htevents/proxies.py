@@ -102,7 +102,7 @@ def _place(url: str) -> Tuple[str, Optional[int]]:
 
 
 def _address(host: str) -> Any:
-    from ipaddress import ip_address  # imported by requests
+    from ipaddress import ip_address  # there already: see sessions.preload
 
     try:
         return ip_address(host)

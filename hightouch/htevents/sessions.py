@@ -241,10 +241,9 @@ def preload() -> None:
     Were it imported by a consumer, with its first request, a fork at that moment would
     leave the child with a module's import lock that nobody ever releases.
     """
-    # requests imports two of these with the first host name, and the first redirect.
-    import encodings.idna  # noqa: F401
-    import ipaddress  # noqa: F401
-    import netrc  # noqa: F401
+    import encodings.idna  # noqa: F401 - requests imports it with the first host name
+    import ipaddress  # noqa: F401 - we do: see proxies
+    import netrc  # noqa: F401 - requests imports it with the first redirect
 
     import backoff  # noqa: F401
     import requests  # noqa: F401
