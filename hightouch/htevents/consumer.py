@@ -23,14 +23,15 @@ from hightouch.htevents.concurrency import (
 )
 from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.encoding import encode
-from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import (
+    FINAL_STATUSES,
     ExpiredError,
     OauthError,
     describe,
     is_of_network,
     is_retryable,
 )
+from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
@@ -229,7 +230,7 @@ class Consumer(threading.Thread):
                 except Exception as error:
                     raise_interruption(error, wrapped=True)
                     self._source.note_error(error)
-                    if _is_of_setup(error):
+                    if _is_of_setup(error) or self._is_only_kept(error):
                         self._warn_of_setup(error)
                     if self._lease is not None and not is_of_network(error):
                         self._lease.renew()
@@ -247,6 +248,12 @@ class Consumer(threading.Thread):
                         raise
                 self._source.note_retry()
 
+    def _is_only_kept(self, error: Exception) -> bool:
+        """Whether it ends no event only because these are on the disk: a redirect, say."""
+        return self._source.durable and not (
+            is_retryable(error) or self._is_final(error)
+        )
+
     def _warn_of_setup(self, error: Exception) -> None:
         # At once: until the last retry it may take minutes, with a spool for ever.
         if self._source.warned_of_setup:
@@ -262,11 +269,12 @@ class Consumer(threading.Thread):
         """Whether an error says that the events will never be taken."""
         if not self._source.durable:
             return not is_retryable(error)
-        # Only the collector's own word ends what is on the disk. A setting that is
-        # wrong today can be right after the next start.
-        if is_retryable(error):
-            return False
-        return isinstance(error, APIError) and not isinstance(error, OauthError)
+        # A setting that is wrong today can be right after the next start.
+        return (
+            isinstance(error, APIError)
+            and not isinstance(error, OauthError)
+            and error.status in FINAL_STATUSES
+        )
 
     def _expired(self, batch: List[Any]) -> List[bool]:
         """Say of each message whether it has become too old to be sent."""

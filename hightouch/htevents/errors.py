@@ -12,6 +12,11 @@ RETRYABLE_STATUSES = frozenset(
     {408, 429} | set(range(100, 200)) | set(range(500, 600)) - {501, 505}
 )
 
+# The collector's word that ends an event which waits on the disk. Any other answer may be
+# of a gateway, a proxy or a captive portal, and pass.
+FINAL_STATUSES = frozenset(
+    {400, 401, 403, 404, 405, 410, 411, 413, 414, 415, 422, 431, 501, 505}
+)
 
 # Exceptions of requests and urllib3 that say that a setting is wrong, and the bases of
 # such exceptions. By name: nothing is imported here, and old releases lack some.
