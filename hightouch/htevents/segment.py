@@ -42,6 +42,7 @@ from zlib import crc32
 
 from hightouch.htevents.concurrency import monotonic
 from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.ownership import open_plain
 from hightouch.htevents.spool_lock import PATIENCE, both, process, same_file, try_lock
 from hightouch.htevents.version import VERSION
 
@@ -69,12 +70,16 @@ FAILING_TIME = 60.0
 # caller of track() may have to wait, once in so many events.
 PURGE_EVENTS = 1000
 
+# Files that are made until one is ours: another process may tidy one away just before
+# we have locked it.
+_BEGIN_TRIES = 10
+
 # Rows that are skipped at a time to find the next one behind a damaged page.
 _SKIP = 64
 
 DATABASE, LOCK, NEW, DAMAGED = '.db', '.lock', '.new', '.damaged'
 # SQLite's own are named after it; it needs a journal before the log is set up only.
-_FILES = tuple(DATABASE + each for each in ('', '-wal', '-shm', '-journal'))
+FILES = tuple(DATABASE + each for each in ('', '-wal', '-shm', '-journal'))
 
 # Version, unused, change counter, whether it is initialized, byte order of checksums,
 # page size, number of frames: in the byte order of the machine.
@@ -142,15 +147,18 @@ def create(folder: str, fsync: bool, max_bytes: int) -> 'Segment':
 def _begin(folder: str) -> 'Segment':
     """Begin a segment: a NEW that nobody holds is what is left of a process that died
     before it was complete, and no event was ever in there."""
-    while True:
+    for _ in range(_BEGIN_TRIES):
         path = os.path.join(folder, uuid.uuid4().hex)
         fd = os.open(path + NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         segment = Segment(path, fd)
-        if try_lock(fd) and same_file(os.fstat(fd), path + NEW):
-            return segment
+        try:
+            if try_lock(fd) and same_file(os.fstat(fd), path + NEW):
+                return segment
+        except BaseException:
+            segment.discard()
+            raise
         segment.discard()  # a cleaner was faster than our lock: make another
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(folder)
+    raise SegmentError('what is made there is taken away again')
 
 
 def renew(old: 'Segment') -> 'Segment':
@@ -742,7 +750,7 @@ class Segment:
             if not held:
                 raise SegmentError('it is in use')
             self._disconnect()
-            for suffix in _FILES:
+            for suffix in FILES:
                 try:
                     os.rename(self.path + suffix, self.path + suffix + DAMAGED)
                 except FileNotFoundError:
@@ -761,7 +769,7 @@ class Segment:
         process.segments.discard(self)
 
     def _remove(self) -> None:
-        for suffix in _FILES + (NEW, LOCK):  # the lock last: until then it is ours
+        for suffix in FILES + (NEW, LOCK):  # the lock last: until then it is ours
             self._unlink(suffix)
 
     def _unlink(self, suffix: str) -> None:
@@ -796,7 +804,7 @@ def _frames_of_log(path: str) -> int:
     process as a file does; 0 when it is not there.
     """
     try:
-        with open(path + DATABASE + '-shm', 'rb') as file:
+        with os.fdopen(open_plain(path + DATABASE + '-shm', os.O_RDONLY), 'rb') as file:
             head = file.read(_INDEX_HEAD.size)
         _, _, _, initialized, _, _, frames = _INDEX_HEAD.unpack(head)
     except (OSError, struct.error) as error:

@@ -15,14 +15,14 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from typing import Any, Deque, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, BinaryIO, Deque, List, NamedTuple, Optional, Set, Tuple
 
+from hightouch.htevents import ownership, spool_lock
 from hightouch.htevents import segment as segments
-from hightouch.htevents import spool_lock
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
-from hightouch.htevents.segment import DAMAGED, DATABASE, LOCK, NEW, Segment
+from hightouch.htevents.segment import DAMAGED, DATABASE, FILES, LOCK, NEW, Segment
 from hightouch.htevents.spool_lock import process
 
 # The head of SQLite's log, which is another one after each checkpoint.
@@ -84,13 +84,15 @@ class Spool:
                 'spool_dir: expected an existing directory, got %r, which is none; '
                 'create it (mkdir -m 700)' % self.directory
             )
-        problem = 'no right to write there'
+        problem = ''
         try:
+            ownership.check_directory(self.directory)
             self._make_folder()
-            if os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
-                problem = (
-                    '' if _can_lock(self.folder) else 'files cannot be locked there'
-                )
+            self._check_ownership()
+            if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+                problem = 'no right to write there'
+            elif not _can_lock(self.folder):
+                problem = 'files cannot be locked there'
         except OSError as error:
             problem = error.strerror or str(error)
         if problem:
@@ -99,9 +101,11 @@ class Spool:
                 '%r: %s' % (self.directory, problem)
             )
 
+    def _check_ownership(self) -> None:
+        ownership.check_directory(self.directory)
+        ownership.check_folder(self.folder)
+
     def _make_folder(self) -> None:
-        if os.path.isdir(self.directory) and not os.listdir(self.directory):
-            _close_to_others(self.directory)
         for path in (self.directory, self.folder):
             try:
                 os.mkdir(path, 0o700)
@@ -119,6 +123,7 @@ class Spool:
         """
         if not os.path.isdir(self.folder):  # deleted, while we ran
             self._make_folder()
+        self._check_ownership()
         return segments.create(self.folder, self._fsync, self.max_bytes - taken)
 
     def has_orphans(self) -> bool:
@@ -152,14 +157,17 @@ class Spool:
     def _paths(self) -> List[str]:
         """Give the segments without suffix, oldest first; remove the half-made."""
         try:
+            self._check_ownership()
             names = os.listdir(self.folder)
         except OSError as error:
             raise_interruption(error)
+            if isinstance(error, ownership.OwnershipError):
+                self._leave_alone(self.folder, str(error))
             return []
         paths = []
         for name in names:
             path, suffix = os.path.splitext(os.path.join(self.folder, name))
-            if path in self._left_alone:
+            if path in self._left_alone or not self._is_ours(path, suffix):
                 continue
             if suffix == LOCK:
                 paths.append(path)
@@ -172,7 +180,21 @@ class Spool:
                 # Somebody deleted its lock. A half-made one has its NEW still.
                 if not os.path.exists(path + NEW) and _make(path + LOCK):
                     paths.append(path)
+        paths = [path for path in paths if path not in self._left_alone]
         return sorted(paths, key=_modified)
+
+    def _is_ours(self, path: str, suffix: str) -> bool:
+        if suffix not in (LOCK, NEW) + FILES:
+            return True  # of no interest
+        try:
+            ownership.check_file(path + suffix)
+            return True
+        except FileNotFoundError as error:
+            raise_interruption(error)  # else removed meanwhile
+        except OSError as error:
+            raise_interruption(error)
+            self._leave_alone(path, str(error))
+        return False
 
     def _open(self, found: Segment) -> Optional[Segment]:
         if not os.path.exists(found.database):
@@ -197,8 +219,12 @@ class Spool:
 
     def leave_alone(self, segment: Segment, problem: str) -> None:
         """Do not look at a segment again: it stays where it is."""
-        self._left_alone.add(segment.path)
-        self.say('Left alone: %s: %s', segment.database, problem)
+        self._leave_alone(segment.path, '%s: %s' % (segment.database, problem))
+
+    def _leave_alone(self, path: str, problem: str) -> None:
+        if path not in self._left_alone:
+            self._left_alone.add(path)
+            self.say('Left alone: %s', problem)
 
     def say(self, text: str, *args: Any) -> None:
         """Have an ERROR logged, by the next `log`: here locks may be held."""
@@ -234,20 +260,13 @@ class Spool:
         )
 
 
-def _close_to_others(directory: str) -> None:
-    # An empty directory was made for us. Any other may be somebody's (/tmp): there our
-    # own folder is all that is closed.
-    try:
-        if os.stat(directory).st_uid == os.geteuid():
-            os.chmod(directory, 0o700)
-    except OSError:
-        pass  # a file system without modes
-
-
 def _can_lock(folder: str) -> bool:
     fd = os.open(folder, os.O_RDONLY)
     try:
         return spool_lock.try_lock(fd, shared=True)
+    except OSError as error:
+        raise_interruption(error)
+        return False
     finally:
         os.close(fd)
 
@@ -370,18 +389,27 @@ def _snapshot(path: str, folder: str) -> str:
     copy = os.path.join(folder, 'copy' + DATABASE)
     for _ in range(_SNAPSHOT_TRIES):
         before = _log_head(path)
-        shutil.copyfile(path, copy)
+        _copy(path, copy)
         if before:
-            shutil.copyfile(path + '-wal', copy + '-wal')
+            _copy(path + '-wal', copy + '-wal')
         # The log has the last word, if it was not begun anew in between.
         if _log_head(copy) == before:
             return copy
     raise OSError('it changes too fast to be looked at')
 
 
+def _copy(source: str, target: str) -> None:
+    with _opened(source) as file, open(target, 'wb') as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def _opened(path: str) -> BinaryIO:
+    return os.fdopen(ownership.open_plain(path, os.O_RDONLY), 'rb')
+
+
 def _log_head(path: str) -> bytes:
     try:
-        with open(path + '-wal', 'rb') as file:
+        with _opened(path + '-wal') as file:
             return file.read(_LOG_HEAD_BYTES)
     except FileNotFoundError:
         return b''

@@ -18,6 +18,7 @@ from typing import Any, Iterator, List, Optional, Set, Tuple
 from hightouch.htevents import fork
 from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.ownership import open_plain
 
 try:
     import fcntl
@@ -126,23 +127,29 @@ def lock(path: str) -> Optional[int]:
     :returns: the file descriptor that holds the lock until it is closed
     """
     try:
-        fd = os.open(path, os.O_RDWR | getattr(os, 'O_CLOEXEC', 0))
+        fd = open_plain(path, os.O_RDWR)
     except OSError as error:
         raise_interruption(error)
         return None
-    # Its last owner may have removed it before we got the lock.
-    if try_lock(fd) and same_file(os.fstat(fd), path):
-        return fd
+    try:
+        # Its last owner may have removed it before we got the lock.
+        if try_lock(fd) and same_file(os.fstat(fd), path):
+            return fd
+    except OSError as error:
+        raise_interruption(error)  # else there are no locks just now
     os.close(fd)
     return None
 
 
 def try_lock(fd: int, shared: bool = False) -> bool:
-    """Lock an open file at once; False when somebody has it, or there are no locks."""
+    """Lock an open file at once; False when somebody has it.
+
+    :raises OSError: when there are no locks: a file system may run out of them
+    """
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         return True
-    except OSError as error:
+    except BlockingIOError as error:
         raise_interruption(error)
         return False
 

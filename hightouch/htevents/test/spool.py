@@ -1,5 +1,6 @@
 """The durable queue: what was accepted arrives, whatever happens to the process."""
 
+import errno
 import glob
 import io
 import logging
@@ -261,6 +262,27 @@ class PromiseTest(SpoolTestCase):
         client.track('user', 'event')
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual((self.arrived(), on_error.calls), (['event'], []))
+
+    def test_only_the_collectors_own_word_ends_an_event(self) -> None:
+        on_error = Recorder()
+        client = self.client(on_error=on_error)
+        passing = (101, 300, 302, 304, 307, 402, 406, 407, 408, 421, 423, 425, 429)
+        passing += (451, 499, 500, 502, 503, 504, 511, 599, 600, 999)
+        self.collector.script(*passing)
+        with LogCatcher() as log:
+            client.track('user', 'kept')
+            self.assertTrue(client.flush(LIMIT))
+        self.assertEqual((self.arrived(), on_error.calls), (['kept'], []))
+        self.assertEqual(client.stats().retried, len(passing))
+        (line,) = log.lines(level=logging.WARNING)  # of what somebody may have to mend
+        self.assertIn('(300)', line)
+        final = (400, 401, 403, 404, 405, 410, 411, 413, 414, 415, 422, 431, 501, 505)
+        for status in final:
+            self.collector.script(status)
+            client.track('user', 'refused')
+            self.assertTrue(client.flush(LIMIT))
+        statuses = [error.status for error, _ in on_error.calls]
+        self.assertEqual((tuple(statuses), self.arrived()), (final, ['kept']))
 
     def test_expired_events_are_reported_and_not_sent(self) -> None:
         on_error = Recorder()
@@ -639,8 +661,8 @@ class SharedDirectoryTest(SpoolTestCase):
         self.addCleanup(os.umask, old)
         client = self.client(write_key='secret-write-key', host=NOWHERE)
         client.track('user', 'event')
-        for folder in (self.spool_dir, os.path.dirname(self.files()[0])):
-            self.assertEqual(stat.S_IMODE(os.stat(folder).st_mode), 0o700)
+        folder = os.path.dirname(self.files()[0])
+        self.assertEqual(stat.S_IMODE(os.stat(folder).st_mode), 0o700)
         self.assertGreaterEqual(len(self.files()), 3)
         for path in self.files():
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
@@ -648,14 +670,20 @@ class SharedDirectoryTest(SpoolTestCase):
             with open(path, 'rb') as file:
                 self.assertNotIn(b'secret-write-key', file.read())
 
-    def test_a_directory_in_use_for_other_things_keeps_its_mode(self) -> None:
-        with open(os.path.join(self.spool_dir, 'other'), 'w'):
-            pass
-        os.chmod(self.spool_dir, 0o755)
-        self.client().track('user', 'event')
-        self.assertEqual(stat.S_IMODE(os.stat(self.spool_dir).st_mode), 0o755)
-        folder = os.path.dirname(self.files()[0])
-        self.assertEqual(stat.S_IMODE(os.stat(folder).st_mode), 0o700)
+    def test_a_directory_keeps_its_mode_and_what_is_made_is_closed_to_others(
+        self,
+    ) -> None:
+        for mode in (0o755, 0o1777, 0o2770, 0o775):
+            folder = os.path.join(self.spool_dir, '%o' % mode)
+            os.mkdir(folder)
+            os.chmod(folder, mode)
+            client = self.client(spool_dir=folder)
+            self.assertTrue(client.track('user', 'event')[0])
+            self.assertTrue(client.flush(LIMIT))
+            self.assertEqual(stat.S_IMODE(os.stat(folder).st_mode), mode)
+            (made,) = os.listdir(folder)
+            found = os.stat(os.path.join(folder, made))
+            self.assertEqual(stat.S_IMODE(found.st_mode) & 0o777, 0o700)
 
     def test_a_forked_child_neither_sends_nor_loses_its_parents_events(self) -> None:
         client = self.client(upload_interval=LIMIT, upload_size=1000)
@@ -1107,6 +1135,116 @@ class BadGroundTest(SpoolTestCase):
         os.waitpid(pid, 0)
         with os.fdopen(read) as told:
             self.assertIn('may write to', told.read())
+
+    def test_a_directory_that_all_may_write_to_is_told_at_construction(self) -> None:
+        os.chmod(self.spool_dir, 0o777)
+        with self.assertRaises(ValidationError) as caught:
+            self.client()
+        self.assertIn('everybody may write to', str(caught.exception))
+
+    @unittest.skipUnless(os.geteuid() == 0, 'only root can give a file away')
+    def test_a_directory_of_another_user_is_told_at_construction(self) -> None:
+        folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
+        os.mkdir(folder, 0o700)
+        for given in (folder, self.spool_dir):
+            os.chown(given, 65534, 65534)
+            with self.assertRaises(ValidationError) as caught:
+                self.client()
+            self.assertIn(given, str(caught.exception))
+            os.chown(given, 0, 0)
+        self.assertTrue(self.client().track('user', 'event')[0])
+
+    def test_a_folder_that_is_open_to_others_or_a_link_is_told_at_construction(
+        self,
+    ) -> None:
+        folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
+        os.mkdir(folder)
+        os.chmod(folder, 0o770)
+        with self.assertRaises(ValidationError) as caught:
+            self.client()
+        self.assertIn('may be written to by others', str(caught.exception))
+        elsewhere = folder + '-elsewhere'
+        os.rename(folder, elsewhere)
+        os.chmod(elsewhere, 0o700)
+        os.symlink(elsewhere, folder)
+        with self.assertRaises(ValidationError) as caught:
+            self.client()
+        self.assertIn('not a folder of this user', str(caught.exception))
+
+    def test_a_folder_that_is_opened_to_others_later_is_left_alone(self) -> None:
+        self.leave(3)
+        client = self.client()
+        self.assert_all_arrived(str(number) for number in range(3))
+        self.leave(1)
+        folder = os.path.dirname(self.files()[0])
+        os.chmod(folder, 0o777)
+        with LogCatcher() as log:
+            for _ in range(3):
+                client._dispatcher.queue._next_scan = 0  # type: ignore[attr-defined]
+                self.assertTrue(client.flush(LIMIT))
+                client.queue._fill(1)  # looks around
+            (line,) = log.lines(level=logging.ERROR)
+        self.assertIn('may be written to by others', line)
+        self.assertEqual(len(self.collector.events), 3)
+
+    def test_what_is_no_plain_file_is_left_alone_with_one_error(self) -> None:
+        self.leave(1)
+        folder = os.path.dirname(self.files()[0])
+        with open(os.path.join(self.spool_dir, 'other'), 'w'):
+            pass
+        kinds: List[Any] = [
+            os.mkfifo,
+            os.mkdir,
+            lambda path: os.symlink(os.path.join(self.spool_dir, 'other'), path),
+            lambda path: os.symlink('/dev/zero', path),
+        ]
+        suffixes = ('.db', '.lock', '.new', '.db-wal', '.db-shm', '.db-journal')
+        count = 0
+        for make in kinds:
+            for suffix in suffixes:
+                name = os.path.join(folder, 'strange%d' % count)
+                make(name + suffix)
+                if suffix.startswith('.db-'):
+                    for other in ('.db', '.lock'):
+                        with open(name + other, 'w'):
+                            pass
+                count += 1
+        with LogCatcher() as log:
+            client = self.client()
+            self.assert_all_arrived(['0'])
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+            client._dispatcher.queue._next_scan = 0  # type: ignore[attr-defined]
+            client.queue._fill(1)
+            lines = log.lines(level=logging.ERROR)
+        self.assertEqual(len(lines), count)
+        for line in lines:
+            self.assertIn('not a plain file of this user', line)
+        self.assertEqual(
+            len([name for name in os.listdir(folder) if name.startswith('strange')]),
+            count + len(kinds) * 6,
+        )
+        self.assertTrue(waiting(self.spool_dir))
+
+    def test_locks_that_begin_to_fail_make_calls_answer_false(self) -> None:
+        client = self.client(host=NOWHERE)
+        no_locks = OSError(errno.ENOLCK, 'No locks available')
+        with mock.patch('fcntl.flock', side_effect=no_locks), LogCatcher() as log:
+            for _ in range(3):
+                self.assertFalse(client.track('user', 'event')[0])
+            (line,) = log.lines(level=logging.ERROR)
+            self.assertIn('No locks available', line)
+            with self.assertRaises(ValidationError):
+                self.client()
+        self.assertEqual(self.files(), [])
+        self.assertEqual(client.stats().refused, 3)
+
+    def test_files_that_are_taken_away_at_once_make_calls_answer_false(self) -> None:
+        client = self.client(host=NOWHERE)
+        with mock.patch.object(segment, 'same_file', return_value=False) as same_file:
+            self.assertFalse(client.track('user', 'event')[0])
+        self.assertLess(same_file.call_count, 100)
+        self.assertEqual(self.files(), [])
 
     def test_wrong_settings_are_told(self) -> None:
         with self.assertRaises(ValidationError):
