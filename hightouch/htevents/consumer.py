@@ -125,6 +125,7 @@ class Consumer(threading.Thread):
         self.oauth_manager = oauth_manager
         self.on_success: Optional[OnSuccess] = check_callable('on_success', on_success)
         self.running = True
+        self.tried = False  # whether somebody has tried to start the thread
         self.began = False  # whether the thread has come to run()
         self._lease = lease
         self._on_end = on_end

@@ -80,9 +80,9 @@ class Dispatcher:
         self._ender: Dict[None, int] = {}
         self._is_over = False
         self._finishing = False
-        # Held by the one thread that starts the consumers. Only ever tried, never
-        # waited for: a signal handler may come in between.
-        self._starting = threading.Lock()
+        # Of the calls that come to start the consumers: the first one does. No lock: the
+        # exception of a signal handler could leave it held.
+        self._starters: List[object] = []
 
     def _forget_consumers(self) -> None:
         # Made when they are needed: a thread object takes as much memory as a queue.
@@ -163,16 +163,21 @@ class Dispatcher:
             return True
         if self.queue.closed and not self.queue.has_waiting():
             return True  # there is nothing for them, and there will be nothing
-        starting = self._starting  # a child, forked in here, has another one
-        if not starting.acquire(False):
-            return True  # another thread, or the code below us on this one, is at it
+        me, starters = object(), self._starters  # a child, forked in here, has others
         try:
-            if not self._running:
-                if threading.Lock is not self._lock_type:
-                    self._forget_consumers()  # gevent has replaced it meanwhile
-                self._start_threads()
-        finally:
-            starting.release()
+            try:
+                starters.append(me)
+                # Else another thread, or the code below us on this one, is at it.
+                if starters[0] is me and not self._running:
+                    self._start_threads()
+            finally:
+                if me in starters:
+                    starters.remove(me)
+        except BaseException:
+            # Up to Python 3.9 a signal handler may raise before the one above.
+            if me in starters:
+                starters.remove(me)
+            raise
         return True
 
     def _prepare(self) -> None:
@@ -204,9 +209,18 @@ class Dispatcher:
         )
 
     def _start_threads(self) -> None:
-        for consumer in self.consumers:
-            if consumer.ident is not None:
+        if threading.Lock is not self._lock_type:
+            self._forget_consumers()  # gevent has replaced it meanwhile
+        consumers = self.consumers
+        for number, consumer in enumerate(consumers):
+            if consumer.began:
                 continue
+            if consumer.tried:
+                # A signal handler raised in there. It may begin yet, or never: if it does
+                # it ends at once, and another one takes its place.
+                consumer.pause()
+                consumer = consumers[number] = self._make_consumer(self._consumer_ended)
+            consumer.tried = True
             if not try_start(consumer):
                 # Events wait for a flush, the exit, or the next try.
                 self._next_start = monotonic() + pool.START_RETRY_INTERVAL

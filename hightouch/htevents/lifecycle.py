@@ -65,15 +65,15 @@ def _hook_child() -> None:
     for name in MULTIPROCESSING:
         if name + '.process' not in sys.modules or name in _state.hooked:
             continue
-        _state.hooked.add(name)
         util = sys.modules.get(name + '.util')  # loaded before a child runs
         if is_worker(name) and util is not None:
             util.Finalize(None, end, exitpriority=0)
+        _state.hooked.add(name)  # last: if we are interrupted, it is done again
     # The workers of Celery leave the same way, and tell of it by a signal of Celery's.
     signals = sys.modules.get('celery.signals')
     if signals is not None and 'celery' not in _state.hooked:
-        _state.hooked.add('celery')
         signals.worker_process_shutdown.connect(_end_of_worker, weak=False)
+        _state.hooked.add('celery')
 
 
 def _end_of_worker(**kwargs: Any) -> None:

@@ -34,7 +34,9 @@ def check_folder(path: str) -> None:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise OwnershipError('%s is not a folder of this user' % path)
     if stat.S_IMODE(found.st_mode) & 0o022:
-        raise OwnershipError('%s may be written to by others; close it (chmod 700)' % path)
+        raise OwnershipError(
+            '%s may be written to by others; close it (chmod 700)' % path
+        )
 
 
 def check_file(path: str) -> None:

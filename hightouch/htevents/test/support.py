@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import unittest
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 from unittest import mock
 
 from hightouch.htevents import Client, retry
@@ -162,7 +162,7 @@ def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':
 
 
 def interruptions(
-    make: Callable[[], Callable[[], Any]], path: str, after: Optional[str] = None
+    make: Callable[[], Callable[[], Any]], path: str, after: Tuple[str, ...] = ()
 ) -> Iterator[str]:
     """Interrupt a call in its first step, one like it in its second, and so on.
 
@@ -170,7 +170,7 @@ def interruptions(
 
     :param make: gives the call
     :param path: of the code whose steps are meant, a file or a folder
-    :param after: only in steps that follow this opcode
+    :param after: only in steps that follow one of these opcodes; (): in all
     """
     # Python 3.6 cannot trace opcodes, and 3.12 forgets to.
     step = 'line' if sys.version_info[:2] in ((3, 6), (3, 12)) else 'opcode'
@@ -186,11 +186,11 @@ def interruptions(
             frame.f_trace_opcodes = True
         if event == step:
             opcode = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            left -= after in (None, before.get(frame))
+            left -= not after or before.get(frame) in after
             before[frame] = opcode
             if left < 0:
                 sys.settrace(None)
-                place = '%s, line %d' % (frame.f_code.co_name, frame.f_lineno)
+                place = '%s, line %s' % (frame.f_code.co_name, frame.f_lineno)
                 raise KeyboardInterrupt
         return trace
 
