@@ -160,7 +160,9 @@ class Consumer(threading.Thread):
                     self.deliver(batch)
                     if self.gave_back:
                         break  # we are ending, and the server does not answer
-                except Exception:
+                except BaseException as error:
+                    if type(error).__name__ == 'GreenletExit':
+                        raise  # gevent is asked to end this thread
                     # Nothing known raises here. Whatever does must not end the thread,
                     # and a second try must not spin.
                     log.warning('The consumer goes on after an error', exc_info=True)

@@ -47,8 +47,9 @@ class _Log:
     def _say(self, level: int, text: str, args: Any, exc_info: bool) -> None:
         _handlers.enable()
         try:
+            args = tuple(map(_shown, args))
             logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise_interruption(error)
             if logging.raiseExceptions and sys.stderr is not None:
                 try:
@@ -61,19 +62,28 @@ class _Log:
 log = _Log()
 
 
+def _shown(value: Any) -> Any:
+    """Return what is logged of a value: a text is on one line, whoever it is from."""
+    if isinstance(value, BaseException):
+        value = str(value)
+    return _escaped(value) if isinstance(value, str) else value
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return ''.join(
+        each if each.isprintable() else each.encode('unicode_escape').decode('ascii')
+        for each in text
+    )
+
+
 def printable(text: str, most: int) -> str:
     """Show a text from outside on one line: its control characters are written out.
 
     :param most: characters that come back at most
     """
-    text = text[: most + 1]
-    if not text.isprintable():
-        text = ''.join(
-            each
-            if each.isprintable()
-            else each.encode('unicode_escape').decode('ascii')
-            for each in text
-        )
+    text = _escaped(text[: most + 1])
     return text if len(text) <= most else text[: most - 3] + '...'
 
 

@@ -13,7 +13,7 @@ from hightouch.htevents.discretion import discreet
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError
-from hightouch.htevents.logs import log
+from hightouch.htevents.logs import log, printable
 from hightouch.htevents.proxies import normalize_proxies as normalize_proxies
 from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import iso_now
@@ -185,8 +185,7 @@ def shortened(value: Any, secrets: Sequence[str] = ()) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     for secret in secrets:
         text = text.replace(secret, '***')
-    words = ' '.join(text.split())
-    return ''.join(filter(str.isprintable, words))[:MAX_ERROR_TEXT]
+    return printable(' '.join(text.split()), MAX_ERROR_TEXT)
 
 
 def _drop_token(oauth_manager: Any, token: Optional[str]) -> None:

@@ -5,8 +5,17 @@ import logging.config
 import tempfile
 from typing import Any, Iterator, List
 
-from hightouch.htevents import Client
-from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, run_program
+import mock
+
+from hightouch.htevents import Client, dispatcher
+from hightouch.htevents.collector import Fault
+from hightouch.htevents.test.support import (
+    LIMIT,
+    LogCatcher,
+    Recorder,
+    TestCase,
+    run_program,
+)
 
 _HEAD = (
     'import logging, logging.config, sys, threading\n'
@@ -179,3 +188,68 @@ class EchoTest(TestCase):
                 self.assertTrue(handler.client.flush(LIMIT))
         lines = [each for each in log.lines(logging.WARNING) if 'log handler' in each]
         self.assertEqual(len(lines), 1)
+
+
+class EndingHandler(logging.Handler):
+    """Ends the program with each line, as it believes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise self.error
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(logging.WARNING)
+        self.error = error
+
+
+class LineTest(TestCase):
+    def test_a_handler_that_exits_ends_no_consumer_and_keeps_no_callback(self) -> None:
+        for with_threads in (dispatcher.CLIENTS_WITH_THREADS, 0):
+            with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', with_threads):
+                handler = EndingHandler(SystemExit(3))
+                on_error = Recorder()
+                client = self.client(
+                    log_handler=handler, on_error=on_error, upload_interval=0
+                )
+                with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                    for number in range(1, 4):
+                        self.collector.script(400)
+                        client.track('user', 'refused')
+                        self.assertTrue(on_error.wait_for(number))
+                        client.track('user', 'taken')
+                        self.assertTrue(client.flush(LIMIT))
+                self.assertIn('SystemExit: 3', stderr.getvalue())
+                self.assertEqual(client.stats().delivered, 3)
+                client.shutdown(LIMIT)
+
+    def test_what_ends_a_delivery_does_not_end_its_thread(self) -> None:
+        class Manager:
+            errors = [SystemExit(), GeneratorExit()]  # type: Any
+
+            def get_token(self) -> str:
+                if self.errors:
+                    raise self.errors.pop()
+                return 'token'
+
+        client = self.client(upload_interval=0)
+        assert client.consumers is not None
+        client.consumers[0].oauth_manager = Manager()
+        with LogCatcher() as log:
+            client.track('user', 'event')
+            self.assertTrue(self.collector.wait_for(1, LIMIT))
+        lines = log.lines(logging.WARNING)
+        self.assertEqual(len([each for each in lines if 'goes on' in each]), 2)
+
+    def test_a_text_from_outside_stays_on_its_line(self) -> None:
+        text = 'one\ntwo\r\x1b[31m\x9b2J\u2028three'
+        self.collector.script(Fault(400, {}, text.encode('utf-8')))
+        strange = type('Strange\nERROR forged', (), {})
+        with LogCatcher() as log, contextlib.redirect_stderr(io.StringIO()):
+            client = self.client(
+                host=self.collector.url + '/x\ny\x1b', debug=True, on_error=None
+            )
+            client.track(text, text, {text: strange()}, context={'a': strange})
+            client.track(text, text, message_id=text, anonymous_id=text)
+            client.flush(LIMIT)
+        self.assertGreater(len(log.records), 3)
+        for line in log.lines():
+            self.assertTrue(line.isprintable(), line)
