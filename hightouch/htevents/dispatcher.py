@@ -238,6 +238,12 @@ class Dispatcher:
 
     @_unlocking
     def flush(self, timeout: Optional[float]) -> bool:
+        if delivery_depth():
+            # The delivery below us goes on only when we return, and others may wait for
+            # it: so we wait for none.
+            if not self.queue.closed:
+                self.start()
+            return self.queue.wait_until_resolved(Deadline(0), nested=True)
         return self._flush(Deadline(timeout))
 
     def _flush(self, deadline: Deadline) -> bool:

@@ -8,7 +8,7 @@ import time
 from typing import Any, Callable, Optional, Tuple
 
 from hightouch.htevents import exchange, fork
-from hightouch.htevents.concurrency import bounded, is_budgeted
+from hightouch.htevents.concurrency import bounded, delivering, is_budgeted
 from hightouch.htevents.discretion import discreet
 from hightouch.htevents.errors import APIError, OauthError, ValidationError
 from hightouch.htevents.interruption import raise_interruption
@@ -114,18 +114,19 @@ class OauthManager:
         :raises requests.RequestException: when there is no answer
         :raises TimeoutError: when that was too short for an answer
         """
-        if is_budgeted():
-            return self._get_token()
-        retries = Retries(self.max_retries)
-        while True:
-            try:
+        with delivering():  # others may wait for us here: see Dispatcher.flush
+            if is_budgeted():
                 return self._get_token()
-            except Exception as error:
-                raise_interruption(error)
-                delay = retries.next_wait(error)
-                if delay is None:
-                    raise
-            self._sleep(delay)
+            retries = Retries(self.max_retries)
+            while True:
+                try:
+                    return self._get_token()
+                except Exception as error:
+                    raise_interruption(error)
+                    delay = retries.next_wait(error)
+                    if delay is None:
+                        raise
+                self._sleep(delay)
 
     def _get_token(self) -> str:
         token = self._token

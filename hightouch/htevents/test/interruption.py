@@ -231,6 +231,34 @@ class InterruptionTest(TestCase):
         self.assertEqual(client.stats().pending, 5)
         self.assert_delivers(client, 5)
 
+    def test_a_flush_by_the_handler_waits_for_nothing_that_waits_for_it(self) -> None:
+        flushed = Recorder()
+
+        def handle(number: int, frame: Any) -> None:
+            client.track('user', 'from the handler')
+            flushed(client.flush(None))
+
+        def answer(received: Any) -> int:
+            signal.pthread_kill(main, signal.SIGALRM)
+            flushed.wait_for(1)
+            return 200
+
+        key, main = make_key(), threading.get_ident()
+        signal.signal(signal.SIGALRM, handle)
+        for settings in ({'sync_mode': True}, {'upload_interval': 0}):  # type: Any
+            flushed.calls.clear()
+            self.collector.events.clear()
+            self.collector.token_faults.append(answer)
+            client = self.oauth_client(oauth_client_key=key, **settings)
+            if 'sync_mode' in settings:
+                self.assertTrue(client.track('user', 'event')[0])
+            else:
+                self.assertEqual(client.oauth_manager.get_token()[:6], 'token-')
+                self.assertTrue(client.track('user', 'event')[0])
+            self.assertEqual(flushed.calls, [(False,)])
+            self.assertTrue(client.flush(LIMIT))
+            self.assertEqual(len(self.collector.events), 2)
+
     def test_while_others_deliver(self) -> None:
         self.collector.script(self.hang, self.hang)
         client = self.client()
@@ -523,6 +551,9 @@ class InterruptionTest(TestCase):
                 # 3.12 does not trace these.
                 if sys.version_info >= (3, 10) and sys.version_info[:2] != (3, 12):
                     check(threading, ('RESUME', 'CALL', 'CALL_METHOD', 'CALL_FUNCTION'))
+        for each in threading.enumerate():
+            if isinstance(each, consumer.Consumer) and not each.began:
+                each.name = 'interrupted'  # threading keeps it in its list
 
     def arrives(self, name: str) -> bool:
         events = self.collector.events
