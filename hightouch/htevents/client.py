@@ -19,6 +19,7 @@ from hightouch.htevents.errors import (
     BeforeSendError,
     MessageTooLargeError,
     ValidationError,
+    name_of,
 )
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.findings import Finding, Findings
@@ -34,6 +35,7 @@ from hightouch.htevents.settings import (
     check_seconds,
     check_whole,
     expect,
+    is_instance,
 )
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
 from hightouch.htevents.version import NAME, VERSION
@@ -182,7 +184,7 @@ class Client:
         oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
         if all(oauth):
             expect(
-                isinstance(oauth_auth_server or '', str),
+                is_instance(oauth_auth_server or '', str),
                 'oauth_auth_server',
                 'a URL, of the server that gives the tokens',
                 oauth_auth_server,
@@ -628,15 +630,15 @@ class Client:
             scrubbed = self._before_send(copy)
         except Exception as error:
             raise_interruption(error)
-            failure = BeforeSendError('before_send raised %s' % type(error).__name__)
+            failure = BeforeSendError('before_send raised %s' % name_of(type(error)))
             drop_own_frames(error)
             failure.__cause__ = error
         else:
-            if scrubbed is None or isinstance(scrubbed, dict):
+            if scrubbed is None or is_instance(scrubbed, dict):
                 return scrubbed
             failure = BeforeSendError(
                 'before_send: expected a dict or None back, got %s'
-                % type(scrubbed).__name__
+                % name_of(type(scrubbed))
             )
         self._dispatcher.report(failure, [message])
         return None
@@ -819,7 +821,7 @@ def _as_text(value: Any) -> Any:
         if isinstance(value, int):  # with more digits than the interpreter prints
             return hex(value)
         raise ValidationError(
-            'expected an id that str() can show, got %s' % type(value).__name__
+            'expected an id that str() can show, got %s' % name_of(type(value))
         )
 
 

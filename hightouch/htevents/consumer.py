@@ -30,6 +30,7 @@ from hightouch.htevents.errors import (
     describe,
     is_of_network,
     is_retryable,
+    name_of,
 )
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import FatalError as FatalError
@@ -161,7 +162,7 @@ class Consumer(threading.Thread):
                     if self.gave_back:
                         break  # we are ending, and the server does not answer
                 except BaseException as error:
-                    if type(error).__name__ == 'GreenletExit':
+                    if name_of(type(error)) == 'GreenletExit':
                         raise  # gevent is asked to end this thread
                     # Nothing known raises here. Whatever does must not end the thread,
                     # and a second try must not spin.
@@ -483,7 +484,7 @@ def _text(error: Exception) -> str:
     try:
         return str(error)
     except Exception:  # of an application's own
-        return type(error).__name__
+        return name_of(type(error))
 
 
 def _is_of_setup(error: Exception) -> bool:
@@ -494,7 +495,7 @@ def _is_of_setup(error: Exception) -> bool:
         return True  # as requests says that there is no such certificate
     return any(
         isinstance(each, (FileNotFoundError, PermissionError))
-        or any(kind.__name__ == 'SSLError' for kind in type(each).__mro__)
+        or 'SSLError' in map(name_of, type(each).__mro__)
         for each in causes(error, sys._getframe(1))
     )
 

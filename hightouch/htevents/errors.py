@@ -4,7 +4,7 @@ A leaf: nothing of the package is imported here. No text or ``repr`` made here e
 holds a write key, a private key, a token or the content of an event.
 """
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 # Answers that a later try may turn into a success: a 1xx is none yet. 501 (Not
 # Implemented) and 505 (HTTP Version Not Supported) are the same however often one asks.
@@ -27,6 +27,10 @@ _WRONG_SETTING = {
     'InvalidHeader',
     'LocationValueError',
 }
+
+
+# A metaclass may define a __name__ that raises.
+name_of: Callable[[type], str] = vars(type)['__name__'].__get__
 
 
 class ValidationError(AssertionError):
@@ -190,9 +194,7 @@ def is_retryable(error: BaseException) -> bool:
     known = getattr(error, 'retryable', None)
     if isinstance(known, bool):
         return known
-    return not _WRONG_SETTING.intersection(
-        each.__name__ for each in type(error).__mro__
-    )
+    return not _WRONG_SETTING.intersection(map(name_of, type(error).__mro__))
 
 
 def is_of_network(error: BaseException) -> bool:
@@ -212,4 +214,4 @@ def describe(error: BaseException) -> str:
         return 'no OAuth token' + (' (HTTP %d)' % status if status else '')
     if isinstance(status, int):
         return 'HTTP %d' % status
-    return type(error).__name__
+    return name_of(type(error))

@@ -4,8 +4,9 @@ A finding is logged once for each kind of value and place, and again when its co
 10, 100 and so on: the same value may come with every event.
 """
 
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
 
+from hightouch.htevents.errors import name_of
 from hightouch.htevents.logs import log, printable
 
 # Findings of one event that are counted, and those that are named in its line.
@@ -23,10 +24,6 @@ MOST_TEXT = 200
 Path = Union[str, Tuple[Any, Union[str, int]]]
 
 Finding = NamedTuple('Finding', [('path', Path), ('kind', type), ('what', str)])
-
-
-# A metaclass may define a __name__ that raises.
-_name: Callable[[type], str] = vars(type)['__name__'].__get__
 
 
 def note(found: List[Finding], item: Any, path: Path, what: str) -> None:
@@ -75,7 +72,7 @@ def _grouped(
 ) -> Dict[Tuple[str, str, str], Tuple[str, int]]:
     groups: Dict[Tuple[str, str, str], Tuple[str, int]] = {}
     for each in found:
-        key = (_written(each.path, place=True), _name(each.kind), each.what)
+        key = (_written(each.path, place=True), name_of(each.kind), each.what)
         path, count = groups.get(key, ('', 0))
         groups[key] = (path or _written(each.path), count + 1)
     return groups

@@ -10,13 +10,13 @@ from typing import Any, Callable, Optional, Tuple
 from hightouch.htevents import exchange, fork
 from hightouch.htevents.concurrency import bounded, delivering, is_budgeted
 from hightouch.htevents.discretion import discreet
-from hightouch.htevents.errors import APIError, OauthError, ValidationError
+from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
 from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.private_key import read_private_key
 from hightouch.htevents.request import bare, is_token, normalize_proxies, shortened
 from hightouch.htevents.retry import MAX_RETRY_AFTER, Retries, parse_number
-from hightouch.htevents.settings import DefaultConfig, Timeout
+from hightouch.htevents.settings import DefaultConfig, Timeout, is_instance
 from hightouch.htevents.stamps import new_message_id
 from hightouch.htevents.utils import remove_trailing_slash
 
@@ -156,7 +156,7 @@ class OauthManager:
                 self._token = self._ask()
         except Exception as error:
             raise_interruption(error)
-            problem = type(error).__name__
+            problem = name_of(type(error))
             advice = getattr(error, 'retry_after', None) or 0
             pause = max(RENEW_PAUSE, min(advice, MAX_RETRY_AFTER))
             token.renew_at = self._clock() + pause
@@ -305,7 +305,7 @@ def _release(lock: Any) -> None:
 
 def _stripped(value: Any) -> str:
     """Return the text of an id or a URL, without the white space around it."""
-    if isinstance(value, bytes):
+    if is_instance(value, bytes):
         value = value.decode('utf-8', 'replace')
     return str(value).strip()
 

@@ -8,8 +8,9 @@ import re
 from typing import Any, Callable, Dict
 from urllib.parse import unquote
 
-from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.errors import ValidationError, name_of
 from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.settings import is_instance
 
 _ENCRYPTED = 'one that is encrypted; store it without a passphrase'
 _PUBLIC = 'a public key'
@@ -45,12 +46,12 @@ def read_private_key(value: Any) -> Callable[[], Any]:
     :param value: an RSA key as PEM, str or bytes: also with escaped line breaks, in quotes,
         indented, on one line, or in base64 as a whole; as DER; or as an object
     """
-    if isinstance(value, os.PathLike):
+    if is_instance(value, os.PathLike):
         raise _unusable('a path; give the text of the file')
-    if not isinstance(value, (str, bytes, bytearray, memoryview)):
+    if not is_instance(value, (str, bytes, bytearray, memoryview)):
         key = _checked(value)
         return lambda: key
-    data = value.encode('utf-8', 'replace') if isinstance(value, str) else bytes(value)
+    data = value.encode('utf-8', 'replace') if is_instance(value, str) else bytes(value)
     given = _decoded(data)
     for _ in range(3):  # base64 of it may come in base64, say from Kubernetes
         text = _decoded(data)
@@ -179,10 +180,10 @@ def _checked(key: Any) -> Any:
     """Return a key object if it is one of RSA, and private."""
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    name = type(key).__name__
+    name = name_of(type(key))
     if name == 'PyJWK':  # of PyJWT
         return _checked(key.key)
-    if isinstance(key, rsa.RSAPrivateKey):
+    if is_instance(key, rsa.RSAPrivateKey):
         return key
     if 'Public' in name:
         raise _unusable(_PUBLIC)

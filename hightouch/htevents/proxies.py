@@ -4,7 +4,8 @@ import os
 from functools import lru_cache
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.errors import ValidationError, name_of
+from hightouch.htevents.settings import is_instance
 
 # As requests takes them, by scheme; None: not that of the environment.
 _Proxies = Dict[str, Optional[str]]
@@ -17,26 +18,28 @@ def normalize_proxies(value: Any) -> Optional[_Proxies]:
         falsy: None
     :raises ValidationError: when it is something else
     """
-    if isinstance(value, str):
+    if is_instance(value, str):
         value = value.strip()
     if not value:
         return None
-    if isinstance(value, str):
+    if is_instance(value, str):
         url = value
         if '://' not in url:
             url = 'http://' + url
         return {'http': url, 'https': url}
-    if isinstance(value, Mapping):
+    if is_instance(value, Mapping):
         # None says, as in requests: not the proxy of this scheme in the environment.
         proxies = {
-            scheme: (url.strip() if isinstance(url, str) else url) or None
+            scheme: (url.strip() if is_instance(url, str) else url) or None
             for scheme, url in value.items()
         }
-        if all(isinstance(each, str) for each in [*proxies, *proxies.values()] if each):
+        if all(
+            is_instance(each, str) for each in [*proxies, *proxies.values()] if each
+        ):
             return proxies
     raise ValidationError(
         "proxies: expected a dict such as {'https': 'http://proxy:8080'}, "
-        "'host:port' or a URL, got %s" % type(value).__name__
+        "'host:port' or a URL, got %s" % name_of(type(value))
     )
 
 

@@ -10,7 +10,8 @@ from threading import TIMEOUT_MAX
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Tuple, Union
 
-from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.errors import ValidationError, name_of
+from hightouch.htevents.interruption import raise_interruption
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -70,25 +71,34 @@ def expect(ok: bool, name: str, expected: str, value: Any) -> None:
     """Raise `ValidationError`, naming the type of what came, unless ``ok``."""
     if not ok:
         raise ValidationError(
-            '%s: expected %s, got %s' % (name, expected, type(value).__name__)
+            '%s: expected %s, got %s' % (name, expected, name_of(type(value)))
         )
+
+
+def is_instance(value: Any, kinds: Any) -> bool:
+    """Whether it is of one of ``kinds``, or says so: isinstance() may run code of its."""
+    try:
+        return isinstance(value, kinds)
+    except Exception as error:
+        raise_interruption(error)
+    return False
 
 
 def is_number(value: Any) -> bool:
     """Whether it is a number, as ``isinstance`` has it; a bool and NaN are none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if is_instance(value, bool) or not is_instance(value, (int, float)):
         return False
-    return value == value
+    return bool(value == value)
 
 
 def _as_number(value: Any) -> Any:
     """Return a real number of any type as an int or float; None for anything else."""
-    if isinstance(value, int):
-        return int(value)
-    if not isinstance(value, Number):
+    if is_instance(value, int):
+        return int.__int__(value)
+    if not is_instance(value, Number):
         return None
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError, OverflowError):  # complex, or a signaling NaN
         return None
     return number if number == number else None
@@ -130,7 +140,7 @@ def check_seconds(name: str, value: Any) -> float:
 
 def check_timeout(value: Any) -> Optional[Timeout]:
     """Return a request's timeout as ``requests`` takes it; raise `ValidationError`."""
-    if isinstance(value, tuple) and len(value) == 2:
+    if is_instance(value, tuple) and len(value) == 2:
         return _check_part(value[0]), _check_part(value[1])
     return _check_part(value)
 
@@ -151,7 +161,7 @@ def _check_part(value: Any) -> Optional[float]:
 
 def find_write_key(value: Any) -> Any:
     """Return the write key to use: the given one, else the one of the environment."""
-    key = value.strip() if isinstance(value, str) else value
+    key = value.strip() if is_instance(value, str) else value
     return key or os.environ.get(ENV_WRITE_KEY, '').strip()
 
 
@@ -159,7 +169,7 @@ def check_write_key(value: Optional[str]) -> str:
     """Return the write key to use; raise `ValidationError` if there is none."""
     key = find_write_key(value)
     expect(
-        isinstance(key, str) and bool(key),
+        is_instance(key, str) and bool(key),
         'write_key',
         'a str that is not empty (the key of your event source; or set %s)'
         % ENV_WRITE_KEY,
@@ -174,7 +184,7 @@ def check_host(value: Optional[str]) -> Optional[str]:
     :raises ValidationError: when it is not a str
     """
     host = value or ''
-    expect(isinstance(host, str), 'host', 'a URL such as https://…, or None', value)
+    expect(is_instance(host, str), 'host', 'a URL such as https://…, or None', value)
     return host.strip() or os.environ.get(ENV_HOST, '').strip() or None
 
 
@@ -191,7 +201,9 @@ def check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
         value = os.fspath(value)
     except TypeError:
         pass
-    expect(isinstance(value, str) and bool(value), 'spool_dir', 'a path or None', value)
+    expect(
+        is_instance(value, str) and bool(value), 'spool_dir', 'a path or None', value
+    )
     if sync_mode:
         raise ValidationError(
             'spool_dir: expected None together with sync_mode=True, whose calls deliver '
@@ -203,12 +215,13 @@ def check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
 
 def check_log_handler(value: Any) -> Optional[logging.Handler]:
     """Return the handler, None for anything falsy; raise `ValidationError`."""
-    if not isinstance(value, logging.Handler):
+    if not is_instance(value, logging.Handler):
         # Any other would make each line fail, those of other clients too.
         expected = 'a logging.Handler (one that is made, not its class) or None'
         expect(not value, 'log_handler', expected, value)
         return None
-    return value
+    handler: logging.Handler = value
+    return handler
 
 
 def check_callable(name: str, value: Any) -> Any:

@@ -7,7 +7,7 @@ from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 
 from hightouch.htevents import fork, forms, utils
-from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.errors import ValidationError, name_of
 from hightouch.htevents.interruption import raise_interruption
 
 # Ids made of one read of the system's random numbers: the call costs more than an id.
@@ -101,7 +101,7 @@ def to_iso(value: Any) -> str:
     if not forms.is_a(moment, datetime):
         raise ValidationError(
             'timestamp: expected a datetime or an ISO-8601 str such as '
-            '2026-01-02T03:04:05+00:00, got %s' % type(value).__name__
+            '2026-01-02T03:04:05+00:00, got %s' % name_of(type(value))
         )
     try:
         return _written(utils.guess_timezone(moment))
@@ -116,7 +116,7 @@ def to_iso(value: Any) -> str:
         raise_interruption(error)
         raise ValidationError(
             'timestamp: expected a datetime, got %s, which is not a time'
-            % type(value).__name__
+            % name_of(type(value))
         )
 
 

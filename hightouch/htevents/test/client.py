@@ -1,6 +1,7 @@
 import contextlib
 import copy
 import gc
+import inspect
 import io
 import json
 import logging
@@ -13,7 +14,7 @@ from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache, partial
-from typing import Any, Dict
+from typing import Any, Dict, List
 from uuid import UUID
 
 import mock
@@ -492,6 +493,58 @@ class CallTest(TestCase):
             self.quiet.flush('soon')  # type: ignore[arg-type]
         with self.assertRaises(AssertionError):
             self.quiet.flush(float('nan'))
+
+    def test_a_value_that_tells_nothing_of_its_class_is_an_assertion_error(
+        self
+    ) -> None:
+        class Silent:
+            @property  # type: ignore[misc]
+            def __class__(self) -> Any:
+                raise RuntimeError('no class')
+
+        class Nameless(type):
+            @property
+            def __name__(cls) -> Any:
+                raise RuntimeError('no name')
+
+        kind = Nameless('Kind', (Silent,), {})  # type: Any
+        needed = {'event': 'event', 'group_id': 'group', 'previous_id': 'id'}
+        needed['user_id'] = 'user'
+        calls: List[Any] = [
+            (getattr(self.quiet, name), inspect.signature(getattr(Client, name)))
+            for name in ('track', 'identify', 'group', 'alias', 'page', 'screen')
+        ]
+        calls += [(self.quiet.flush, inspect.signature(Client.flush))]
+        calls += [(partial(Client, 'key'), inspect.signature(Client))]
+        refused = 0
+        for call, signature in calls:
+            for name in list(signature.parameters):
+                for value in (Silent(), kind()):
+                    given = {
+                        key: needed[key]
+                        for key in signature.parameters
+                        if key in needed
+                    }  # type: Any
+                    given[name] = value
+                    try:
+                        call(**given)
+                    except AssertionError as error:
+                        self.assertIn('expected', str(error))
+                        refused += 1
+                    except TypeError:
+                        self.assertIn(name, ('self', 'write_key'))  # twice
+        self.assertGreater(refused, 100)
+
+    def test_before_send_may_return_what_tells_nothing_of_its_class(self) -> None:
+        class Silent:
+            @property  # type: ignore[misc]
+            def __class__(self) -> Any:
+                raise RuntimeError('no class')
+
+        on_error = Recorder()
+        client = self.client(before_send=lambda message: Silent(), on_error=on_error)
+        self.assertFalse(client.track('user', 'event')[0])
+        self.assertIn('got Silent', str(on_error.calls[0][0]))
 
 
 class DeliveryTest(TestCase):
