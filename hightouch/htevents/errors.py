@@ -194,7 +194,21 @@ def is_retryable(error: BaseException) -> bool:
     known = getattr(error, 'retryable', None)
     if isinstance(known, bool):
         return known
+    if _is_of_answer(error):
+        return True
     return not _WRONG_SETTING.intersection(map(name_of, type(error).__mro__))
+
+
+def _is_of_answer(error: BaseException) -> bool:
+    """Whether a header is at fault that the server has sent, and not one of ours.
+
+    Of ours only requests itself complains; of an answer's urllib3 does, and requests may
+    make an error of its own of that.
+    """
+    found = [error] + list(error.args)
+    return any(type(each).__module__.startswith('urllib3') for each in found) and any(
+        name_of(type(each)) == 'InvalidHeader' for each in found
+    )
 
 
 def is_of_network(error: BaseException) -> bool:
