@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 from hightouch.htevents import encoding, fork, logs, sessions, settings
 from hightouch.htevents.concurrency import delivery_depth, scopes
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
+from hightouch.htevents.credentials import bare
 from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode, encode_plain
@@ -26,7 +27,7 @@ from hightouch.htevents.findings import Finding, Findings
 from hightouch.htevents.forms import is_a, plain_scalar, unproxied
 from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
-from hightouch.htevents.request import bare, normalize_proxies
+from hightouch.htevents.request import normalize_proxies
 from hightouch.htevents.settings import (
     PrivateKey,
     Proxies,

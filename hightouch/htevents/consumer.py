@@ -21,6 +21,7 @@ from hightouch.htevents.concurrency import (
     delivery_depth,
     within,
 )
+from hightouch.htevents.credentials import bare
 from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import (
@@ -39,7 +40,7 @@ from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.fork import getpid
 from hightouch.htevents.interruption import causes, raise_interruption
 from hightouch.htevents.logs import log
-from hightouch.htevents.request import DEFAULT_HOST, bare, post
+from hightouch.htevents.request import DEFAULT_HOST, post
 from hightouch.htevents.retry import MIN_WAIT, Retries
 from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
 

@@ -10,8 +10,9 @@ from typing import Any, List, Mapping, Optional, Tuple
 
 from hightouch.htevents import sessions
 from hightouch.htevents.concurrency import Deadline, bounded
+from hightouch.htevents.credentials import basic, mask, secrets_of, split_credentials
 from hightouch.htevents.interruption import is_interruption, raise_interruption
-from hightouch.htevents.proxies import proxies_for
+from hightouch.htevents.proxies import all_proxies, proxies_for
 from hightouch.htevents.retry import parse_http_date, parse_retry_after
 from hightouch.htevents.settings import Timeout
 from hightouch.htevents.version import NAME, VERSION
@@ -98,6 +99,7 @@ def post(
     :param needs_body: whether a success is worth nothing without its body
     """
     answers: List[Answer] = []
+    place, credentials = split_credentials(url)
 
     def note(response: Any, *args: Any, **kwargs: Any) -> None:
         # Before any other hook, and what requests does with redirects: both may read a
@@ -107,12 +109,12 @@ def post(
     with sessions.Lease(session) as opened:
         try:
             response = opened.post(
-                url,
+                place,
                 data=data,
                 headers=dict(headers),
-                auth=_authentication(token, opened, url),
+                auth=_authentication(token, opened, credentials),
                 timeout=bounded(timeout),
-                proxies=proxies_for(url, opened, proxies),
+                proxies=proxies_for(place, opened, proxies),
                 # A redirect would carry the write key to where nobody meant it to go.
                 allow_redirects=False,
                 stream=True,
@@ -125,6 +127,7 @@ def post(
                 sessions.forget(opened)  # any lock in there may be held
             raise_interruption(error, wrapped=True)
             if not (answers and isinstance(error, Exception)):
+                mask(error, secrets_of([url, *all_proxies(opened, proxies)]))
                 raise  # else a hook has raised: for the status, say
         return answers[-1]
 
@@ -294,7 +297,7 @@ def _header(response: Any, name: str) -> str:
 # -- credentials ---------------------------------------------------------------------
 
 
-def _authentication(token: Optional[str], session: Any, url: str) -> Any:
+def _authentication(token: Optional[str], session: Any, credentials: str) -> Any:
     """Return the ``auth`` of a request: it keeps ~/.netrc out.
 
     Without one, requests looks the host up there and replaces our header. A token comes
@@ -305,7 +308,7 @@ def _authentication(token: Optional[str], session: Any, url: str) -> Any:
     elif getattr(session, 'auth', None):
         return None
     else:
-        header = _basic(url)
+        header = basic(credentials)
 
     def apply(prepared: Any) -> Any:
         if header:
@@ -313,15 +316,3 @@ def _authentication(token: Optional[str], session: Any, url: str) -> Any:
         return prepared
 
     return apply
-
-
-def _basic(url: str) -> str:
-    credentials, _, _ = url.partition('//')[2].partition('/')[0].rpartition('@')
-    if not credentials:
-        return ''
-    # Here, because few URLs have any; and requests has imported both already.
-    from base64 import b64encode
-    from urllib.parse import unquote_to_bytes
-
-    user, _, password = (unquote_to_bytes(each) for each in credentials.partition(':'))
-    return 'Basic ' + b64encode(user + b':' + password).decode('ascii')

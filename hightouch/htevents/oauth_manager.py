@@ -9,12 +9,13 @@ from typing import Any, Callable, Optional, Tuple
 
 from hightouch.htevents import exchange, fork
 from hightouch.htevents.concurrency import bounded, delivering, is_budgeted
+from hightouch.htevents.credentials import bare, secrets_of
 from hightouch.htevents.discretion import discreet
 from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
 from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.logs import log
 from hightouch.htevents.private_key import read_private_key
-from hightouch.htevents.request import bare, is_token, normalize_proxies, shortened
+from hightouch.htevents.request import is_token, normalize_proxies, shortened
 from hightouch.htevents.retry import MAX_RETRY_AFTER, Retries, parse_number
 from hightouch.htevents.settings import DefaultConfig, Timeout, is_instance
 from hightouch.htevents.stamps import new_message_id
@@ -242,8 +243,9 @@ class OauthManager:
         clock_was_wrong = self._set_clock(answer)
         if 200 <= answer.status < 300:
             return self._read_token(answer)
-        code = shortened(answer.fields.get('error', answer.reason), [assertion])
-        text = shortened(answer.fields.get('error_description') or '', [assertion])
+        secrets = [assertion, *secrets_of([self.auth_server])]
+        code = shortened(answer.fields.get('error', answer.reason), secrets)
+        text = shortened(answer.fields.get('error_description') or '', secrets)
         text = text or 'The token server refused'
         now = self._clock()
         error = APIError(answer.status, code, text, answer.retry_after(now))

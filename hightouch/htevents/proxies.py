@@ -2,7 +2,8 @@
 
 import os
 from functools import lru_cache
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+from urllib.request import getproxies  # imported by requests
 
 from hightouch.htevents.errors import ValidationError, name_of
 from hightouch.htevents.settings import is_instance
@@ -59,6 +60,15 @@ def proxies_for(
     proxies.update(own if isinstance(own, Mapping) else {})
     proxies.update(given or {})
     return proxies
+
+
+def all_proxies(
+    session: Any, given: Optional[Mapping[str, Optional[str]]]
+) -> List[Optional[str]]:
+    """Return all proxies that a request may have been sent with."""
+    own = getattr(session, 'proxies', None)
+    found = [given or {}, own if isinstance(own, Mapping) else {}, getproxies()]
+    return [url for each in found for url in each.values()]
 
 
 @lru_cache(maxsize=100)

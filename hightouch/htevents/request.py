@@ -9,6 +9,8 @@ from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 from hightouch.htevents import exchange
 from hightouch.htevents.batch import Batch
+from hightouch.htevents.credentials import bare as bare
+from hightouch.htevents.credentials import masked, secrets_of
 from hightouch.htevents.discretion import discreet
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
@@ -125,9 +127,10 @@ def send(
         normalize_proxies(proxies),
     )
     log.debug('answer: HTTP %d', answer.status)
-    error = failure(answer, [secret for secret in (write_key, token) if secret])
-    if error is None:
+    if 200 <= answer.status < 300:
         return answer.response
+    secrets = [secret for secret in (write_key, token) if secret]
+    error = failure(answer, secrets + secrets_of([request.url]))
     if error.status == 401 and oauth_manager is not None:
         _drop_token(oauth_manager, token)
         error.token_refused = True
@@ -145,12 +148,6 @@ def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
     return Request(base + PATH, headers, body)
 
 
-def bare(url: str) -> str:
-    """Give a URL without the credentials that it may carry: for logs."""
-    scheme, separator, rest = url.partition('//')
-    return scheme + separator + rest.rpartition('@')[2]
-
-
 def _compressed(body: bytes) -> bytes:
     import zlib  # there already: requests needs it
 
@@ -164,13 +161,11 @@ def is_token(value: Any) -> bool:
     return isinstance(value, str) and re.match(r'[!-~]+\Z', value) is not None
 
 
-def failure(answer: exchange.Answer, secrets: Sequence[str] = ()) -> Optional[APIError]:
-    """Return the error that an answer is; None when it is a success (any 2xx).
+def failure(answer: exchange.Answer, secrets: Sequence[str] = ()) -> APIError:
+    """Return the error that an answer is.
 
     :param secrets: masked in the error's text, if the answer repeats them
     """
-    if 200 <= answer.status < 300:
-        return None
     text = answer.body[: 4 * MAX_ERROR_TEXT].decode('utf-8', 'replace')
     return APIError(
         answer.status,
@@ -182,9 +177,7 @@ def failure(answer: exchange.Answer, secrets: Sequence[str] = ()) -> Optional[AP
 
 def shortened(value: Any, secrets: Sequence[str] = ()) -> str:
     """Make a text of what a server sent: short, on one line, without our secrets."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    for secret in secrets:
-        text = text.replace(secret, '***')
+    text = masked(value if isinstance(value, str) else json.dumps(value), secrets)
     return printable(' '.join(text.split()), MAX_ERROR_TEXT)
 
 

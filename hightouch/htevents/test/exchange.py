@@ -367,6 +367,26 @@ class InformationalTest(TestCase):
         self.assertEqual(response.json(), {'a': 1})
         self.assertEqual(dict(response.headers), {'Content-Length': '8'})
 
+    def test_headers_that_are_spoilt_are_tried_again(self) -> None:
+        for spoilt in (
+            b'Content-Length: 5\r\nContent-Length: 6',
+            b'Content-Length: 5, 6',
+            b'Content-Length: five',
+            b'Content-Length: -5',
+            b'Content-Length: 9' + b'9' * 30,
+            b'Transfer-Encoding: chunked\r\nContent-Length: 5',
+            b'no header',
+            b'Long: ' + b'x' * 70000,
+            b'\r\n'.join([b'Many: x'] * 200),
+        ):
+            head = b'HTTP/1.1 503 Said\r\n' + spoilt + b'\r\n\r\n'
+            with RawServer(head, OK) as server:
+                lost = Recorder()
+                client = self.client(host=server.url, on_error=lost, timeout=0.3)
+                client.track('user', 'event')
+                self.assertTrue(client.shutdown(LIMIT))
+            self.assertEqual((len(server.requests), lost.calls), (2, []), spoilt[:40])
+
 
 class TokenServerTest(TestCase):
     """The same holds for the server of the tokens."""

@@ -1,0 +1,156 @@
+import base64
+import contextlib
+import io
+import os
+import traceback
+import unittest
+from typing import Any
+
+import mock
+import requests
+
+from hightouch.htevents.collector import Fault
+from hightouch.htevents.credentials import split_credentials
+from hightouch.htevents.test.support import (
+    LIMIT,
+    LogCatcher,
+    Recorder,
+    TestCase,
+    make_key,
+)
+
+PASSWORD = 'pAsSw0rd'
+
+# Where credentials may be, %s, and how such a URL may be wrong.
+PLACES = (
+    'http://%s@127.0.0.1:9',
+    'HTTP://%s@127.0.0.1:9/path',
+    '%s@127.0.0.1:9',
+    '//%s@127.0.0.1:9',
+    'http:/%s@127.0.0.1:9',
+    'http:%s@127.0.0.1:9',
+    'htps://%s@127.0.0.1:9',
+    'ftp://%s@127.0.0.1',
+    'http://%s@',
+    'http://%s@[bad',
+    'http://%s@ho st',
+    'http://%s@127.0.0.1:port',
+    'http://%s@127.0.0.1:99999',
+    'http://%s@*.example',
+    'http://%s@' + 'a' * 70 + '.example',
+)
+CREDENTIALS = (
+    'user:' + PASSWORD,
+    PASSWORD,
+    'user:a#' + PASSWORD,
+    'user:a?' + PASSWORD,
+    'user:a/' + PASSWORD,
+    'user:a@' + PASSWORD,
+    'us[er: \n' + PASSWORD + '\\',
+    'user:%zz' + PASSWORD,
+)
+
+
+class SplitTest(unittest.TestCase):
+    def test_they_are_found_however_the_url_is_written(self) -> None:
+        for place in PLACES:
+            for credentials in CREDENTIALS:
+                url = place % credentials
+                expected = place.replace('%s@', ''), credentials
+                if place.startswith('http:%'):
+                    expected = '127.0.0.1:9', 'http:' + credentials
+                self.assertEqual(split_credentials(url), expected)
+
+    def test_a_url_without_stays_as_it_is(self) -> None:
+        for url in (
+            '',
+            'https://example.com',
+            'https://example.com/a@b',
+            'https://example.com:8443/a@b?c@d#e@f',
+            'http://[::1]:80/a@b',
+            'example.com/a@b',
+            'localhost:port',
+            '//',
+        ):
+            self.assertEqual(split_credentials(url), (url, ''))
+
+
+class SecretTest(TestCase):
+    def said(self, **settings: Any) -> str:
+        """Give all that is said of an event that cannot be delivered."""
+        lost = Recorder()
+        with LogCatcher() as log, contextlib.redirect_stderr(io.StringIO()) as stderr:
+            client = self.client(
+                on_error=lost, debug=True, max_retries=0, timeout=0.5, **settings
+            )
+            client.track('user', 'event')
+            self.assertTrue(client.shutdown(LIMIT))
+        found = [error for error, _ in lost.calls]  # type: List[Any]
+        self.assertEqual(len(found), 1)
+        text = repr((client, client.oauth_manager, client.consumers, client.stats()))
+        for each in found:
+            text += '%s %r ' % (each, each)
+            text += ''.join(traceback.format_exception(type(each), each, None))
+            parts = [each.__cause__, each.__context__, getattr(each, 'reason', None)]
+            for part in parts + list(each.args):
+                if isinstance(part, BaseException) and part not in found:
+                    found.append(part)
+        return '\n'.join([text, stderr.getvalue()] + log.lines())
+
+    def test_nothing_shows_those_of_the_host(self) -> None:
+        for place in PLACES:
+            for credentials in CREDENTIALS:
+                text = self.said(host=place % credentials)
+                self.assertNotIn(PASSWORD, text)
+
+    def test_nothing_shows_those_of_the_token_server(self) -> None:
+        key = make_key()
+        for place in PLACES:
+            text = self.said(
+                oauth_auth_server=place % CREDENTIALS[0],
+                oauth_client_id='id',
+                oauth_client_key=key,
+                oauth_key_id='kid',
+            )
+            self.assertNotIn(PASSWORD, text)
+
+    def test_nothing_shows_those_of_a_proxy(self) -> None:
+        for place in PLACES + ('foo://%s@127.0.0.1:9', 'socks5://%s@127.0.0.1:9'):
+            for credentials in CREDENTIALS[:5]:
+                proxy = place % credentials
+                session = requests.Session()
+                session.proxies = {'http': proxy}
+                for settings in (
+                    {'proxies': {'http': proxy}},
+                    {'session': session},
+                ):  # type: Any
+                    text = self.said(host='http://example.invalid', **settings)
+                    self.assertNotIn(PASSWORD, text)
+                with mock.patch.dict(os.environ, {'http_proxy': proxy}):
+                    text = self.said(host='http://example.invalid')
+                self.assertNotIn(PASSWORD, text)
+
+    def test_nothing_shows_what_a_server_repeats(self) -> None:
+        host = self.collector.url.replace('//', '//user:p%%41%s@' % PASSWORD)
+        basic = base64.b64encode(b'user:pA' + PASSWORD.encode()).decode()
+        for text in ('p%41' + PASSWORD, 'pA' + PASSWORD, basic):
+            for body in (text, '{"code": "%s", "message": "%s"}' % (text, text)):
+                self.collector.script(Fault(400, {}, body.encode()))
+                said = self.said(host=host)
+                self.assertNotIn(text, said)
+                self.assertIn('***', said)
+                self.collector.token_faults.append(Fault(400, {}, body.encode()))
+                said = self.said(
+                    oauth_auth_server=host,
+                    oauth_client_id='id',
+                    oauth_client_key=make_key(),
+                    oauth_key_id='kid',
+                )
+                self.assertNotIn(text, said)
+
+    def test_a_password_may_hold_what_ends_the_place_of_a_url(self) -> None:
+        for password in ('a#b', 'a/b', 'a?b', 'a@b', 'a:b', '[', 'a%23b'):
+            self.sent(host=self.collector.url.replace('//', '//user:%s@' % password))
+            header = self.collector.requests[-1].headers['authorization']
+            pair = base64.b64decode(header.split()[1]).decode()
+            self.assertEqual(pair, 'user:' + password.replace('%23', '#'))
