@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import subprocess
+import tempfile
 import unittest
 
 from hightouch.htevents.version import VERSION
@@ -43,6 +46,38 @@ class PackagingTest(unittest.TestCase):
         """The package says that it is typed (PEP 561)."""
         marker = os.path.join(ROOT, 'hightouch', 'htevents', 'py.typed')
         self.assertTrue(os.path.exists(marker))
+
+    @unittest.skipUnless(
+        shutil.which('git') and os.path.exists(os.path.join(ROOT, '.github')),
+        'no git, or an sdist',
+    )
+    def test_a_release_is_tested_and_on_master(self) -> None:
+        """What is published was tested before, and its tag is on master."""
+        jobs = re.split(
+            r'^  (\w+):\n', read('.github/workflows/ci-release.yml'), flags=re.M
+        )
+        by_name = dict(zip(jobs[1::2], jobs[2::2]))
+        self.assertIn('needs: build\n', by_name['publish'])
+        self.assertIn('needs: test\n', by_name['build'])
+        self.assertIn('uses: ./.github/workflows/ci.yml\n', by_name['test'])
+        self.assertIn('workflow_call:', read('.github/workflows/ci.yml'))
+        step = by_name['build'].partition('- name: Check that the tag is on master\n')[
+            2
+        ]
+        script = step.partition('run: |\n')[2].partition('      - name')[0]
+
+        def run(command: str) -> int:
+            return subprocess.call(
+                ['sh', '-ec', command], cwd=folder, stdout=subprocess.DEVNULL
+            )
+
+        commit = 'git -c user.name=a -c user.email=a@b commit -q --allow-empty -m "%s"'
+        with tempfile.TemporaryDirectory() as folder:
+            run('git init -q . && %s' % commit % 'on master')
+            run('git update-ref refs/remotes/origin/master HEAD')
+            self.assertEqual(run(script), 0)
+            run(commit % 'elsewhere')
+            self.assertEqual(run(script), 1)
 
 
 if __name__ == '__main__':
