@@ -1,9 +1,9 @@
 """What SIGTERM does to clients that asked for it: they flush, then all goes its way.
 
-The handler itself waits for nothing. It interrupts the main thread anywhere, perhaps
-where that holds a lock which a delivery needs; so the flush runs on a thread of its own
-while the main thread goes on, and then the signal is raised a second time. That time the
-previous handler runs.
+The handler itself waits for nothing, as long as there is a thread to be had. It
+interrupts the main thread anywhere, perhaps where that holds a lock which a delivery
+needs; so the flush runs on a thread of its own while the main thread goes on, and then
+the signal is raised a second time. That time the previous handler runs.
 """
 
 import _thread
@@ -115,18 +115,27 @@ class _Drain:
             # Not threading.Thread: it takes a lock that we may have interrupted.
             _thread.start_new_thread(self.drain, (os.getpid(),))
         except RuntimeError:  # no thread to be had, or the interpreter ends
+            self._flush()
             self.draining = False
             self._go_on(number, frame)
 
-    def drain(self, pid: int) -> None:
+    def _flush(self) -> None:
         try:
             deadlines = [
                 (each, Deadline(seconds)) for each, seconds in self.timeouts.items()
             ]
             for dispatcher, deadline in deadlines:
-                dispatcher.flush(deadline.remaining())
+                if not dispatcher.flush(deadline.remaining()):
+                    log.warning(
+                        'On SIGTERM %d event(s) could not be delivered in time',
+                        dispatcher.stats().pending,
+                    )
         except Exception:
             log.warning('The flush on SIGTERM failed', exc_info=True)
+
+    def drain(self, pid: int) -> None:
+        try:
+            self._flush()
         finally:
             if _is_asyncios(self.previous[-1]):
                 self.draining = False  # its loop has called the application already

@@ -376,6 +376,23 @@ class SigtermTest(TestCase):
         self.assertEqual((result.stdout, result.stderr), ('[1]\n', ''))
         self.assertEqual(len(self.collector.events), 1)
 
+    def test_where_no_thread_is_to_be_had_the_handler_flushes_by_itself(self) -> None:
+        refuse = (
+            'import _thread, logging, threading\n'
+            'logging.basicConfig()\n'
+            'def refuse(*args, **kwargs): raise RuntimeError("no more threads")\n'
+            '_thread.start_new_thread = threading._start_new_thread = refuse\n'
+            'threading._start_joinable_thread = refuse\n'
+            'client.drain_on_sigterm(%s)\n'
+        )
+        result = self.run_until_sigterm(refuse % '')
+        self.assertEqual((result.returncode, result.stderr), (-signal.SIGTERM, ''))
+        self.assertEqual(len(self.collector.events), 250)
+        self.collector.stop()
+        result = self.run_until_sigterm(refuse % '0.3')
+        self.assertEqual(result.returncode, -signal.SIGTERM)
+        self.assertIn('250 event(s) could not be delivered', result.stderr)
+
     def test_a_signal_that_comes_too_early_for_a_wait_is_raised_again(self) -> None:
         result = self.run_until_sigterm(
             'client.drain_on_sigterm()\n'
