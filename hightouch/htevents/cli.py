@@ -17,13 +17,16 @@ from hightouch.htevents.client import DEFAULT_TIMEOUT, Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
-from hightouch.htevents.logs import logger
+from hightouch.htevents.logs import logger, printable
 from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
 from hightouch.htevents.version import NAME, VERSION
 
 PROGRAM = 'python -m hightouch.htevents'
 
 DEFAULT_PORT = 8765
+
+# Events that `collect` keeps in memory, the last ones.
+KEPT_EVENTS = 100000
 
 # Exit codes: 0 done, 1 not delivered, 2 wrong arguments (argparse's own).
 NOT_DELIVERED = 1
@@ -176,7 +179,9 @@ def _collect(port: int, out: Optional[TextIO]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        collector = Collector(port, out=out, on_event=show).start()
+        collector = Collector(
+            port, out=out, on_event=show, json_only=True, keep=KEPT_EVENTS
+        ).start()
     except OSError as error:
         print(
             'Port %d cannot be used (%s); choose another with --port, or 0'
@@ -215,7 +220,7 @@ def _type_of(event: Any) -> str:
 
 def _line(event: Any, problems: List[str]) -> str:
     if not isinstance(event, dict):
-        return 'BAD  %r: %s' % (event, '; '.join(problems))
+        return 'BAD  %s: %s' % (printable(repr(event), 200), '; '.join(problems))
     who = event.get('userId') or event.get('anonymousId') or '-'
     named = event.get('event') or event.get('name') or event.get('groupId')
     what = event.get('properties') or event.get('traits') or {}
@@ -224,11 +229,11 @@ def _line(event: Any, problems: List[str]) -> str:
         '%-8s' % _type_of(event),
         str(who),
         repr(named or event.get('previousId') or ''),
-        json.dumps(what, ensure_ascii=False)[:200],
+        json.dumps(what, ensure_ascii=False),
     ]
-    line = ' '.join(parts)
-    if problems:
-        line += '\n       ' + '\n       '.join(problems)
+    line = '\n       '.join(
+        [' '.join(printable(each, 200) for each in parts), *problems]
+    )
     # A console that cannot show a character shows a question mark.
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     return line.encode(encoding, 'replace').decode(encoding)
@@ -340,7 +345,7 @@ def send(args: argparse.Namespace) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return '%s: %s' % (type(error).__name__, ' '.join(str(error).split())[:300])
+    return printable('%s: %s' % (type(error).__name__, error), 300)
 
 
 def _wrong(text: str) -> int:
@@ -378,7 +383,7 @@ def show_spool(args: argparse.Namespace) -> int:
 
 def _print_waiting(found: List[Any]) -> None:
     for stream in sorted({each.stream for each in found}):
-        print('write key %s...' % stream[:8])
+        print('write key %s...' % _name(stream[:8]))
         for each in found:
             if each.stream == stream:
                 print('  ' + _waiting_line(each))
@@ -401,14 +406,19 @@ def _of(found: List[Any], stream: str, state: str) -> List[Any]:
 
 def _waiting_line(each: Any) -> str:
     if each.events is None:
-        return '%-8s %s, %s' % (each.state, _size(each.bytes), each.path)
+        return '%-8s %s, %s' % (each.state, _size(each.bytes), _name(each.path))
     return '%-8s %8d event(s), %9s, oldest %7s  %s' % (
         each.state,
         each.events,
         _size(each.bytes),
         '-' if each.oldest is None else _age(time() - each.oldest),
-        each.owner,
+        _name(each.owner),
     )
+
+
+def _name(text: str) -> str:
+    """Show a name that another program has given to something."""
+    return printable(text, 1000)
 
 
 def _size(count: float) -> str:
@@ -486,7 +496,7 @@ def _send_spool(
         print('%d event(s) stay: %s' % (rest, reason), file=sys.stderr)
     unread = [each.path for each in left if each.events is None]
     for path in unread:
-        print('Cannot be read now: %s' % path, file=sys.stderr)
+        print('Cannot be read now: %s' % _name(path), file=sys.stderr)
     complete = not (rest or unread or stats.failed or stats.damaged_files)
     return 0 if complete else NOT_DELIVERED
 

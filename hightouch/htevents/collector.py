@@ -5,7 +5,6 @@ faults are scripted, so that a test can have the network it needs.
 """
 
 import base64
-import gzip
 import json
 import re
 import socket
@@ -14,6 +13,7 @@ import threading
 import time
 import uuid
 import weakref
+import zlib
 from collections import deque
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -24,6 +24,7 @@ from typing import (
     Deque,
     Dict,
     Iterable,
+    Iterator,
     List,
     NamedTuple,
     Optional,
@@ -46,8 +47,11 @@ MAX_EVENT_BYTES = 32 << 10
 MAX_BODY_BYTES = 500 * 1000
 MAX_AGE = timedelta(days=7)
 
-# Bytes of a body that are read before the request is refused.
+# Bytes of a body that are read, and come out of it, before the request is refused.
 _READ_LIMIT = 64 << 20
+
+# Bytes of a line that says how long a chunk is.
+_LINE_LIMIT = 1 << 10
 
 _REQUIRED: Dict[str, Dict[str, type]] = {
     'identify': {'traits': dict},
@@ -187,6 +191,10 @@ class Collector:
     :param latency: seconds before each answer
     :param strict: answer 400 to a batch with a bad event, as the real one does
     :param on_event: called with each event and the list of its problems
+    :param json_only: refuse what is not said to be JSON: a page of another server may send
+        that without asking first
+    :param keep: events that `events` keeps, the last ones, and `requests` the last one
+        only; None: all
     """
 
     def __init__(
@@ -197,13 +205,19 @@ class Collector:
         latency: float = 0,
         strict: bool = True,
         on_event: Optional[Callable[[Any, List[str]], None]] = None,
+        json_only: bool = False,
+        keep: Optional[int] = None,
     ) -> None:
         self.port = port
         self.latency = latency
         self.strict = strict
-        self.events: List[Dict[str, Any]] = []
-        self.requests: List[Received] = []
-        self.token_requests: List[Dict[str, str]] = []
+        self.json_only = json_only
+        self.events: Any = []
+        self.requests: Any = []
+        self.token_requests: Any = []
+        if keep is not None:
+            self.events = deque(maxlen=keep)
+            self.requests, self.token_requests = deque(maxlen=1), deque(maxlen=1)
         self.connections = 0
         self.token_faults: Deque[Step] = deque()
         self._faults: Deque[Step] = deque(faults)
@@ -356,17 +370,17 @@ class Collector:
                 self._on_event(event, wrong)
         if self.strict and any(problems):
             return _refusal('; '.join(sum(problems, []))[:1000])
-        try:
-            self._write_out(batch)
-        except OSError as error:
-            return _answer(500, {'code': 'not_written', 'message': str(error)}), []
+        self._write_out(batch)
         return _answer(200, {'success': True}), batch
 
     def _write_out(self, batch: List[Any]) -> None:
         if self._out is not None:
             with self._writing:
                 for event in batch:
-                    self._out.write(json.dumps(event, ensure_ascii=False) + '\n')
+                    line = json.dumps(event, ensure_ascii=False) + '\n'
+                    # Half of a pair is escaped, as JSON may have it.
+                    data = line.encode('utf-8', 'backslashreplace')
+                    self._out.write(data.decode('utf-8'))
                 self._out.flush()
 
     def _give_token(self, received: Received) -> Fault:
@@ -392,12 +406,23 @@ def _answer(status: int, payload: Any) -> Fault:
     return Fault(
         status,
         {'Content-Type': 'application/json'},
-        json.dumps(payload, ensure_ascii=False).encode('utf-8'),
+        json.dumps(payload).encode('ascii'),
     )
 
 
-def _refusal(message: str) -> Tuple[Fault, List[Any]]:
-    return _answer(400, {'code': 'invalid_request', 'message': message}), []
+def _refusal(message: str, status: int = 400) -> Tuple[Fault, List[Any]]:
+    return _answer(status, {'code': 'invalid_request', 'message': message}), []
+
+
+class _Refused(Exception):
+    """A request that cannot be read.
+
+    :ivar answer: what it is answered with
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.answer, _ = _refusal(message, status)
 
 
 def _basic_user(headers: Dict[str, str]) -> str:
@@ -484,16 +509,64 @@ class _Handler(BaseHTTPRequestHandler):
         if step == 'reset-before':
             self.collector._note(Received(path, headers, None, 0, b'', step))
             return self._reset()
-        length = int(headers.get('content-length') or 0)
-        data = self.rfile.read(min(length, _READ_LIMIT))
-        if len(data) < length:
-            self.close_connection = True  # the sender is gone
-            return
-        raw, body = _decoded(data, headers)
-        received = Received(path, headers, body, length, raw, 200)
+        received = Received(path, headers, None, 0, b'', 200)
+        try:
+            data = self._read_body()
+            received = received._replace(size=len(data), raw=data)
+            raw = _unpacked(data, headers.get('content-encoding', ''))
+        except _Refused as refused:
+            self.collector._note(received._replace(status=refused.answer.status))
+            return self._write(refused.answer)
+        received = received._replace(raw=raw, body=_parsed(raw))
         if callable(step):
             step = step(received)
         self._answer_by(step, received)
+
+    def _read_body(self) -> bytes:
+        """Read the body of a request; raises `_Refused`."""
+        coding = self.headers.get('Transfer-Encoding', 'identity').strip().lower()
+        lengths = {
+            each.strip() for each in self.headers.get_all('Content-Length', ['0'])
+        }
+        if coding == 'chunked':
+            return b''.join(self._chunks())
+        if coding != 'identity' or len(lengths) > 1:
+            raise self._refused('one length or Transfer-Encoding: chunked is needed')
+        return self._read(lengths.pop(), 10)
+
+    def _chunks(self) -> Iterator[bytes]:
+        total = 0
+        while True:
+            size = self.rfile.readline(_LINE_LIMIT).partition(b';')[0].strip()
+            chunk = self._read(size.decode('latin-1'), 16)
+            total += len(chunk)
+            if total > _READ_LIMIT:
+                raise self._refused('the body is too large', 413)
+            yield chunk
+            while True:  # the end of a chunk's line; of the last one its trailers
+                line = self.rfile.readline(_LINE_LIMIT).strip()
+                if chunk or not line:
+                    break
+            if not chunk:
+                return
+
+    def _read(self, size: str, base: int) -> bytes:
+        try:
+            length = int(size, base) if re.match(r'[0-9A-Fa-f]{1,15}\Z', size) else -1
+        except ValueError:
+            length = -1
+        if length < 0:
+            raise self._refused('the length of the body must be a number')
+        if length > _READ_LIMIT:
+            raise self._refused('the body is too large', 413)
+        data: bytes = self.rfile.read(length)
+        if len(data) < length:
+            raise self._refused('the body is cut short')
+        return data
+
+    def _refused(self, message: str, status: int = 400) -> '_Refused':
+        self.close_connection = True  # where the next request begins is not known
+        return _Refused(message, status)
 
     def _answer_by(self, step: Any, received: Received) -> None:
         collector = self.collector
@@ -510,7 +583,11 @@ class _Handler(BaseHTTPRequestHandler):
         answer = step if isinstance(step, Fault) else Fault()
         events: List[Any] = []
         if 200 <= answer.status < 300:
-            own, events = self._normal(received)
+            try:
+                own, events = self._normal(received)
+            except Exception as error:  # of on_event, out, or nonsense
+                text = '%s: %s' % (type(error).__name__, error)
+                own = _answer(500, {'code': 'collector_failed', 'message': text})
             if own.status != 200 or not answer.body:
                 answer = own._replace(
                     status=answer.status if own.status == 200 else own.status,
@@ -531,12 +608,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self.collector._give_token(received), []
         match = _PATH.search(received.path)
         if match is not None and match.group(1) in ('batch', *_REQUIRED):
+            kind = received.headers.get('content-type', '').partition(';')[0]
+            if self.collector.json_only and kind.strip().lower() != 'application/json':
+                return _refusal('Content-Type must be application/json', 415)
             return self.collector._check(received, match.group(1))  # type: ignore[no-any-return]
         return _answer(404, {'code': 'not_found', 'message': 'no such path'}), []
 
     def do_OPTIONS(self) -> None:
         """Answer what a browser asks before it sends from the page of another server."""
-        self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        try:
+            self._read_body()
+        except _Refused as refused:
+            return self._write(refused.answer)
         allowed = self.headers.get('Access-Control-Request-Headers', '')
         headers = {'Access-Control-Allow-Methods': 'POST, OPTIONS'}
         if allowed:
@@ -567,12 +650,25 @@ class _Handler(BaseHTTPRequestHandler):
         socket.socket(fileno=self.connection.detach()).close()
 
 
-def _decoded(data: bytes, headers: Dict[str, str]) -> Any:
+def _unpacked(data: bytes, encoding: str) -> bytes:
+    """Decompress a body; raises `_Refused`."""
+    encoding = encoding.strip().lower()
+    if encoding in ('', 'identity'):
+        return data
+    if encoding != 'gzip':
+        raise _Refused('Content-Encoding must be gzip or identity', 415)
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        raw = gzip.decompress(data) if 'content-encoding' in headers else data
-    except (OSError, EOFError):
-        return data, None
+        raw = unpacker.decompress(data, _READ_LIMIT)
+    except zlib.error:
+        raise _Refused('the body is not gzip')
+    if not unpacker.eof:
+        raise _Refused('the gzip of the body is cut short, or too large')
+    return raw
+
+
+def _parsed(raw: bytes) -> Any:
     try:
-        return raw, json.loads(raw.decode('utf-8'))
-    except ValueError:
-        return raw, None
+        return json.loads(raw.decode('utf-8'))
+    except (ValueError, RecursionError):
+        return None

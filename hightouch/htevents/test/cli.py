@@ -16,6 +16,7 @@ from unittest import mock
 import requests
 
 from hightouch.htevents import cli, settings, spooled_queue
+from hightouch.htevents.collector import Collector, Fault
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 from hightouch.htevents.version import VERSION
@@ -133,9 +134,29 @@ class CommandTest(TestCase):
                 self.assertEqual([each['event'] for each in events], ['Good'])
 
     def collect(self, number: int, out: str) -> None:
+        def post(url: str) -> None:
+            for each in (event(event='Good'), event(event='Worse', messageId=7)):
+                body = {'batch': [each], 'writeKey': 'key'}
+                requests.post(url, json=body, timeout=LIMIT)
+
+        output = self.collected(post, number, '--out', out)
+        self.assertRegex(output, r"ok +track +user 'Good'")
+        self.assertRegex(output, r"BAD +track +user 'Worse'")
+        self.assertIn('messageId must be a string', output)
+        self.assertIn('2 event(s): bad 1, track 1', output)
+
+    def collected(self, post: Any, number: int = signal.SIGINT, *args: str) -> str:
+        """Give what ``collect`` prints of what is posted."""
         process = subprocess.Popen(
-            [sys.executable, '-m', 'hightouch.htevents', 'collect', '--port', '0']
-            + ['--out', out],
+            [
+                sys.executable,
+                '-m',
+                'hightouch.htevents',
+                'collect',
+                '--port',
+                '0',
+                *args,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             universal_newlines=True,
@@ -143,10 +164,7 @@ class CommandTest(TestCase):
         )
         try:
             assert process.stdout is not None
-            url = process.stdout.readline().split()[2]
-            for each in (event(event='Good'), event(event='Worse', messageId=7)):
-                body = json.dumps({'batch': [each], 'writeKey': 'key'})
-                requests.post(url + '/v1/batch', data=body, timeout=LIMIT)
+            post(process.stdout.readline().split()[2] + '/v1/batch')
             process.send_signal(number)
             output, errors = process.communicate(timeout=LIMIT)
         finally:
@@ -154,10 +172,99 @@ class CommandTest(TestCase):
                 process.kill()
                 process.communicate()
         self.assertEqual((process.returncode, errors), (0, ''))
-        self.assertRegex(output, r"ok +track +user 'Good'")
-        self.assertRegex(output, r"BAD +track +user 'Worse'")
-        self.assertIn('messageId must be a string', output)
-        self.assertIn('2 event(s): bad 1, track 1', output)
+        return output
+
+    def test_collect_takes_only_what_a_page_of_another_server_may_not_send(
+        self
+    ) -> None:
+        def post(url: str) -> None:
+            body = json.dumps({'batch': [event()], 'writeKey': 'key'})
+            for kind in (
+                None,
+                'text/plain',
+                'application/x-www-form-urlencoded',
+                'multipart/form-data; boundary=x',
+                'text/plain; application/json',
+                'application/json; charset=utf-8',
+                'Application/JSON',
+            ):
+                headers = {} if kind is None else {'Content-Type': kind}
+                answers.append(
+                    requests.post(url, body, headers=headers, timeout=LIMIT).status_code
+                )
+
+        answers = []  # type: Any
+        output = self.collected(post)
+        self.assertEqual(answers, [415] * 5 + [200] * 2)
+        self.assertIn('2 event(s): track 2', output)
+
+    def test_collect_shows_control_characters_and_sends_none(self) -> None:
+        strange = 'a\nok  track forged\x1b[2J\r\x9b31m\u2028\u202e'
+
+        def post(url: str) -> None:
+            for each in (
+                event(userId=strange, event=strange, properties={strange: strange}),
+                event(userId=strange, type=strange, event=strange, traits=[strange]),
+                event(userId={strange: 1}, name=strange, messageId=strange * 99),
+                strange,
+            ):
+                body = {'batch': [each], 'writeKey': 'key'}
+                requests.post(url, json=body, timeout=LIMIT)
+
+        output = self.collected(post)
+        for line in output.split('\n'):
+            self.assertTrue(line.isprintable(), line)
+        lines = [line for line in output.split('\n') if line and line[:1] != ' ']
+        self.assertEqual(len(lines), 5, output)
+        self.assertIn('4 event(s): bad 3, track 1', output)
+
+    def test_collect_keeps_only_the_last_events(self) -> None:
+        with Collector(keep=3) as collector:
+            for number in range(5):
+                body = {'batch': [event(event=str(number))], 'writeKey': 'key'}
+                requests.post(collector.url + '/v1/batch', json=body, timeout=LIMIT)
+            names = [each['event'] for each in collector.events]
+            self.assertEqual(names, ['2', '3', '4'])
+            self.assertEqual(len(collector.requests), 1)
+        with mock.patch.object(cli, 'Collector', side_effect=OSError) as made:
+            with contextlib.redirect_stderr(io.StringIO()):
+                self.assertEqual(cli._collect(0, None), 1)
+        self.assertEqual(made.call_args[1]['keep'], 100000)
+
+    def test_send_shows_control_characters_of_the_servers_and_sends_none(self) -> None:
+        for body in (
+            'one\x1b[31m\ntwo\x9b',
+            '{"message": "one\\u001b[31m\\ntwo\\u202e"}',
+        ):
+            self.collector.script(Fault(400, {}, body.encode('utf-8')))
+            result = self.send('page', '--user-id', 'user')
+            self.assertIn('one\\x1b[31m two', result.stderr)
+            self.assertTrue(result.stderr[:-1].isprintable(), result.stderr)
+
+    def test_send_shows_no_password(self) -> None:
+        for host in ('http://user:secret@', 'user:secret@h', 'htps://user:secret@h'):
+            result = self.run_command(
+                *('send', 'page', '--user-id', 'u', '--write-key', 'k', '--host', host)
+            )
+            self.assertEqual(result.returncode, 1)
+            self.assertNotIn('secret', result.stdout + result.stderr)
+
+    def test_spool_shows_control_characters_of_names_and_sends_none(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.leave('key', 3, folder)
+            self.change(
+                folder, "UPDATE owner SET program = 'a\x1b[2J\nleft', host = '\x9b'"
+            )
+            stream = os.path.join(folder, 'st\nr\x1b\udc80')
+            os.mkdir(stream)
+            for name in ('bad\x1b[2J\nleft.db', 'bad\udc9b.db.damaged'):
+                with open(os.path.join(stream, name), 'w'):
+                    pass
+            for args in ((), ('--send', '--write-key', 'key', '--timeout', '1')):
+                result = self.run_command('spool', folder, *args)
+                self.assertNotIn('Traceback', result.stderr)
+                for line in (result.stdout + result.stderr).split('\n'):
+                    self.assertTrue(line.isprintable(), line)
 
     def test_collect_ends_when_nobody_reads_what_it_prints(self) -> None:
         """Also when nothing comes that it could print."""

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import socket
+import tempfile
 import unittest
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -66,6 +67,95 @@ class CollectorTest(TestCase):
             self.collector.url + path, data=json.dumps(body), timeout=30
         )
         return response.status_code
+
+    def raw(self, *pieces: bytes) -> bytes:
+        """Send bytes, and give the answer to them."""
+        with socket.create_connection(('127.0.0.1', self.collector.port), 30) as sender:
+            for piece in pieces:
+                sender.sendall(piece)
+            sender.shutdown(socket.SHUT_WR)
+            answer = b''
+            while True:
+                more = sender.recv(1 << 16)
+                if not more:
+                    return answer
+                answer += more
+
+    def test_nonsense_is_answered(self) -> None:
+        body = json.dumps({'batch': [event()], 'writeKey': 'key'}).encode()
+        packed = gzip.compress(body)
+        bomb = gzip.compress(b'[' * (65 << 20))
+        deep = b'{"batch":[' + b'[' * 100000 + b']' * 100000 + b'],"writeKey":"key"}'
+        half = body.replace(b'"userId": "user"', b'"userId": "\\ud800"')
+        unzip = b'Content-Encoding: gzip\r\n'
+        head = b'POST /v1/batch HTTP/1.1\r\nHost: x\r\n'
+        length = b'Content-Length: %d\r\n'
+        chunked = b'Transfer-Encoding: chunked\r\n'
+        chunks = b'5;x=y\r\n%s\r\n%X\r\n%s\r\n0\r\nTrailer: x\r\n\r\n'
+        chunks %= (body[:5], len(body) - 5, body[5:])
+        for status, headers, data in (
+            (200, length % len(body), body),
+            (200, length % len(body) + b'Content-Encoding: identity\r\n', body),
+            (200, length % len(packed) + unzip, packed),
+            (200, length % len(half), half),
+            (200, chunked, chunks),
+            (200, length % 7 + chunked, chunks),
+            (400, length % len(body) + unzip, body),
+            (400, length % (len(packed) - 9) + unzip, packed[:-9]),
+            (400, length % 0 + unzip, b''),
+            (400, length % len(bomb) + unzip, bomb),
+            (415, length % len(body) + b'Content-Encoding: br\r\n', body),
+            (400, length % len(deep), deep),
+            (400, length % 3, b'\xff\xfe\x00'),
+            (400, b'', b''),
+            (400, b'Content-Length: five\r\n', body),
+            (400, b'Content-Length: -5\r\n', body),
+            (400, b'Content-Length: +5\r\n', body),
+            (400, b'Content-Length: \xb2\r\n', body),
+            (400, b'Content-Length: 9' + b'9' * 5000 + b'\r\n', body),
+            (400, length % 5 + length % 6, body),
+            (400, length % (len(body) + 1), body),
+            (413, length % (65 << 20), body),
+            (400, chunked, b'five\r\n' + body),
+            (400, chunked, b'-5\r\n' + body),
+            (400, chunked, b'FFF\r\n' + body),
+            (413, chunked, b'FFFFFFF\r\n' + body),
+            (400, chunked, b''),
+            (400, b'Transfer-Encoding: gzip\r\n', body),
+        ):
+            answer = self.raw(head + headers + b'Connection: close\r\n\r\n' + data)
+            expected = b'HTTP/1.1 %d ' % status
+            self.assertTrue(answer.startswith(expected), (headers, answer[:300]))
+        self.assertEqual(len(self.collector.events), 6)
+
+    def test_what_fails_in_the_collector_is_answered(self) -> None:
+        closed = io.StringIO()
+        closed.close()
+        full = io.StringIO()
+        full.flush = lambda: os.write(-1, b'')  # type: ignore[assignment, return-value]
+        for settings in (
+            {'out': closed},
+            {'out': full},
+            {'on_event': lambda *_: 1 / 0},
+        ):  # type: Any
+            with Collector(**settings) as collector:
+                body = {'batch': [event()], 'writeKey': 'key'}
+                answer = requests.post(
+                    collector.url + '/v1/batch', json=body, timeout=30
+                )
+            self.assertEqual(answer.status_code, 500)
+            self.assertIn('Error', answer.json()['message'])
+            self.assertEqual(collector.events, [])
+
+    def test_half_a_pair_is_written_as_json(self) -> None:
+        with tempfile.TemporaryFile('w+', encoding='utf-8') as out:
+            with Collector(out=out) as collector:
+                data = json.dumps(
+                    {'batch': [event(userId='\ud800ü')], 'writeKey': 'key'}
+                )
+                requests.post(collector.url + '/v1/batch', data, timeout=30)
+            out.seek(0)
+            self.assertEqual(json.loads(out.read())['userId'], '\ud800ü')
 
     def test_a_batch_with_a_bad_event_is_refused_as_a_whole(self) -> None:
         good = {'batch': [event()], 'writeKey': 'key'}
