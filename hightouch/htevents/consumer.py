@@ -39,7 +39,7 @@ from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.fork import getpid
 from hightouch.htevents.interruption import causes, raise_interruption
-from hightouch.htevents.logs import log
+from hightouch.htevents.logs import log, outlive, text_of
 from hightouch.htevents.request import DEFAULT_HOST, post
 from hightouch.htevents.retry import MIN_WAIT, Retries
 from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
@@ -156,19 +156,16 @@ class Consumer(threading.Thread):
         try:
             while getpid() == pid and (self.running or self._source.has_begun()):
                 try:
-                    batch = self._take(idle=None)
+                    with delivering():  # a log handler in here may flush: see there
+                        batch = self._take(idle=None)
                     if batch is None:
                         break
                     self.deliver(batch)
                     if self.gave_back:
                         break  # we are ending, and the server does not answer
-                except BaseException as error:
-                    if name_of(type(error)) == 'GreenletExit':
-                        raise  # gevent is asked to end this thread
-                    # Nothing known raises here. Whatever does must not end the thread,
-                    # and a second try must not spin.
-                    log.warning('The consumer goes on after an error', exc_info=True)
-                    self._wakeup.wait(1)
+                except BaseException as error:  # of a handler of the log, say
+                    outlive(error, 'The consumer goes on after an error')
+                    self._wakeup.wait(1)  # a second try must not spin
         finally:
             self.running = False
             if self._on_end is not None:
@@ -267,7 +264,7 @@ class Consumer(threading.Thread):
         log.warning(
             'Requests to %s fail: %s',
             bare(self.host or DEFAULT_HOST),
-            request.shortened(_text(error), [self.write_key]),
+            request.shortened(text_of(error), [self.write_key]),
         )
 
     def _is_final(self, error: BaseException) -> bool:
@@ -450,19 +447,25 @@ class Consumer(threading.Thread):
 
         :param count: how many; None: as many as there are messages
         """
-        log.error(
-            'Lost %d event(s) for %s: %s',
-            len(messages) if count is None else count,
-            bare(self.host or DEFAULT_HOST),
-            describe(error),
-        )
-        if self.on_error is None:
-            return
+        try:
+            log.error(
+                'Lost %d event(s) for %s: %s',
+                len(messages) if count is None else count,
+                bare(self.host or DEFAULT_HOST),
+                describe(error),
+            )
+        finally:
+            if self.on_error is not None:
+                self._tell(self.on_error, error, messages)
+
+    def _tell(
+        self, on_error: OnError, error: Exception, messages: List[Dict[str, Any]]
+    ) -> None:
         if delivery_depth():  # a callback of that delivery, not of one inside it
-            self._call(self.on_error, 'on_error', error, messages)
+            self._call(on_error, 'on_error', error, messages)
         else:
             with delivering():
-                self._call(self.on_error, 'on_error', error, messages)
+                self._call(on_error, 'on_error', error, messages)
 
     def _call(self, callback: Callable[..., Any], name: str, *args: Any) -> None:
         try:
@@ -479,13 +482,6 @@ class Consumer(threading.Thread):
             raise_interruption(error)
             # sys.exit() in a callback would end this thread, and no other.
             log.warning('%s tried to exit; delivery goes on', name)
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception:  # of an application's own
-        return name_of(type(error))
 
 
 def _is_of_setup(error: Exception) -> bool:

@@ -238,9 +238,9 @@ class Dispatcher:
 
     @_unlocking
     def flush(self, timeout: Optional[float]) -> bool:
-        if delivery_depth():
-            # The delivery below us goes on only when we return, and others may wait for
-            # it: so we wait for none.
+        if delivery_depth() or self.queue.is_held():
+            # What is below us goes on only when we return, and others may wait for it: so
+            # we wait for none.
             if not self.queue.closed:
                 self.start()
             return self.queue.wait_until_resolved(Deadline(0), nested=True)

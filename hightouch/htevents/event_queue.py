@@ -567,6 +567,10 @@ class EventQueue:
         """Return the locks that a call of ours may hold, all re-entrant."""
         return [self._lock]
 
+    def is_held(self) -> bool:
+        """Whether this thread holds one of the locks: a signal handler may ask."""
+        return any(lock._is_owned() for lock in self.locks())
+
     def why_refused(self) -> str:
         """Say why `offer` returns False, while the queue is open."""
         return 'The queue is full (%d events)' % self.maxsize

@@ -13,6 +13,8 @@ from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork
+from hightouch.htevents.concurrency import delivering
+from hightouch.htevents.errors import name_of
 from hightouch.htevents.interruption import is_called_by_a_signal, raise_interruption
 
 logger = logging.getLogger('hightouch')
@@ -51,22 +53,79 @@ class _Log:
             logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
         except (Exception, SystemExit) as error:
             raise_interruption(error)
-            if logging.raiseExceptions and sys.stderr is not None:
-                try:
-                    # Without its context, an error of ours: that may quote a value.
-                    traceback.print_exception(*sys.exc_info(), chain=False)
-                except (OSError, ValueError):
-                    pass  # stderr is closed: there is nobody to tell
+            _show_on_stderr(error)
 
 
 log = _Log()
 
 
+def outlive(error: BaseException, text: str) -> None:
+    """Log what a thread of ours has caught, and must not end by.
+
+    Whatever a handler of the log raises in turn. But gevent may end its greenlet.
+    """
+    try:
+        if _ends_greenlet(error):
+            raise error
+        with delivering():  # a handler that flushes must not wait for this very thread
+            log.warning(text, exc_info=True)
+    except BaseException as again:
+        if _ends_greenlet(again):
+            raise
+        _show_on_stderr(again)
+
+
+def _ends_greenlet(error: BaseException) -> bool:
+    return name_of(type(error)) == 'GreenletExit'
+
+
+def _show_on_stderr(error: BaseException) -> None:
+    if logging.raiseExceptions and sys.stderr is not None:
+        try:
+            # Without its context, an error of ours: that may quote a value.
+            sys.stderr.write(_traceback_of(error) + '\n')
+        except (OSError, ValueError):
+            pass  # stderr is closed: there is nobody to tell
+
+
+def _write_traceback(record: logging.LogRecord) -> bool:
+    """Write the traceback of a record of ours, which formatters take as it is."""
+    error = record.exc_info[1] if record.exc_info else None
+    parts: List[str] = []
+    seen: List[BaseException] = []
+    while error is not None and not any(error is each for each in seen):
+        seen.append(error)
+        parts.insert(0, _traceback_of(error))
+        error = error.__cause__ or (
+            None if error.__suppress_context__ else error.__context__
+        )
+    record.exc_text = '\n\n'.join(parts) or None
+    return True
+
+
+logger.addFilter(_write_traceback)
+
+
+def _traceback_of(error: BaseException) -> str:
+    """Write a traceback as Python does, but for the text of the error: on one line."""
+    frames = ''.join(traceback.format_tb(error.__traceback__))
+    text = _shown('%s: %s' % (name_of(type(error)), text_of(error)))
+    return 'Traceback (most recent call last):\n%s%s' % (frames, text)
+
+
 def _shown(value: Any) -> Any:
     """Return what is logged of a value: a text is on one line, whoever it is from."""
     if isinstance(value, BaseException):
-        value = str(value)
+        value = text_of(value)
     return _escaped(value) if isinstance(value, str) else value
+
+
+def text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # of an application's own
+        raise_interruption(failure)
+        return name_of(type(error))
 
 
 def _escaped(text: str) -> str:

@@ -28,7 +28,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 from hightouch.htevents import fork
 from hightouch.htevents.concurrency import Signal, monotonic, try_start
 from hightouch.htevents.fork import getpid
-from hightouch.htevents.logs import log
+from hightouch.htevents.logs import outlive
 
 # Seconds that a job waits for a worker that is busy before another one is engaged.
 PATIENCE = 0.02
@@ -224,8 +224,8 @@ class Pool:
         while getpid() == self.pid and not self._ends():
             try:
                 self._look()
-            except Exception:
-                _go_on_after_an_error()
+            except BaseException as error:
+                _go_on_after(error)
 
     def _ends(self) -> bool:
         if _pools.jobs or self._calls or self._ready:
@@ -349,15 +349,14 @@ class Pool:
             return False
         try:
             job.serve()
-        except BaseException:  # of a callback: consumers let pass what ends a process
-            _go_on_after_an_error()
+        except BaseException as error:  # of a handler of the log, say
+            _go_on_after(error)
         return True
 
 
-def _go_on_after_an_error() -> None:
-    # Nothing known raises. Whatever does must not end the thread, and must not spin.
-    log.warning('Delivery goes on after an error', exc_info=True)
-    sleep(1)
+def _go_on_after(error: BaseException) -> None:
+    outlive(error, 'Delivery goes on after an error')
+    sleep(1)  # a second try must not spin
 
 
 class _Pools:

@@ -11,6 +11,7 @@ import warnings
 from collections import UserDict
 from datetime import datetime, tzinfo
 from functools import partial
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Callable, List, Optional
 
@@ -527,6 +528,37 @@ class InterruptionTest(TestCase):
                 self.assertFalse(other.is_alive(), place)
                 places.append(place)
             self.assertGreater(len(places), 0, name)
+
+    def test_a_flush_in_any_step_of_a_call_waits_for_nothing_below_it(self) -> None:
+        def check(name: str, **settings: Any) -> None:
+            client = self.client(upload_interval=0.001, **settings)
+            client.track('user', 'first')
+            call = getattr(client, name)
+            waits = []  # type: List[float]
+
+            def make() -> Any:
+                client.track('user', 'event')
+                return partial(call, *arguments[name])
+
+            def flush() -> None:
+                start = monotonic()
+                client.flush(LIMIT)
+                waits.append(monotonic() - start)
+
+            for place in interruptions(make, PACKAGE, handler=flush):
+                self.assertLess(waits[-1], LIMIT / 2, (name, place))
+            self.assertGreater(len(waits), 20)
+            self.assertTrue(client.flush(LIMIT))
+
+        arguments = {
+            'stats': (),
+            'flush': (LIMIT,),
+            'track': ('user', 'event'),
+        }  # type: Any
+        for name in arguments:
+            check(name)
+            with tempfile.TemporaryDirectory() as folder:
+                check(name, spool_dir=folder)
 
     def test_in_any_step_of_the_first_call_the_later_ones_deliver(self) -> None:
         clients = []  # type: List[Any]

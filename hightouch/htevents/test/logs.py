@@ -1,8 +1,11 @@
 import contextlib
 import io
+import itertools
 import logging
 import logging.config
+import os
 import tempfile
+from asyncio import CancelledError
 from typing import Any, Iterator, List
 
 import mock
@@ -201,11 +204,25 @@ class EndingHandler(logging.Handler):
         self.error = error
 
 
+class FlushingHandler(logging.Handler):
+    def __init__(self, client: Any) -> None:
+        super().__init__(logging.WARNING)
+        self.client = client
+        self.threads = Recorder()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.client.flush(None)
+        self.threads(record.threadName, record.getMessage())
+
+
 class LineTest(TestCase):
     def test_a_handler_that_exits_ends_no_consumer_and_keeps_no_callback(self) -> None:
-        for with_threads in (dispatcher.CLIENTS_WITH_THREADS, 0):
+        for error, with_threads in itertools.product(
+            (SystemExit(3), KeyboardInterrupt(3), CancelledError(3)),
+            (dispatcher.CLIENTS_WITH_THREADS, 0),
+        ):  # type: Any
             with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', with_threads):
-                handler = EndingHandler(SystemExit(3))
+                handler = EndingHandler(error)
                 on_error = Recorder()
                 client = self.client(
                     log_handler=handler, on_error=on_error, upload_interval=0
@@ -217,7 +234,7 @@ class LineTest(TestCase):
                         self.assertTrue(on_error.wait_for(number))
                         client.track('user', 'taken')
                         self.assertTrue(client.flush(LIMIT))
-                self.assertIn('SystemExit: 3', stderr.getvalue())
+                self.assertIn(type(error).__name__ + ': 3', stderr.getvalue())
                 self.assertEqual(client.stats().delivered, 3)
                 client.shutdown(LIMIT)
 
@@ -239,6 +256,44 @@ class LineTest(TestCase):
         lines = log.lines(logging.WARNING)
         self.assertEqual(len([each for each in lines if 'goes on' in each]), 2)
 
+    def test_the_text_of_an_error_stays_on_the_last_line_of_its_traceback(self) -> None:
+        def on_error(error: Exception, batch: Any) -> None:
+            try:
+                raise KeyError(strange)
+            except KeyError:
+                raise ValueError(strange)
+
+        strange = 'one\n2026-01-01 CRITICAL forged \x1b[31m'
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        self.collector.script(400)
+        client = self.client(on_error=on_error, log_handler=handler)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        lines = stream.getvalue().splitlines()
+        self.assertIn('on_error raised; delivery goes on', lines)
+        self.assertIn('ValueError: ' + strange.encode('unicode_escape').decode(), lines)
+        self.assertEqual(lines.count('Traceback (most recent call last):'), 2)
+        self.assertEqual([each for each in lines if each.startswith('2026')], [])
+        self.assertNotIn('\x1b', stream.getvalue())
+
+    def test_a_handler_may_flush_whoever_makes_the_line(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            client = self.client(spool_dir=folder, upload_interval=0.01)
+            client.track('user', 'first')
+            self.assertTrue(client.flush(LIMIT))
+            flushing = FlushingHandler(client)
+            logging.getLogger('hightouch').addHandler(flushing)
+            self.addCleanup(logging.getLogger('hightouch').removeHandler, flushing)
+            (own,) = [each.path for each in os.scandir(folder) if each.is_dir()]
+            os.mkfifo(os.path.join(own, 'strange.db'))  # which the consumer tells of
+            client.track('user', 'second')
+            self.assertTrue(flushing.threads.wait_for(1))
+            client.track('user', 'third')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertTrue(client.shutdown(LIMIT))
+        self.assertEqual(len(self.collector.events), 3)
+
     def test_a_text_from_outside_stays_on_its_line(self) -> None:
         text = 'one\ntwo\r\x1b[31m\x9b2J\u2028three'
         self.collector.script(Fault(400, {}, text.encode('utf-8')))
@@ -249,7 +304,7 @@ class LineTest(TestCase):
             )
             client.track(text, text, {text: strange()}, context={'a': strange})
             client.track(text, text, message_id=text, anonymous_id=text)
-            client.flush(LIMIT)
+            client.shutdown(LIMIT)  # in here: it puts back the level
         self.assertGreater(len(log.records), 3)
         for line in log.lines():
             self.assertTrue(line.isprintable(), line)

@@ -161,16 +161,24 @@ def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':
     )
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def interruptions(
-    make: Callable[[], Callable[[], Any]], path: str, after: Tuple[str, ...] = ()
+    make: Callable[[], Callable[[], Any]],
+    path: str,
+    after: Tuple[str, ...] = (),
+    handler: Callable[[], Any] = interrupt,
 ) -> Iterator[str]:
     """Interrupt a call in its first step, one like it in its second, and so on.
 
-    As the exception of a signal handler does. Yields after each where it was.
+    As a signal handler does. Yields after each where it was.
 
     :param make: gives the call
     :param path: of the code whose steps are meant, a file or a folder
     :param after: only in steps that follow one of these opcodes; (): in all
+    :param handler: may raise KeyboardInterrupt
     """
     # Python 3.6 cannot trace opcodes, and 3.12 forgets to.
     step = 'line' if sys.version_info[:2] in ((3, 6), (3, 12)) else 'opcode'
@@ -191,15 +199,17 @@ def interruptions(
             if left < 0:
                 sys.settrace(None)
                 place = '%s, line %s' % (frame.f_code.co_name, frame.f_lineno)
-                raise KeyboardInterrupt
+                handler()
+                return None
         return trace
 
     for number in itertools.count():
-        call, left = make(), number
+        call, left, place = make(), number, ''
         sys.settrace(trace)
         try:
             call()
-            return
+            if not place:
+                return
         except KeyboardInterrupt:
             pass
         finally:
