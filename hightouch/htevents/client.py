@@ -141,6 +141,7 @@ class Client:
         spool_fsync: bool = DefaultConfig.spool_fsync,
         spool_max_bytes: int = DefaultConfig.spool_max_bytes,
     ) -> None:
+        settings.check_truth(dict(locals(), self=None))
         write_key = settings.check_write_key(write_key)
         host = settings.check_host(host)
         max_queue_size = check_whole('max_queue_size', max_queue_size)
@@ -713,7 +714,7 @@ class Client:
         expect(settings.is_number(timeout), 'timeout', 'a number of seconds', timeout)
         from hightouch.htevents import sigterm
 
-        sigterm.drain(self._dispatcher, timeout)
+        sigterm.drain(self._dispatcher, settings.as_number(timeout))
 
     def stats(self) -> Stats:
         """Count the events so far; accepted = delivered + failed + pending."""
@@ -759,7 +760,8 @@ def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
         'a number of seconds, or None',
         timeout,
     )
-    return timeout
+    seconds: Optional[float] = settings.as_number(timeout)
+    return seconds
 
 
 def _is_id(value: Any) -> bool:

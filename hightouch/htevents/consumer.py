@@ -216,6 +216,16 @@ class Consumer(threading.Thread):
     def _is_running(self) -> bool:
         return self.running
 
+    def holds_lock(self) -> bool:
+        """Whether this thread has a lock that a delivery may wait for.
+
+        Below a signal handler, that is.
+        """
+        manager = self.oauth_manager
+        # An application's own manager may be anything.
+        is_held = getattr(type(manager), 'is_held', None)
+        return self.queue.is_held() or (is_held is not None and is_held(manager))
+
     # -- a request -------------------------------------------------------------------
 
     def request(self, batch: List[Any]) -> None:

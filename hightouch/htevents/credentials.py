@@ -8,31 +8,39 @@ from urllib.parse import unquote_to_bytes
 
 from hightouch.htevents.interruption import causes
 
-# What comes before the place of a URL, and a place: a host, and a port.
-_SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*:)?[/\\]+')
-_PLACE = re.compile(r'(\[[^\]]*\]|[^:]*)(:[0-9]*)?\Z')
+# What comes before the place of a URL, and before that of a malformed one.
+_START = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*:)?//')
+_MALFORMED_START = re.compile(r'(([A-Za-z][A-Za-z0-9+.-]*:)?[/\\]+)?')
+
+# What may be credentials, in a text that quotes a URL in some way.
+_QUOTED = re.compile(r'[^\s"\']+@')
 
 
 def split_credentials(url: str) -> Tuple[str, str]:
-    """Return a URL without its credentials, and these: '' when there are none.
-
-    Also of one that is malformed: it lacks a scheme, or has a slash in its password.
-    """
-    found = _SCHEME.match(url)
-    start = url[: found.end()] if found is not None else ''
-    rest = url[len(start) :]
+    """Return a URL without its credentials, and these: '' when there are none."""
+    found = _START.match(url)
+    if found is None:
+        return url, ''
+    rest = url[found.end() :]
     place = re.split('[/?#]', rest, maxsplit=1)[0]
-    if '@' not in place:
-        if _PLACE.match(place):
-            return url, ''  # another @ is one of its path
-        place = rest
     credentials, _, host = place.rpartition('@')
-    return start + host + rest[len(place) :], credentials
+    return found.group() + host + rest[len(place) :], credentials
 
 
 def bare(url: str) -> str:
-    """Return a URL without the credentials that it may carry."""
-    return split_credentials(url)[0]
+    """Return a URL to be shown: without the credentials that it may carry.
+
+    Those of a malformed one can only be guessed: of one that has a slash in its password,
+    or a typing error before it, all that is before the last ``@`` is hidden.
+    """
+    url, _ = split_credentials(url)
+    hidden = _guessed(url)
+    return url.replace(hidden + '@', '***@', 1) if hidden else url
+
+
+def _guessed(url: str) -> str:
+    start = _MALFORMED_START.match(url)
+    return url[start.end() if start else 0 :].rpartition('@')[0]
 
 
 def basic(credentials: str) -> str:
@@ -40,20 +48,29 @@ def basic(credentials: str) -> str:
     if not credentials:
         return ''
     user, _, password = credentials.partition(':')
-    pair = unquote_to_bytes(user) + b':' + unquote_to_bytes(password)
+    pair = _unquoted(user) + b':' + _unquoted(password)
     return 'Basic ' + b64encode(pair).decode('ascii')
+
+
+def _unquoted(text: str) -> bytes:
+    # A variable of the environment may hold what is no text.
+    return unquote_to_bytes(text.encode('utf-8', 'surrogatepass'))
 
 
 def secrets_of(urls: Iterable[Any]) -> List[str]:
     """Return the texts that no error may show of the credentials of URLs, longest first."""
     secrets: Set[str] = set()
     for url in urls:
-        credentials = split_credentials(url)[1] if isinstance(url, str) else ''
+        if not isinstance(url, str):
+            continue
+        url, credentials = split_credentials(url)
         password = credentials.partition(':')[2]
-        plain = unquote_to_bytes(password).decode('utf-8', 'replace')
+        plain = _unquoted(password).decode('utf-8', 'replace')
         secrets.update(
             (credentials, password, plain, basic(credentials)[len('Basic ') :])
         )
+        # An error quotes a part of what is malformed, such as its host.
+        secrets.update(re.split(r'[\s/\\?#:@"\'\[\]]', _guessed(url)))
     return sorted(filter(None, secrets), key=len, reverse=True)
 
 
@@ -61,7 +78,12 @@ def mask(error: BaseException, secrets: List[str]) -> None:
     """Take secrets out of the texts of an error that the caller has caught."""
     for each in causes(error, sys._getframe(1)):
         for part in _parts(each):
-            part.args = tuple(masked(argument, secrets) for argument in part.args)
+            part.args = tuple(_masked_url(given, secrets) for given in part.args)
+
+
+def _masked_url(value: Any, secrets: List[str]) -> Any:
+    value = masked(value, secrets)
+    return _QUOTED.sub('***@', value) if isinstance(value, str) else value
 
 
 def _parts(error: BaseException) -> Iterator[BaseException]:
@@ -76,7 +98,8 @@ def _parts(error: BaseException) -> Iterator[BaseException]:
 
 def masked(value: Any, secrets: Iterable[str]) -> Any:
     """Return a text without secrets, and anything else as it is."""
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, '***')
-    return value
+    if not isinstance(value, str):
+        return value
+    # A host is in small letters, whatever was given.
+    pattern = '|'.join(map(re.escape, secrets))
+    return re.sub(pattern, '***', value, flags=re.IGNORECASE) if pattern else value

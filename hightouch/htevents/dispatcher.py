@@ -222,6 +222,7 @@ class Dispatcher:
                 consumer = consumers[number] = self._make_consumer(self._consumer_ended)
             consumer.tried = True
             if not try_start(consumer):
+                consumer.tried = False
                 # Events wait for a flush, the exit, or the next try.
                 self._next_start = monotonic() + pool.START_RETRY_INTERVAL
                 return
@@ -238,13 +239,17 @@ class Dispatcher:
 
     @_unlocking
     def flush(self, timeout: Optional[float]) -> bool:
-        if delivery_depth() or self.queue.is_held():
+        if delivery_depth() or self._holds_lock():
             # What is below us goes on only when we return, and others may wait for it: so
             # we wait for none.
             if not self.queue.closed:
                 self.start()
             return self.queue.wait_until_resolved(Deadline(0), nested=True)
         return self._flush(Deadline(timeout))
+
+    def _holds_lock(self) -> bool:
+        made = [each for some in list(self._made.values()) for each in some]
+        return bool(made) and made[0].holds_lock()  # else nobody waits for one
 
     def _flush(self, deadline: Deadline) -> bool:
         nested = delivery_depth() > 0

@@ -62,21 +62,25 @@ log = _Log()
 def outlive(error: BaseException, text: str) -> None:
     """Log what a thread of ours has caught, and must not end by.
 
-    Whatever a handler of the log raises in turn. But gevent may end its greenlet.
+    Whatever a handler of the log raises in turn.
     """
+    _let_end(error)
     try:
-        if _ends_greenlet(error):
-            raise error
         with delivering():  # a handler that flushes must not wait for this very thread
             log.warning(text, exc_info=True)
     except BaseException as again:
-        if _ends_greenlet(again):
-            raise
+        _let_end(again)
         _show_on_stderr(again)
 
 
-def _ends_greenlet(error: BaseException) -> bool:
-    return name_of(type(error)) == 'GreenletExit'
+def _let_end(error: BaseException) -> None:
+    """Raise what may end a thread: gevent its greenlet, and Ctrl-C the main thread."""
+    raise_interruption(error)
+    is_main = threading.current_thread() is threading.main_thread()
+    if name_of(type(error)) == 'GreenletExit':
+        raise error
+    if is_main and isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
 
 
 def _show_on_stderr(error: BaseException) -> None:

@@ -8,8 +8,8 @@ import time
 from typing import Any, Callable, Optional, Tuple
 
 from hightouch.htevents import exchange, fork
-from hightouch.htevents.concurrency import bounded, delivering, is_budgeted
-from hightouch.htevents.credentials import bare, secrets_of
+from hightouch.htevents.concurrency import bounded, is_budgeted
+from hightouch.htevents.credentials import bare, secrets_of, split_credentials
 from hightouch.htevents.discretion import discreet
 from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
 from hightouch.htevents.interruption import raise_interruption
@@ -77,10 +77,12 @@ class OauthManager:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.client_id = _stripped(client_id)
-        self.key_id = _stripped(key_id)
+        self.client_id = _stripped('oauth_client_id', client_id)
+        self.key_id = _stripped('oauth_key_id', key_id)
         self.auth_server = remove_trailing_slash(
-            _stripped(auth_server or DefaultConfig.oauth_auth_server)
+            _stripped(
+                'oauth_auth_server', auth_server or DefaultConfig.oauth_auth_server
+            )
         )
         self.scope = scope or DefaultConfig.oauth_scope
         self.timeout = timeout
@@ -115,19 +117,18 @@ class OauthManager:
         :raises requests.RequestException: when there is no answer
         :raises TimeoutError: when that was too short for an answer
         """
-        with delivering():  # others may wait for us here: see Dispatcher.flush
-            if is_budgeted():
+        if is_budgeted():
+            return self._get_token()
+        retries = Retries(self.max_retries)
+        while True:
+            try:
                 return self._get_token()
-            retries = Retries(self.max_retries)
-            while True:
-                try:
-                    return self._get_token()
-                except Exception as error:
-                    raise_interruption(error)
-                    delay = retries.next_wait(error)
-                    if delay is None:
-                        raise
-                self._sleep(delay)
+            except Exception as error:
+                raise_interruption(error)
+                delay = retries.next_wait(error)
+                if delay is None:
+                    raise
+            self._sleep(delay)
 
     def _get_token(self) -> str:
         token = self._token
@@ -168,6 +169,10 @@ class OauthManager:
                 'A token could not be renewed (%s); the old one is used on', problem
             )
         return (self._token or token).text
+
+    def is_held(self) -> bool:
+        """Whether this thread asks for a token: a signal handler may want to know."""
+        return bool(self._lock._is_owned())
 
     def clear_token(self) -> None:
         """Forget the token; the next `get_token` asks for a new one."""
@@ -217,7 +222,7 @@ class OauthManager:
         claims = {
             'iss': self.client_id,
             'sub': self.client_id,
-            'aud': bare(self.auth_server),
+            'aud': split_credentials(self.auth_server)[0],
             'iat': now - ISSUED_AGO,
             'exp': now + VALID_FOR,
             'jti': new_message_id(),
@@ -244,9 +249,10 @@ class OauthManager:
         if 200 <= answer.status < 300:
             return self._read_token(answer)
         secrets = [assertion, *secrets_of([self.auth_server])]
-        code = shortened(answer.fields.get('error', answer.reason), secrets)
-        text = shortened(answer.fields.get('error_description') or '', secrets)
-        text = text or 'The token server refused'
+        said = answer.fields.get('error', answer.reason)
+        description = answer.fields.get('error_description') or ''
+        code = shortened(said, secrets)
+        text = shortened(description, secrets) or 'The token server refused'
         now = self._clock()
         error = APIError(answer.status, code, text, answer.retry_after(now))
         if answer.status == 429:
@@ -256,8 +262,8 @@ class OauthManager:
             raise error
         if (
             answer.status == 400
-            and code == 'invalid_request'
-            and any(each in text.lower() for each in _SKEW_MESSAGES)
+            and said == 'invalid_request'
+            and any(each in str(description).lower() for each in _SKEW_MESSAGES)
         ):
             late = _WrongTimeError(answer.status, code, text)
             late.token_refused = clock_was_wrong
@@ -305,11 +311,17 @@ def _release(lock: Any) -> None:
         lock.release()
 
 
-def _stripped(value: Any) -> str:
+def _stripped(name: str, value: Any) -> str:
     """Return the text of an id or a URL, without the white space around it."""
-    if is_instance(value, bytes):
-        value = value.decode('utf-8', 'replace')
-    return str(value).strip()
+    try:
+        if is_instance(value, bytes):
+            value = value.decode('utf-8', 'replace')
+        return str(value).strip()
+    except Exception as error:
+        raise_interruption(error)
+    raise ValidationError(
+        '%s: expected what str() can show, got %s' % (name, name_of(type(value)))
+    )
 
 
 class _Token:

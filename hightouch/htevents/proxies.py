@@ -3,7 +3,6 @@
 import os
 from functools import lru_cache
 from typing import Any, Dict, List, Mapping, Optional, Tuple
-from urllib.request import getproxies  # imported by requests
 
 from hightouch.htevents.errors import ValidationError, name_of
 from hightouch.htevents.settings import is_instance
@@ -66,6 +65,8 @@ def all_proxies(
     session: Any, given: Optional[Mapping[str, Optional[str]]]
 ) -> List[Optional[str]]:
     """Return all proxies that a request may have been sent with."""
+    from urllib.request import getproxies  # imported by requests
+
     own = getattr(session, 'proxies', None)
     found = [given or {}, own if isinstance(own, Mapping) else {}, getproxies()]
     return [url for each in found for url in each.values()]
@@ -85,7 +86,7 @@ def is_loopback(url: str) -> bool:
 
 def _is_excepted(url: str) -> bool:
     """Whether NO_PROXY names the IPv6 host of a URL: requests knows names and IPv4 only."""
-    if '://[' not in url and '@[' not in url:
+    if '://[' not in url:
         return False
     from ipaddress import ip_network
 

@@ -75,6 +75,16 @@ def expect(ok: bool, name: str, expected: str, value: Any) -> None:
         )
 
 
+def check_truth(values: Mapping[str, Any]) -> None:
+    """Raise `ValidationError` for a setting that cannot be asked whether it is true."""
+    for name, value in values.items():
+        try:
+            bool(value)
+        except Exception as error:
+            raise_interruption(error)
+            expect(False, name, 'a value that is true or false', value)
+
+
 def is_instance(value: Any, kinds: Any) -> bool:
     """Whether it is of one of ``kinds``, or says so: isinstance() may run code of its."""
     try:
@@ -88,18 +98,19 @@ def is_number(value: Any) -> bool:
     """Whether it is a number, as ``isinstance`` has it; a bool and NaN are none."""
     if is_instance(value, bool) or not is_instance(value, (int, float)):
         return False
-    return bool(value == value)
+    return as_number(value) is not None
 
 
-def _as_number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """Return a real number of any type as an int or float; None for anything else."""
-    if is_instance(value, int):
-        return int.__int__(value)
     if not is_instance(value, Number):
         return None
     try:
+        if is_instance(value, int):
+            return int(value)
         number = float(value)
-    except (TypeError, ValueError, OverflowError):  # complex, or a signaling NaN
+    except Exception as error:  # complex, a signaling NaN, or what raises anything
+        raise_interruption(error)
         return None
     return number if number == number else None
 
@@ -107,7 +118,7 @@ def _as_number(value: Any) -> Any:
 def _check_number(
     name: str, value: Any, expected: str, valid: Callable[[float], bool]
 ) -> Any:
-    number = _as_number(value)
+    number = as_number(value)
     expect(number is not None, name, expected, value)
     if not valid(number):
         text = '%g' % number if abs(number) < sys.maxsize else 'a larger number'
@@ -199,8 +210,8 @@ def check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
         return None
     try:
         value = os.fspath(value)
-    except TypeError:
-        pass
+    except Exception as error:  # TypeError, or of a class of the application's
+        raise_interruption(error)
     expect(
         is_instance(value, str) and bool(value), 'spool_dir', 'a path or None', value
     )

@@ -189,12 +189,11 @@ class Spool:
         try:
             ownership.check_file(path + suffix)
             return True
-        except FileNotFoundError as error:
-            raise_interruption(error)  # else removed meanwhile
         except OSError as error:
             raise_interruption(error)
-            self._leave_alone(path, str(error))
-        return False
+            if isinstance(error, ownership.OwnershipError):
+                self._leave_alone(path, str(error))
+            return False  # else removed meanwhile, or it may pass
 
     def _open(self, found: Segment) -> Optional[Segment]:
         if not os.path.exists(found.database):
