@@ -389,7 +389,7 @@ def _print_waiting(found: List[Any]) -> None:
                 print('  ' + _waiting_line(each))
     events = _events(found)
     size = sum(each.bytes for each in found if each.events)
-    damaged = sum(each.events is None for each in found)
+    damaged = sum(each.events is None for each in found if each.state != 'foreign')
     print(
         '%d event(s), %s%s'
         % (events, _size(size), '; %d damaged file(s)' % damaged if damaged else '')
@@ -405,6 +405,8 @@ def _of(found: List[Any], stream: str, state: str) -> List[Any]:
 
 
 def _waiting_line(each: Any) -> str:
+    if each.state == 'foreign':
+        return '%-8s of another user, left alone: %s' % (each.state, _name(each.path))
     if each.events is None:
         return '%-8s %s, %s' % (each.state, _size(each.bytes), _name(each.path))
     return '%-8s %8d event(s), %9s, oldest %7s  %s' % (

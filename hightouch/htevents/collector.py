@@ -47,8 +47,13 @@ MAX_EVENT_BYTES = 32 << 10
 MAX_BODY_BYTES = 500 * 1000
 MAX_AGE = timedelta(days=7)
 
-# Bytes of a body that are read, and come out of it, before the request is refused.
+# Bytes of a body that are read before the connection is closed, so that who sends it gets
+# its answer; and those that are looked at, also of what comes out of it.
 _READ_LIMIT = 64 << 20
+_LOOK_LIMIT = 1 << 20
+_PIECE = 64 << 10
+
+_TOO_LARGE = 'the body is over %d bytes' % MAX_BODY_BYTES
 
 # Bytes of a line that says how long a chunk is.
 _LINE_LIMIT = 1 << 10
@@ -212,12 +217,10 @@ class Collector:
         self.latency = latency
         self.strict = strict
         self.json_only = json_only
-        self.events: Any = []
-        self.requests: Any = []
-        self.token_requests: Any = []
-        if keep is not None:
-            self.events = deque(maxlen=keep)
-            self.requests, self.token_requests = deque(maxlen=1), deque(maxlen=1)
+        self.events: List[Dict[str, Any]] = []
+        self.requests: List[Received] = []
+        self.token_requests: List[Dict[str, str]] = []
+        self._keep = keep
         self.connections = 0
         self.token_faults: Deque[Step] = deque()
         self._faults: Deque[Step] = deque(faults)
@@ -328,6 +331,9 @@ class Collector:
         with self._arrival:
             self.requests.append(received)
             self.events.extend(events)
+            if self._keep is not None:
+                del self.events[: max(0, len(self.events) - self._keep)]
+                del self.requests[:-1], self.token_requests[:-1]
             self._arrival.notify_all()
 
     def _check(self, received: Received, type_: str) -> Tuple[Fault, List[Any]]:
@@ -355,11 +361,7 @@ class Collector:
                 'writeKey must be a string, or the user of Basic credentials'
             )
         if len(received.raw) > MAX_BODY_BYTES:
-            too_large = {
-                'code': 'too_large',
-                'message': 'over %d bytes' % MAX_BODY_BYTES,
-            }
-            return _answer(413, too_large), []
+            return _refusal(_TOO_LARGE, 413)
         if not complete:
             batch = [_completed(event, type_) for event in batch]
         problems = [check_event(event, complete) for event in batch]
@@ -411,7 +413,8 @@ def _answer(status: int, payload: Any) -> Fault:
 
 
 def _refusal(message: str, status: int = 400) -> Tuple[Fault, List[Any]]:
-    return _answer(status, {'code': 'invalid_request', 'message': message}), []
+    code = 'too_large' if status == 413 else 'invalid_request'
+    return _answer(status, {'code': code, 'message': message}), []
 
 
 class _Refused(Exception):
@@ -529,40 +532,51 @@ class _Handler(BaseHTTPRequestHandler):
             each.strip() for each in self.headers.get_all('Content-Length', ['0'])
         }
         if coding == 'chunked':
-            return b''.join(self._chunks())
-        if coding != 'identity' or len(lengths) > 1:
+            pieces = self._chunks()
+        elif coding != 'identity' or len(lengths) > 1:
             raise self._refused('one length or Transfer-Encoding: chunked is needed')
-        return self._read(lengths.pop(), 10)
+        else:
+            pieces = self._pieces(self._length(lengths.pop(), 10))
+        data, total = bytearray(), 0
+        for piece in pieces:
+            total += len(piece)
+            if total > _READ_LIMIT:
+                raise self._refused(_TOO_LARGE, 413)
+            if total <= _LOOK_LIMIT:
+                data += piece
+        if total > _LOOK_LIMIT:
+            raise _Refused(_TOO_LARGE, 413)
+        return bytes(data)
 
     def _chunks(self) -> Iterator[bytes]:
-        total = 0
         while True:
-            size = self.rfile.readline(_LINE_LIMIT).partition(b';')[0].strip()
-            chunk = self._read(size.decode('latin-1'), 16)
-            total += len(chunk)
-            if total > _READ_LIMIT:
-                raise self._refused('the body is too large', 413)
-            yield chunk
+            line = self.rfile.readline(_LINE_LIMIT).partition(b';')[0].strip()
+            length = self._length(line.decode('latin-1'), 16)
+            yield from self._pieces(length)
             while True:  # the end of a chunk's line; of the last one its trailers
                 line = self.rfile.readline(_LINE_LIMIT).strip()
-                if chunk or not line:
+                if length or not line:
                     break
-            if not chunk:
+            if not length:
                 return
 
-    def _read(self, size: str, base: int) -> bytes:
+    def _length(self, text: str, base: int) -> int:
         try:
-            length = int(size, base) if re.match(r'[0-9A-Fa-f]{1,15}\Z', size) else -1
+            if re.match(r'[0-9A-Fa-f]{1,15}\Z', text):
+                return int(text, base)
         except ValueError:
-            length = -1
-        if length < 0:
-            raise self._refused('the length of the body must be a number')
+            pass
+        raise self._refused('the length of the body must be a number')
+
+    def _pieces(self, length: int) -> Iterator[bytes]:
         if length > _READ_LIMIT:
-            raise self._refused('the body is too large', 413)
-        data: bytes = self.rfile.read(length)
-        if len(data) < length:
-            raise self._refused('the body is cut short')
-        return data
+            raise self._refused(_TOO_LARGE, 413)
+        while length:
+            piece = self.rfile.read(min(length, _PIECE))
+            if not piece:
+                raise self._refused('the body is cut short')
+            length -= len(piece)
+            yield piece
 
     def _refused(self, message: str, status: int = 400) -> '_Refused':
         self.close_connection = True  # where the next request begins is not known
@@ -659,11 +673,13 @@ def _unpacked(data: bytes, encoding: str) -> bytes:
         raise _Refused('Content-Encoding must be gzip or identity', 415)
     unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        raw = unpacker.decompress(data, _READ_LIMIT)
+        raw = unpacker.decompress(data, _LOOK_LIMIT + 1)
     except zlib.error:
         raise _Refused('the body is not gzip')
+    if len(raw) > _LOOK_LIMIT:
+        raise _Refused(_TOO_LARGE, 413)
     if not unpacker.eof:
-        raise _Refused('the gzip of the body is cut short, or too large')
+        raise _Refused('the gzip of the body is cut short')
     return raw
 
 

@@ -568,8 +568,8 @@ class EventQueue:
         return [self._lock]
 
     def is_held(self) -> bool:
-        """Whether this thread holds one of the locks: a signal handler may ask."""
-        return any(lock._is_owned() for lock in self.locks())
+        """Whether this thread holds the lock: a signal handler may ask."""
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def why_refused(self) -> str:
         """Say why `offer` returns False, while the queue is open."""

@@ -12,6 +12,7 @@ that the key is not on the disk, and events never meet another key's.
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections import deque
@@ -28,6 +29,9 @@ from hightouch.htevents.spool_lock import process
 # The head of SQLite's log, which is another one after each checkpoint.
 _LOG_HEAD_BYTES = 32
 _SNAPSHOT_TRIES = 10
+
+# The name of a stream's folder: see stream_name.
+_STREAM = re.compile(r'[0-9a-f]{32}\Z')
 
 
 def stream_name(write_key: str) -> str:
@@ -295,7 +299,8 @@ class Waiting(NamedTuple):
 
     :ivar stream: the folder's name
     :ivar path: of the database
-    :ivar state: 'running' (its process lives), 'left' (its process died), or 'damaged'
+    :ivar state: 'running' (its process lives), 'left' (its process died), 'damaged', or
+        'foreign' (another user's: it is left alone, also by clients)
     :ivar events: how many; None when it cannot be read
     :ivar bytes: of their JSON
     :ivar oldest: seconds of the epoch at which the oldest was accepted; None: no event
@@ -317,17 +322,19 @@ def waiting(directory: str) -> List[Waiting]:
     :raises OSError: when it cannot be listed
     """
     found = []
-    for stream in sorted(os.listdir(directory)):
+    for stream in filter(_STREAM.match, sorted(os.listdir(directory))):
         folder = os.path.join(directory, stream)
-        if not os.path.isdir(folder):
+        try:
+            ownership.check_folder(folder)
+            names = sorted(os.listdir(folder))
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        except OSError:
+            found.append(Waiting(stream, folder, 'foreign', None, 0, None, ''))
             continue
-        for name in sorted(os.listdir(folder)):
+        for name in names:
             path = os.path.join(folder, name)
-            if name.endswith(DATABASE + DAMAGED):
-                size = _size(path)
-                if size is not None:
-                    found.append(Waiting(stream, path, 'damaged', None, size, None, ''))
-            elif name.endswith(DATABASE):
+            if name.endswith((DATABASE, DATABASE + DAMAGED)):
                 each = _look(stream, path)
                 if each is not None:
                     found.append(each)
@@ -337,6 +344,14 @@ def waiting(directory: str) -> List[Waiting]:
 def _look(stream: str, path: str) -> Optional[Waiting]:
     import sqlite3
 
+    try:
+        ownership.check_file(path)
+    except FileNotFoundError:
+        return None  # delivered and removed meanwhile
+    except OSError:
+        return Waiting(stream, path, 'foreign', None, 0, None, '')
+    if path.endswith(DAMAGED):
+        return Waiting(stream, path, 'damaged', None, _size(path) or 0, None, '')
     # While we look at what is left nobody else shall take it.
     fd = spool_lock.lock(path[: -len(DATABASE)] + LOCK)
     state = 'running' if fd is None else 'left'
@@ -344,8 +359,17 @@ def _look(stream: str, path: str) -> Optional[Waiting]:
         # At a copy: what is running is locked; and to open what is left would tidy up
         # the signs of damage.
         with tempfile.TemporaryDirectory() as folder:
-            counts, owner = _count(_snapshot(path, folder))
-    except (sqlite3.Error, OSError, MemoryError, UnicodeDecodeError):
+            (events, size, at), owner = _count(_snapshot(path, folder))
+            return Waiting(
+                stream,
+                path,
+                state,
+                int(events),
+                int(size),
+                None if at is None else at / 1000.0,
+                owner,
+            )
+    except (sqlite3.Error, OSError, MemoryError, UnicodeDecodeError, TypeError):
         size = _size(path)
         if size is None:
             return None  # delivered and removed while we looked
@@ -353,9 +377,6 @@ def _look(stream: str, path: str) -> Optional[Waiting]:
     finally:
         if fd is not None:
             os.close(fd)
-    events, size, at = counts
-    oldest = None if at is None else at / 1000.0
-    return Waiting(stream, path, state, int(events), int(size), oldest, owner)
 
 
 def _size(path: str) -> Optional[int]:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import tempfile
+import tracemalloc
 import unittest
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -103,7 +104,10 @@ class CollectorTest(TestCase):
             (400, length % len(body) + unzip, body),
             (400, length % (len(packed) - 9) + unzip, packed[:-9]),
             (400, length % 0 + unzip, b''),
-            (400, length % len(bomb) + unzip, bomb),
+            (413, length % len(bomb) + unzip, bomb),
+            (413, length % (2 << 20), bytes(2 << 20)),
+            (413, chunked, b'1000\r\n%s\r\n' % bytes(4096) * 500 + b'0\r\n\r\n'),
+            (413, chunked, b'100000\r\n%s\r\n' % bytes(1 << 20) * 64 + b'1\r\nx'),
             (415, length % len(body) + b'Content-Encoding: br\r\n', body),
             (400, length % len(deep), deep),
             (400, length % 3, b'\xff\xfe\x00'),
@@ -127,6 +131,27 @@ class CollectorTest(TestCase):
             expected = b'HTTP/1.1 %d ' % status
             self.assertTrue(answer.startswith(expected), (headers, answer[:300]))
         self.assertEqual(len(self.collector.events), 6)
+
+    def test_no_body_takes_memory_however_it_is_sent(self) -> None:
+        length = b'Content-Length: %d\r\nContent-Type: text/plain\r\n'
+        lists = b'[' + b'[],' * (10 << 20)
+        packed = gzip.compress(lists)
+        tiny = b'2\r\n[]\r\n' * (1 << 20)
+        for headers, data in (
+            (length % len(lists), lists),
+            (length % len(packed) + b'Content-Encoding: gzip\r\n', packed),
+            (b'Transfer-Encoding: chunked\r\n', tiny),
+        ):
+            head = b'POST /v1/batch HTTP/1.1\r\nHost: x\r\n' + headers
+            tracemalloc.start()
+            try:
+                answer = self.raw(head + b'\r\n' + data)
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            self.assertIn(answer[9:12], (b'400', b'413'))
+            # What is sent is put together once, and 1 MB of it read.
+            self.assertLess(peak, len(data) + (8 << 20))
 
     def test_what_fails_in_the_collector_is_answered(self) -> None:
         closed = io.StringIO()
