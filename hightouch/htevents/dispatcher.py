@@ -80,7 +80,7 @@ class Dispatcher:
         self._ender: Dict[None, int] = {}
         self._is_over = False
         self._finishing = False
-        # Of the calls that come to start the consumers: the first one does. No lock: the
+        # Calls that want to start the consumers; the first of the list does. No lock: the
         # exception of a signal handler could leave it held.
         self._starters: List[object] = []
 

@@ -1,4 +1,4 @@
-"""Whose a spool's directory and its files are.
+"""Checks the owner and the mode of a spool's directory and files.
 
 What another user could put there would be sent under our write key, or hang a call: a pipe
 in place of a file.
@@ -13,7 +13,7 @@ class OwnershipError(OSError):
 
 
 def check_directory(path: str) -> None:
-    """Raise `OwnershipError` if others could replace what is in a directory."""
+    """Raise `OwnershipError` if another user owns a directory, or all may change it."""
     found = os.stat(path)
     if found.st_uid not in (0, os.geteuid()):
         raise OwnershipError(

@@ -92,7 +92,7 @@ class Spool:
         try:
             ownership.check_directory(self.directory)
             self._make_folder()
-            self._check_ownership()
+            ownership.check_folder(self.folder)
             if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
                 problem = 'no right to write there'
             elif not _can_lock(self.folder):
@@ -171,7 +171,9 @@ class Spool:
         paths = []
         for name in names:
             path, suffix = os.path.splitext(os.path.join(self.folder, name))
-            if path in self._left_alone or not self._is_ours(path, suffix):
+            if path in self._left_alone or suffix not in (LOCK, NEW, DATABASE):
+                continue
+            if not self._is_ours(path + suffix):
                 continue
             if suffix == LOCK:
                 paths.append(path)
@@ -187,21 +189,24 @@ class Spool:
         paths = [path for path in paths if path not in self._left_alone]
         return sorted(paths, key=_modified)
 
-    def _is_ours(self, path: str, suffix: str) -> bool:
-        if suffix not in (LOCK, NEW) + FILES:
-            return True  # of no interest
+    def _is_ours(self, path: str) -> bool:
+        """Whether a file of a segment is; leaves the segment alone if not."""
         try:
-            ownership.check_file(path + suffix)
+            ownership.check_file(path)
             return True
         except OSError as error:
             raise_interruption(error)
             if isinstance(error, ownership.OwnershipError):
-                self._leave_alone(path, str(error))
+                self._leave_alone(os.path.splitext(path)[0], str(error))
             return False  # else removed meanwhile, or it may pass
 
     def _open(self, found: Segment) -> Optional[Segment]:
         if not os.path.exists(found.database):
             found.discard()  # its owner died while it removed it
+            return None
+        files = [found.path + suffix for suffix in FILES]
+        if not all(self._is_ours(each) for each in files if os.path.lexists(each)):
+            found.leave()
             return None
         try:
             if spool_lock.is_inherited(found.database):

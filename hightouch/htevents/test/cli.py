@@ -255,8 +255,8 @@ class CommandTest(TestCase):
             self.change(
                 folder, "UPDATE owner SET program = 'a\x1b[2J\nleft', host = '\x9b'"
             )
-            stream = os.path.join(folder, 'st\nr\x1b\udc80')
-            os.mkdir(stream)
+            stream = os.path.join(folder, 'a' * 32)
+            os.mkdir(stream, 0o700)
             for name in ('bad\x1b[2J\nleft.db', 'bad\udc9b.db.damaged'):
                 with open(os.path.join(stream, name), 'w'):
                     pass
@@ -265,6 +265,44 @@ class CommandTest(TestCase):
                 self.assertNotIn('Traceback', result.stderr)
                 for line in (result.stdout + result.stderr).split('\n'):
                     self.assertTrue(line.isprintable(), line)
+
+    def test_spool_leaves_alone_what_is_not_of_this_user(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.leave('key', 3, folder)
+            for name, mode in (('f' * 32, 0o777), ('private', 0o700)):
+                os.mkdir(os.path.join(folder, name))
+                os.chmod(os.path.join(folder, name), mode)
+            foreign = os.path.join(folder, 'f' * 32, 'x.db')
+            with contextlib.closing(sqlite3.connect(foreign)) as connection:
+                connection.executescript(
+                    'CREATE VIEW events AS WITH RECURSIVE endless(at, body) AS ('
+                    " SELECT 1, 'x' UNION ALL SELECT at + 1, body FROM endless)"
+                    ' SELECT * FROM endless;'
+                    'CREATE TABLE done (first, last);'
+                    'CREATE TABLE owner (program, pid, host);'
+                )
+            os.mkfifo(os.path.join(folder, 'f' * 32, 'y.db'))
+            result = self.run_command('spool', folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn('3 event(s)', result.stdout)
+            self.assertNotIn('damaged', result.stdout)
+            self.assertIn('foreign', result.stdout)
+            self.assertNotIn('private', result.stdout)
+            result = self.run_command(
+                *('spool', folder, '--send', '--write-key', 'key'),
+                *('--host', self.collector.url),
+            )
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn('Delivered 3 of 3', result.stdout)
+            os.unlink(os.path.join(folder, 'f' * 32, 'y.db'))
+
+    def test_spool_shows_an_event_whose_time_is_none(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.leave('key', 3, folder)
+            self.change(folder, "UPDATE events SET at = 'noon'")
+            result = self.run_command('spool', folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn('1 damaged file(s)', result.stdout)
 
     def test_collect_ends_when_nobody_reads_what_it_prints(self) -> None:
         """Also when nothing comes that it could print."""

@@ -643,6 +643,27 @@ class ProxyTest(TestCase):
                         del each['timestamp']
                 self.assertEqual(plain[0], plain[1])
 
+    def test_a_setting_is_the_number_that_it_stands_for(self) -> None:
+        class Number:
+            __class__ = int  # type: ignore[assignment]
+
+            def __int__(self) -> int:
+                return 3
+
+            def __float__(self) -> float:
+                return 3.0
+
+        proxies: List[Any] = [Number()]
+        proxies += [make(lambda: 3) for make in _makers_of_libraries().values()]
+        for proxy in proxies:
+            if not hasattr(type(proxy), '__int__'):
+                continue  # int() does not take it for one either
+            for name in ('timeout', 'upload_size', 'upload_interval', 'max_retries'):
+                client = self.client(sync_mode=True, **{name: proxy})
+                self.assertTrue(client.track('user', 'event')[0])
+                self.assertTrue(client.flush(proxy))
+            self.assertEqual(len(self.client(thread=proxy).consumers or []), 3)
+
     def test_one_that_stands_for_no_id_is_no_id(self) -> None:
         client = self.holding(send=False)
         for meant in (None, '', True, [], float('nan')):

@@ -277,6 +277,23 @@ class LineTest(TestCase):
         self.assertEqual([each for each in lines if each.startswith('2026')], [])
         self.assertNotIn('\x1b', stream.getvalue())
 
+    def test_an_error_that_cannot_be_shown_is_named(self) -> None:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError('no text')
+
+        def on_error(error: Exception, batch: Any) -> None:
+            raise Mute
+
+        stream = io.StringIO()
+        self.collector.script(400)
+        client = self.client(
+            on_error=on_error, log_handler=logging.StreamHandler(stream)
+        )
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(stream.getvalue().splitlines()[-1], 'Mute: Mute')
+
     def test_a_handler_may_flush_whoever_makes_the_line(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             client = self.client(spool_dir=folder, upload_interval=0.01)
@@ -287,8 +304,10 @@ class LineTest(TestCase):
             self.addCleanup(logging.getLogger('hightouch').removeHandler, flushing)
             (own,) = [each.path for each in os.scandir(folder) if each.is_dir()]
             os.mkfifo(os.path.join(own, 'strange.db'))  # which the consumer tells of
+            client._dispatcher.queue._next_scan = 0  # type: ignore[attr-defined]
             client.track('user', 'second')
             self.assertTrue(flushing.threads.wait_for(1))
+            self.assertEqual(flushing.threads.calls[0][0], 'htevents-consumer')
             client.track('user', 'third')
             self.assertTrue(client.flush(LIMIT))
             self.assertTrue(client.shutdown(LIMIT))

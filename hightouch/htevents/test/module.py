@@ -252,7 +252,7 @@ class ModuleTest(TestCase):
         result = run_program(
             'import sys, hightouch.htevents\n'
             'print([name for name in ("requests", "jwt", "cryptography", "dateutil",'
-            ' "backoff") if name in sys.modules])'
+            ' "backoff", "http.client", "ssl", "sqlite3", "email") if name in sys.modules])'
         )
         self.assertEqual(result.stdout.strip(), '[]', result.stderr)
 

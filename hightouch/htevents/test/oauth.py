@@ -274,6 +274,14 @@ class OauthTest(TestCase):
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(client.stats().delivered, 1)
         self.assertAlmostEqual(self.claims()[1]['iat'], time.time() + day, delta=30)
+        # whatever else of the answer looks like the credentials of its URL
+        for user in ('request', 'token', 'e'):
+            self.fault(Fault(400, {'Date': server}, body))
+            url = self.collector.url.replace('//', '//%s@' % user)
+            client = self.oauth_client(max_retries=0, oauth_auth_server=url)
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertEqual(client.stats().delivered, 1)
         # but one that still is after that is not asked again and again
         self.fault(*[Fault(400, {'Date': server}, body)] * 50)
         del self.collector.requests[:]

@@ -60,23 +60,38 @@ class PackagingTest(unittest.TestCase):
         self.assertIn('needs: build\n', by_name['publish'])
         self.assertIn('needs: test\n', by_name['build'])
         self.assertIn('uses: ./.github/workflows/ci.yml\n', by_name['test'])
-        self.assertIn('workflow_call:', read('.github/workflows/ci.yml'))
+        ci = read('.github/workflows/ci.yml')
+        self.assertIn('workflow_call:', ci)
+        # One run has both workflows, and an artifact of each name once.
+        artifacts = re.findall(
+            r'uses: actions/upload-artifact.*\n +with:\n +name: (.*)',
+            ci + ''.join(jobs),
+        )
+        self.assertEqual(len(artifacts), 2)
+        self.assertEqual(len(set(artifacts)), 2)
         step = by_name['build'].partition('- name: Check that the tag is on master\n')[
             2
         ]
         script = step.partition('run: |\n')[2].partition('      - name')[0]
 
         def run(command: str) -> int:
+            # Of a hook of git, say, which would have us commit into its repository.
+            env = {name: os.environ[name] for name in os.environ if name[:4] != 'GIT_'}
+            env['GIT_CONFIG_GLOBAL'] = env['GIT_CONFIG_SYSTEM'] = os.devnull
             return subprocess.call(
-                ['sh', '-ec', command], cwd=folder, stdout=subprocess.DEVNULL
+                ['sh', '-ec', command], cwd=folder, stdout=subprocess.DEVNULL, env=env
             )
 
-        commit = 'git -c user.name=a -c user.email=a@b commit -q --allow-empty -m "%s"'
+        commit = (
+            'git -c user.name=a -c user.email=a@b -c commit.gpgsign=false'
+            ' commit -q --allow-empty -m "%s"'
+        )
         with tempfile.TemporaryDirectory() as folder:
-            run('git init -q . && %s' % commit % 'on master')
-            run('git update-ref refs/remotes/origin/master HEAD')
+            made = run('git init -q . && %s' % commit % 'on master')
+            made += run('git update-ref refs/remotes/origin/master HEAD')
+            self.assertEqual(made, 0)
             self.assertEqual(run(script), 0)
-            run(commit % 'elsewhere')
+            self.assertEqual(run(commit % 'elsewhere'), 0)
             self.assertEqual(run(script), 1)
 
 

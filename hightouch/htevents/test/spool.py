@@ -25,6 +25,7 @@ from hightouch.htevents import (
     DamageError,
     ExpiredError,
     ValidationError,
+    ownership,
     segment,
     spool_lock,
     spooled_queue,
@@ -43,6 +44,9 @@ _HEAD = (
     'url, spool_dir = sys.argv[1:3]\n'
     'client = Client("{key}", url, spool_dir=spool_dir)\n'
 ).format(key=TEST_WRITE_KEY)
+
+# Not on Windows, which has no users by number, and no spool.
+IS_ROOT = hasattr(os, 'geteuid') and os.geteuid() == 0
 
 # Nobody listens there.
 NOWHERE = 'http://127.0.0.1:9'
@@ -1142,7 +1146,7 @@ class BadGroundTest(SpoolTestCase):
             self.client()
         self.assertIn('everybody may write to', str(caught.exception))
 
-    @unittest.skipUnless(os.geteuid() == 0, 'only root can give a file away')
+    @unittest.skipUnless(IS_ROOT, 'only root can give a file away')
     def test_a_directory_of_another_user_is_told_at_construction(self) -> None:
         folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
         os.mkdir(folder, 0o700)
@@ -1186,6 +1190,57 @@ class BadGroundTest(SpoolTestCase):
             (line,) = log.lines(level=logging.ERROR)
         self.assertIn('may be written to by others', line)
         self.assertEqual(len(self.collector.events), 3)
+
+    def test_a_folder_that_is_opened_to_others_takes_no_more_events(self) -> None:
+        client = self.client(host=NOWHERE)
+        folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
+        for opened in (folder, self.spool_dir):
+            os.chmod(opened, 0o777)
+            with LogCatcher():
+                self.assertFalse(client.track('user', 'event')[0])
+            os.chmod(opened, 0o700)
+        self.assertEqual(os.listdir(folder), [])
+        client._dispatcher.queue._next_open = 0  # type: ignore[attr-defined]
+        self.assertTrue(client.track('user', 'event')[0])
+
+    @unittest.skipUnless(IS_ROOT, 'only root can give a file away')
+    def test_a_file_of_another_user_is_left_alone_with_one_error(self) -> None:
+        before = set()  # type: Set[str]
+        for suffix in ('.db', '.lock', '.db-wal'):
+            self.leave(1)
+            (path,) = set(self.files('.db')) - before
+            before.add(path)
+            others = os.path.splitext(path)[0] + suffix
+            open(others, 'a').close()
+            os.chown(others, 65534, 65534)
+        with LogCatcher() as log:
+            client = self.client()
+            client.track('user', 'own')
+            self.assertTrue(client.flush(LIMIT))
+            lines = log.lines(level=logging.ERROR)
+        self.assertEqual(len(lines), 3)
+        self.assertEqual([each['event'] for each in self.collector.events], ['own'])
+
+    def test_what_cannot_be_looked_at_for_a_moment_is_sent_later(self) -> None:
+        self.leave(1)
+        failing = mock.Mock(side_effect=OSError(errno.EIO, 'an error that passes'))
+        with mock.patch.object(ownership, 'check_file', failing):
+            client = self.client()
+            client.track('user', 'own')
+            self.assertTrue(client.flush(LIMIT))
+        self.assertTrue(failing.called)
+        client._dispatcher.queue._next_scan = 0  # type: ignore[attr-defined]
+        client.track('user', 'own')
+        self.assert_all_arrived(['0', 'own', 'own'])
+
+    def test_only_a_plain_file_is_opened(self) -> None:
+        path = os.path.join(self.spool_dir, 'pipe')
+        os.mkfifo(path)
+        with self.assertRaises(ownership.OwnershipError):
+            ownership.open_plain(path, os.O_RDONLY)
+        os.symlink('/dev/null', path + '-link')
+        with self.assertRaises(OSError):
+            ownership.open_plain(path + '-link', os.O_RDONLY)
 
     def test_what_is_no_plain_file_is_left_alone_with_one_error(self) -> None:
         self.leave(1)
