@@ -156,8 +156,7 @@ class Consumer(threading.Thread):
         try:
             while getpid() == pid and (self.running or self._source.has_begun()):
                 try:
-                    with delivering():  # a log handler in here may flush: see there
-                        batch = self._take(idle=None)
+                    batch = self._take(idle=None)
                     if batch is None:
                         break
                     self.deliver(batch)
