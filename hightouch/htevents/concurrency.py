@@ -77,13 +77,14 @@ def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
     """Make a decorator that has a method leave locks as it found them.
 
     Up to Python 3.9 the exception of a signal handler may come between the end of a
-    ``with`` block and the release of its lock.
+    ``with`` block and the release of its lock; from 3.13 on it leaves the block without
+    that where it comes at the end of a turn of a comprehension.
 
     :param locks: gives those that a call of the method may hold, re-entrant ones
     """
 
     def decorate(method: _Call) -> _Call:
-        if sys.version_info >= (3, 10):
+        if (3, 10) <= sys.version_info < (3, 13):
             return method
 
         @wraps(method)
@@ -98,7 +99,7 @@ def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
                         lock.release()
                 raise
 
-        return unlocked
+        return unlocked  # type: ignore[return-value]
 
     return decorate
 

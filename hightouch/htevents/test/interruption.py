@@ -587,6 +587,16 @@ class InterruptionTest(TestCase):
             if isinstance(each, consumer.Consumer) and not each.began:
                 each.name = 'interrupted'  # threading keeps it in its list
 
+    def test_a_consumer_whose_start_was_refused_is_started_later(self) -> None:
+        client = self.client()
+        (made,) = client.consumers or []
+        with mock.patch.object(dispatcher, 'try_start', return_value=False):
+            client.track('user', 'refused')
+        client._dispatcher._next_start = 0
+        client.track('user', 'event')
+        self.assertTrue(self.arrives('event'))
+        self.assertEqual(client.consumers, [made])
+
     def arrives(self, name: str) -> bool:
         events = self.collector.events
         return self.collector._wait(

@@ -1195,6 +1195,7 @@ class BadGroundTest(SpoolTestCase):
         client = self.client(host=NOWHERE)
         folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
         for opened in (folder, self.spool_dir):
+            client._dispatcher.queue._next_open = 0  # type: ignore[attr-defined]
             os.chmod(opened, 0o777)
             with LogCatcher():
                 self.assertFalse(client.track('user', 'event')[0])
