@@ -12,8 +12,17 @@ from hightouch.htevents.interruption import causes
 _START = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*:)?//')
 _MALFORMED_START = re.compile(r'(([A-Za-z][A-Za-z0-9+.-]*:)?[/\\]+)?')
 
-# What may be credentials, in a text that quotes a URL in some way.
-_QUOTED = re.compile(r'[^\s"\']+@')
+# Where the place of a URL ends: urllib3 has a backslash end it, too.
+_END = re.compile(r'[/?#\\]')
+
+# What parts a malformed URL, for an error that quotes a part of it.
+_MARKS = re.compile(r'[\s/\\?#:@"\'\[\]]')
+
+# Characters of what is looked for in texts: fewer would be found all over them.
+_LEAST = 3
+
+# Characters of an error's text that stay: it may quote what a server has sent.
+_MOST_TEXT = 2000
 
 
 def split_credentials(url: str) -> Tuple[str, str]:
@@ -22,7 +31,7 @@ def split_credentials(url: str) -> Tuple[str, str]:
     if found is None:
         return url, ''
     rest = url[found.end() :]
-    place = re.split('[/?#]', rest, maxsplit=1)[0]
+    place = _END.split(rest, maxsplit=1)[0]
     credentials, _, host = place.rpartition('@')
     return found.group() + host + rest[len(place) :], credentials
 
@@ -63,27 +72,39 @@ def secrets_of(urls: Iterable[Any]) -> List[str]:
     for url in urls:
         if not isinstance(url, str):
             continue
-        url, credentials = split_credentials(url)
+        place, credentials = split_credentials(url)
         password = credentials.partition(':')[2]
-        plain = _unquoted(password).decode('utf-8', 'replace')
-        secrets.update(
-            (credentials, password, plain, basic(credentials)[len('Basic ') :])
-        )
-        # An error quotes a part of what is malformed, such as its host.
-        secrets.update(re.split(r'[\s/\\?#:@"\'\[\]]', _guessed(url)))
-    return sorted(filter(None, secrets), key=len, reverse=True)
+        parts = [password, _unquoted(password).decode('utf-8', 'replace')]
+        parts += _MARKS.split(password)
+        hidden = _guessed(place)
+        parts += _MARKS.split(hidden)
+        parts += [credentials, hidden, basic(credentials)[len('Basic ') :]]
+        secrets.update(each for each in parts if len(each) >= _LEAST)
+    return sorted(secrets, key=len, reverse=True)
 
 
 def mask(error: BaseException, secrets: List[str]) -> None:
     """Take secrets out of the texts of an error that the caller has caught."""
     for each in causes(error, sys._getframe(1)):
         for part in _parts(each):
-            part.args = tuple(_masked_url(given, secrets) for given in part.args)
+            shown = tuple(_masked_text(given, secrets) for given in part.args)
+            try:
+                part.args = shown
+            except AttributeError:
+                pass  # of a class of the application's, which has no such texts
 
 
-def _masked_url(value: Any, secrets: List[str]) -> Any:
-    value = masked(value, secrets)
-    return _QUOTED.sub('***@', value) if isinstance(value, str) else value
+def _masked_text(value: Any, secrets: List[str]) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = masked(value, secrets)[:_MOST_TEXT]
+    if secrets:  # then no part of a URL is shown, however it is quoted
+        value = ' '.join(map(_without_start, value.split(' ')))
+    return value
+
+
+def _without_start(word: str) -> str:
+    return '***@' + word.rpartition('@')[2] if '@' in word else word
 
 
 def _parts(error: BaseException) -> Iterator[BaseException]:

@@ -13,6 +13,7 @@ import requests
 
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.credentials import bare, split_credentials
+from hightouch.htevents.test.exchange import RawServer
 from hightouch.htevents.test.support import (
     LIMIT,
     LogCatcher,
@@ -60,6 +61,7 @@ CREDENTIALS = (
     'user:/\udcff' + PASSWORD,
     'user:/' + PASSWORD + '\u00e9',
     PASSWORD + '/x',
+    'user:a[' + PASSWORD + ']b',
 )
 
 
@@ -91,6 +93,7 @@ class SplitTest(unittest.TestCase):
             'https://example.com/a@b',
             'https://example.com:8443/a@b?c@d#e@f',
             # Who ends the place too early is not sent to where it might have meant.
+            'http://example.com\\@127.0.0.1',
             'http://example.com:443;x/v0@127.0.0.1',
             'http://[::1]:80/a@b',
             'example.com/a@b',
@@ -170,6 +173,27 @@ class SecretTest(TestCase):
                 with mock.patch.dict(os.environ, {'http_proxy': proxy}):
                     text = self.said(host='http://example.invalid')
                 self.assert_hidden(text)
+
+    def test_the_errors_of_others_stay_readable(self) -> None:
+        text = self.said(host='http://127.0.0.1:9/a@b')
+        self.assertIn('Connection refused', text)
+        text = self.said(host='http://u:1@127.0.0.1:9')
+        self.assertIn('Connection refused', text)
+        self.assertNotIn('***', text)
+        session = requests.Session()
+        session.post = mock.Mock(side_effect=OSError('/nowhere/a@b'))  # type: ignore[assignment]
+        text = self.said(host='http://127.0.0.1:9', session=session)
+        self.assertIn('/nowhere/a@b', text)
+
+    def test_an_error_that_quotes_a_server_without_end_is_cut(self) -> None:
+        line = b'HTTP/1.1 ' + b'9@' * 30000
+        with RawServer(line + b'\r\n\r\n', line + b'\r\n\r\n') as server:
+            for host in (server.url, server.url.replace('//', '//user:secret@')):
+                lost = Recorder()
+                client = self.client(host=host, on_error=lost, max_retries=0)
+                client.track('user', 'event')
+                self.assertTrue(client.flush(LIMIT))
+                self.assertLess(len(str(lost.calls[0][0])), 5000)
 
     def test_nothing_shows_what_a_server_repeats(self) -> None:
         host = self.collector.url.replace('//', '//user:p%%41%s@' % PASSWORD)
