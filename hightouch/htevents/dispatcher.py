@@ -16,7 +16,7 @@ from hightouch.htevents.concurrency import (
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
-from hightouch.htevents.logs import log
+from hightouch.htevents.logs import is_in_a_line, log
 from hightouch.htevents.shared_consumers import SharedConsumers
 
 # Seconds beyond the end of a client's time in which a callback may still return.
@@ -239,9 +239,9 @@ class Dispatcher:
 
     @_unlocking
     def flush(self, timeout: Optional[float]) -> bool:
-        if delivery_depth() or self._holds_lock():
-            # What is below us goes on only when we return, and others may wait for it: so
-            # we wait for none.
+        if delivery_depth() or self._holds_lock() or is_in_a_line():
+            # What is below us goes on only when we return, and others may wait for it, or
+            # for a lock of the log's handler: so we wait for none.
             if not self.queue.closed:
                 self.start()
             return self.queue.wait_until_resolved(Deadline(0), nested=True)

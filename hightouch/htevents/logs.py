@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork
-from hightouch.htevents.concurrency import delivering
 from hightouch.htevents.errors import name_of
 from hightouch.htevents.interruption import is_called_by_a_signal, raise_interruption
 
@@ -66,8 +65,7 @@ def outlive(error: BaseException, text: str) -> None:
     """
     _let_end(error)
     try:
-        with delivering():  # a handler that flushes must not wait for this very thread
-            log.warning(text, exc_info=True)
+        log.warning(text, exc_info=True)
     except BaseException as again:
         _let_end(again)
         _show_on_stderr(again)
@@ -93,18 +91,39 @@ def _show_on_stderr(error: BaseException) -> None:
 
 
 def _write_traceback(record: logging.LogRecord) -> bool:
-    """Write the traceback of a record of ours, which formatters take as it is."""
+    """Write the traceback of a record whose errors have more than a line to say.
+
+    Formatters take it as it is; all others they write themselves.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    parts: List[str] = []
-    seen: List[BaseException] = []
-    while error is not None and not any(error is each for each in seen):
-        seen.append(error)
-        parts.insert(0, _traceback_of(error))
-        error = error.__cause__ or (
-            None if error.__suppress_context__ else error.__context__
-        )
-    record.exc_text = '\n\n'.join(parts) or None
+    if error is not None and not record.exc_text:
+        try:
+            errors = _with_its_causes(error)
+            texts = [text for each in errors for text in _texts_of(each)]
+            if not all(map(str.isprintable, texts)):
+                record.exc_text = '\n\n'.join(map(_traceback_of, reversed(errors)))
+        except Exception as failure:  # what an application's own has may be anything
+            raise_interruption(failure)
+            record.exc_text = _traceback_of(error)
     return True
+
+
+def _with_its_causes(error: BaseException) -> List[BaseException]:
+    found: List[BaseException] = [error]
+    known = {id(error)}
+    for each in found:
+        causes = [
+            each.__cause__ or (not each.__suppress_context__ and each.__context__)
+        ]
+        for cause in causes + list(getattr(each, 'exceptions', ())):  # of a group
+            if isinstance(cause, BaseException) and id(cause) not in known:
+                known.add(id(cause))
+                found.append(cause)
+    return found
+
+
+def _texts_of(error: BaseException) -> List[str]:
+    return [text_of(error), *map(str, getattr(error, '__notes__', ()))]
 
 
 logger.addFilter(_write_traceback)
@@ -113,7 +132,7 @@ logger.addFilter(_write_traceback)
 def _traceback_of(error: BaseException) -> str:
     """Write a traceback as Python does, but for the text of the error: on one line."""
     frames = ''.join(traceback.format_tb(error.__traceback__))
-    text = _shown('%s: %s' % (name_of(type(error)), text_of(error)))
+    text = _escaped('%s: %s' % (name_of(type(error)), text_of(error)))
     return 'Traceback (most recent call last):\n%s%s' % (frames, text)
 
 
@@ -127,7 +146,7 @@ def _shown(value: Any) -> Any:
 def text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as failure:  # of an application's own
+    except (Exception, SystemExit) as failure:  # of an application's own
         raise_interruption(failure)
         return name_of(type(error))
 
@@ -156,6 +175,14 @@ def _is_inside(frame: FrameType) -> bool:
     while outer is not None and outer.f_code is not code:
         outer = outer.f_back
     return outer is not None
+
+
+def is_in_a_line() -> bool:
+    """Whether a handler of the log calls us because of a line of ours."""
+    frame: Optional[FrameType] = sys._getframe(1)
+    while frame is not None and frame.f_code is not _Log._say.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def is_echo() -> bool:

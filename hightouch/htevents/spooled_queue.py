@@ -20,13 +20,7 @@ from time import time
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from hightouch.htevents.batch import Batch
-from hightouch.htevents.concurrency import (
-    Deadline,
-    Signal,
-    delivering,
-    monotonic,
-    unlocking,
-)
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic, unlocking
 from hightouch.htevents.errors import DamageError
 from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.interruption import is_interruption, raise_interruption
@@ -350,9 +344,8 @@ class SpooledQueue(EventQueue):
                 look = self._next_scan == 0 and not self.closed
         finally:
             self._filling.release()
-        with delivering():  # a log handler that flushes must not wait for this thread
-            self.report_losses()
-            self._spool.log()
+        self.report_losses()
+        self._spool.log()
         if len(self._items) >= self._wake_at:
             self._wakeup.set()  # of a leader who found us at it, and sleeps
 

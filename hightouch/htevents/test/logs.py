@@ -283,7 +283,7 @@ class LineTest(TestCase):
                 raise RuntimeError('no text')
 
         def on_error(error: Exception, batch: Any) -> None:
-            raise Mute
+            raise Mute from ValueError('\n')
 
         stream = io.StringIO()
         self.collector.script(400)
@@ -292,7 +292,40 @@ class LineTest(TestCase):
         )
         client.track('user', 'event')
         self.assertTrue(client.flush(LIMIT))
-        self.assertEqual(stream.getvalue().splitlines()[-1], 'Mute: Mute')
+        self.assertIn('Mute: Mute', stream.getvalue().splitlines())
+
+    def test_a_traceback_that_says_nothing_strange_is_the_formatters(self) -> None:
+        class Formatter(logging.Formatter):
+            def formatException(self, info: Any) -> str:
+                return 'scrubbed'
+
+        def on_error(error: Exception, batch: Any) -> None:
+            raise ValueError('a card number')
+
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(Formatter())
+        self.collector.script(400)
+        client = self.client(on_error=on_error, log_handler=handler)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(stream.getvalue().splitlines()[-1], 'scrubbed')
+        # Of one that another process has made there is only a text.
+        record = logging.makeLogRecord({'levelno': 30, 'exc_text': 'elsewhere'})
+        logging.getLogger('hightouch').handle(record)
+        self.assertEqual(record.exc_text, 'elsewhere')
+
+    def test_a_handler_may_flush_in_a_line_of_a_call(self) -> None:
+        """It holds its lock, and the consumer has a line for it."""
+        client = self.client(host='http://127.0.0.1:9', max_retries=0)
+        flushing = FlushingHandler(client)
+        logging.getLogger('hightouch').addHandler(flushing)
+        self.addCleanup(logging.getLogger('hightouch').removeHandler, flushing)
+        client.track('user', 'lost')
+        client.track('user', 'lost', {'value': object()})
+        self.assertTrue(flushing.threads.wait_for(2))
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(client.stats().failed, 2)
 
     def test_a_handler_may_flush_whoever_makes_the_line(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
