@@ -502,6 +502,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.collector._sockets.discard(self.connection)
                 self.collector._arrival.notify_all()
 
+    def handle_expect_100(self) -> bool:
+        going_on = super().handle_expect_100()
+        self.wfile.flush()  # who sends it waits for this
+        return going_on
+
     def log_message(self, format: str, *args: Any) -> None:
         """Keep quiet: whoever wants lines gives an on_event."""
 
@@ -669,17 +674,20 @@ def _unpacked(data: bytes, encoding: str) -> bytes:
     encoding = encoding.strip().lower()
     if encoding in ('', 'identity'):
         return data
-    if encoding != 'gzip':
+    if encoding not in ('gzip', 'x-gzip'):
         raise _Refused('Content-Encoding must be gzip or identity', 415)
-    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    try:
-        raw = unpacker.decompress(data, _LOOK_LIMIT + 1)
-    except zlib.error:
-        raise _Refused('the body is not gzip')
-    if len(raw) > _LOOK_LIMIT:
-        raise _Refused(_TOO_LARGE, 413)
-    if not unpacker.eof:
-        raise _Refused('the gzip of the body is cut short')
+    raw = b''
+    while data or not raw:  # it may have several members
+        unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            raw += unpacker.decompress(data, _LOOK_LIMIT + 1 - len(raw))
+        except zlib.error:
+            raise _Refused('the body is not gzip')
+        if len(raw) > _LOOK_LIMIT:
+            raise _Refused(_TOO_LARGE, 413)
+        if not unpacker.eof:
+            raise _Refused('the gzip of the body is cut short')
+        data = unpacker.unused_data
     return raw
 
 

@@ -85,6 +85,7 @@ class CollectorTest(TestCase):
     def test_nonsense_is_answered(self) -> None:
         body = json.dumps({'batch': [event()], 'writeKey': 'key'}).encode()
         packed = gzip.compress(body)
+        members = gzip.compress(body[:9]) + gzip.compress(body[9:])
         bomb = gzip.compress(b'[' * (65 << 20))
         deep = b'{"batch":[' + b'[' * 100000 + b']' * 100000 + b'],"writeKey":"key"}'
         half = body.replace(b'"userId": "user"', b'"userId": "\\ud800"')
@@ -98,6 +99,7 @@ class CollectorTest(TestCase):
             (200, length % len(body), body),
             (200, length % len(body) + b'Content-Encoding: identity\r\n', body),
             (200, length % len(packed) + unzip, packed),
+            (200, length % len(members) + unzip, members),
             (200, length % len(half), half),
             (200, chunked, chunks),
             (200, length % 7 + chunked, chunks),
@@ -130,7 +132,16 @@ class CollectorTest(TestCase):
             answer = self.raw(head + headers + b'Connection: close\r\n\r\n' + data)
             expected = b'HTTP/1.1 %d ' % status
             self.assertTrue(answer.startswith(expected), (headers, answer[:300]))
-        self.assertEqual(len(self.collector.events), 6)
+        self.assertEqual(len(self.collector.events), 7)
+
+    def test_who_asks_whether_to_go_on_is_told_before_the_body(self) -> None:
+        body = json.dumps({'batch': [event()], 'writeKey': 'key'}).encode()
+        head = b'POST /v1/batch HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n'
+        with socket.create_connection(('127.0.0.1', self.collector.port), 30) as sender:
+            sender.sendall(head + b'Content-Length: %d\r\n\r\n' % len(body))
+            self.assertTrue(sender.recv(1 << 16).startswith(b'HTTP/1.1 100 '))
+            sender.sendall(body)
+            self.assertTrue(sender.recv(1 << 16).startswith(b'HTTP/1.1 200 '))
 
     def test_no_body_takes_memory_however_it_is_sent(self) -> None:
         length = b'Content-Length: %d\r\nContent-Type: text/plain\r\n'
