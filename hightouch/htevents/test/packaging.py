@@ -59,7 +59,7 @@ class PackagingTest(unittest.TestCase):
         by_name = dict(zip(jobs[1::2], jobs[2::2]))
         self.assertIn('needs: build\n', by_name['publish'])
         self.assertIn('needs: test\n', by_name['build'])
-        self.assertIn('uses: ./.github/workflows/ci.yml\n', by_name['test'])
+        self.assertIn('uses: ./.github/workflows/ci.yml ', by_name['test'])
         ci = read('.github/workflows/ci.yml')
         self.assertIn('workflow_call:', ci)
         # One run has both workflows, and an artifact of each name once.
