@@ -526,16 +526,27 @@ class ShutdownTest(TestCase):
     def test_what_is_not_delivered_in_time_is_reported_with_the_last_error(
         self
     ) -> None:
-        self.collector.script(Fault(503, {'Retry-After': '300'}), 'hang')
+        class Session(requests.Session):
+            posts, answer = 0, threading.Event()
+
+            def post(self, *args: Any, **kwargs: Any) -> Any:
+                self.posts += 1
+                if self.posts > 1:  # no deadline ends it: else it could come first
+                    self.answer.wait(LIMIT)
+                return super().post(*args, **kwargs)
+
+        self.collector.script(Fault(503, {'Retry-After': '300'}))
         lost = Recorder()
+        session = Session()
         with LogCatcher() as log:
-            client = self.client(on_error=lost, max_retries=1)
+            client = self.client(on_error=lost, max_retries=1, session=session)
             client.track('user', 'event')
             self.assertTrue(self.collector.wait_for_requests(1))
             while client.stats().last_error is None:
                 self.assertFalse(client.flush(0.01))
             # With time for one more try, on a busy machine too, which gets no answer.
             self.assertFalse(client.shutdown(2))
+            session.answer.set()
             (line,) = log.lines(logging.ERROR)
         error = lost.calls[0][0]
         self.assertIsInstance(error, NotDeliveredError)
