@@ -144,9 +144,10 @@ def _shown(value: Any) -> Any:
 
 
 def text_of(error: BaseException) -> str:
+    """Return the text of an error; the name of its class if it gives none."""
     try:
         return str(error)
-    except (Exception, SystemExit) as failure:  # of an application's own
+    except (Exception, SystemExit) as failure:
         raise_interruption(failure)
         return name_of(type(error))
 
