@@ -77,8 +77,8 @@ def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
     """Make a decorator that has a method leave locks as it found them.
 
     Up to Python 3.9 the exception of a signal handler may come between the end of a
-    ``with`` block and the release of its lock; from 3.13 on it leaves the block without
-    that where it comes at the end of a turn of a comprehension.
+    ``with`` block and the release of its lock; from 3.13 on it leaves the block, or a
+    ``try`` without its ``finally``, where it comes at the end of a turn of a loop in there.
 
     :param locks: gives those that a call of the method may hold, re-entrant ones
     """

@@ -268,19 +268,33 @@ class EventQueue:
                         return None
                     continue
                 try:
-                    while running():
-                        if self._ripe(size, interval):
-                            batch = self.take_now(size)
-                            if batch is not None:
-                                return batch
-                        if (self.closed or deadline.over) and self.empty():
-                            return None
-                        self._linger(wakeup, size, interval, deadline)
+                    return self._take_as_leader(
+                        wakeup, running, size, interval, deadline
+                    )
                 finally:
                     self._lead.append(True)
             return None
         finally:
             self._wake_follower()
+
+    def _take_as_leader(
+        self,
+        wakeup: Signal,
+        running: Callable[[], bool],
+        size: int,
+        interval: float,
+        deadline: Deadline,
+    ) -> Optional[Batch]:
+        # A function, not a loop in `take`: see concurrency.unlocking about 3.13.
+        while running():
+            if self._ripe(size, interval):
+                batch = self.take_now(size)
+                if batch is not None:
+                    return batch
+            if (self.closed or deadline.over) and self.empty():
+                return None
+            self._linger(wakeup, size, interval, deadline)
+        return None
 
     def _lead_or_wait(self, wakeup: Signal, deadline: Deadline) -> bool:
         try:

@@ -329,19 +329,23 @@ class SpooledQueue(EventQueue):
             deadline = Deadline(IDLE_SCAN_INTERVAL)
         super()._linger(wakeup, size, interval, deadline)
 
+    def _read_up_to(self, size: int) -> None:
+        # A function, not a loop in `_fill`: see concurrency.unlocking about 3.13.
+        look = True
+        while look:
+            if monotonic() >= self._next_scan and not self.closed:
+                self._next_scan = monotonic() + SCAN_INTERVAL
+                self._look_around()
+            for segment in self._sources():
+                while len(self._items) < size and self._read_from(segment):
+                    pass
+            look = self._next_scan == 0 and not self.closed
+
     def _fill(self, size: int) -> None:
         if len(self._items) >= size or not self._filling.acquire(False):
             return
         try:
-            look = True
-            while look:
-                if monotonic() >= self._next_scan and not self.closed:
-                    self._next_scan = monotonic() + SCAN_INTERVAL
-                    self._look_around()
-                for segment in self._sources():
-                    while len(self._items) < size and self._read_from(segment):
-                        pass
-                look = self._next_scan == 0 and not self.closed
+            self._read_up_to(size)
         finally:
             self._filling.release()
         self.report_losses()
