@@ -10,7 +10,6 @@ import re
 import socket
 import struct
 import threading
-import time
 import uuid
 import weakref
 import zlib
@@ -232,6 +231,7 @@ class Collector:
         self._arrival = threading.Condition(threading.RLock())
         self._stopping = threading.Event()
         self._sockets: Set[socket.socket] = set()
+        self._answering: Set[socket.socket] = set()  # of these: whose request is read
         self._server: Optional[_Server] = None
         self._thread: Optional[threading.Thread] = None
         # The descriptor of a socket that is bound to the port and does not listen, and
@@ -283,6 +283,8 @@ class Collector:
         assert self._thread is not None
         self._thread.join(10)
         with self._arrival:
+            # What has come is answered, unless that takes long.
+            wait_until(self._arrival, lambda: not self._answering, Deadline(10))
             open_sockets = list(self._sockets)
         for each in open_sockets:
             try:
@@ -526,9 +528,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.collector._note(received._replace(status=refused.answer.status))
             return self._write(refused.answer)
         received = received._replace(raw=raw, body=_parsed(raw))
-        if callable(step):
-            step = step(received)
-        self._answer_by(step, received)
+        collector = self.collector
+        try:
+            collector._answering.add(self.connection)
+            if callable(step):
+                step = step(received)
+            self._answer_by(step, received)
+        finally:
+            with collector._arrival:
+                collector._answering.discard(self.connection)
+                collector._arrival.notify_all()
 
     def _read_body(self) -> bytes:
         """Read the body of a request; raises `_Refused`."""
@@ -616,8 +625,9 @@ class _Handler(BaseHTTPRequestHandler):
         status = step if step == 'reset-after' else answer.status
         collector._note(received._replace(status=status), events)
         delay = answer.delay + collector.latency
-        if delay:
-            time.sleep(delay)
+        if delay and collector._stopping.wait(delay):
+            self.close_connection = True
+            return
         if step == 'reset-after':
             return self._reset()
         self._write(answer)
@@ -659,6 +669,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header('Content-Length', str(len(answer.body)))
         self.end_headers()
         self.wfile.write(answer.body)
+        self.wfile.flush()
 
     def _reset(self) -> None:
         # Lingering for 0 seconds: the socket is closed with a reset, not a goodbye.

@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import tempfile
+import threading
+import time
 import tracemalloc
 import unittest
 from datetime import datetime, timedelta, timezone
@@ -163,6 +165,31 @@ class CollectorTest(TestCase):
             self.assertIn(answer[9:12], (b'400', b'413'))
             # What is sent is put together once, and 1 MB of it read.
             self.assertLess(peak, len(data) + (8 << 20))
+
+    def test_what_has_come_is_answered_before_the_end(self) -> None:
+        def end(*_: Any) -> None:
+            stopper.start()
+            while collector._kept_port is None:  # it comes to the connections
+                time.sleep(0.01)
+            stopper.join(0.2)  # which end now, were it not for us
+
+        with Collector(on_event=end) as collector:
+            stopper = threading.Thread(target=collector.stop)
+            body = {'batch': [event()], 'writeKey': 'key'}
+            answer = requests.post(
+                collector.url + '/v1/batch', json=body, timeout=LIMIT
+            )
+            stopper.join(LIMIT)
+        self.assertEqual(answer.status_code, 200)
+        self.assertEqual(len(collector.events), 1)
+
+    def test_what_waits_is_not_waited_for_at_the_end(self) -> None:
+        with Collector(latency=LIMIT * 10) as collector:
+            with socket.create_connection(('127.0.0.1', collector.port), 30) as sender:
+                sender.sendall(b'POST /x HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}')
+                self.assertTrue(collector.wait_for_requests(1))
+                collector.stop()
+                self.assertEqual(sender.recv(1), b'')
 
     def test_what_fails_in_the_collector_is_answered(self) -> None:
         closed = io.StringIO()
