@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import traceback
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents import fork
@@ -36,7 +36,8 @@ class _Log:
 
     def debug(self, text: str, *args: Any) -> None:
         # A handler may track an event for each line: that makes no line in turn.
-        if self.is_enabled_for(logging.DEBUG) and not _is_inside(sys._getframe()):
+        frame = sys._getframe()
+        if self.is_enabled_for(logging.DEBUG) and not _is_below(frame, frame.f_code):
             self._say(logging.DEBUG, text, args, False)
 
     def warning(self, text: str, *args: Any, exc_info: bool = False) -> None:
@@ -170,9 +171,9 @@ def printable(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + '...'
 
 
-def _is_inside(frame: FrameType) -> bool:
-    """Whether a function was called from inside of itself."""
-    code, outer = frame.f_code, frame.f_back
+def _is_below(frame: FrameType, code: CodeType) -> bool:
+    """Whether a function was called by another one, however deep; or by itself."""
+    outer = frame.f_back
     while outer is not None and outer.f_code is not code:
         outer = outer.f_back
     return outer is not None
@@ -180,10 +181,7 @@ def _is_inside(frame: FrameType) -> bool:
 
 def is_in_a_line() -> bool:
     """Whether a handler of the log calls us because of a line of ours."""
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None and frame.f_code is not _Log._say.__code__:
-        frame = frame.f_back
-    return frame is not None
+    return _is_below(sys._getframe(), _Log._say.__code__)
 
 
 def is_echo() -> bool:
