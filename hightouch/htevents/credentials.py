@@ -2,9 +2,7 @@
 
 import re
 import sys
-from base64 import b64encode
 from typing import Any, Iterable, Iterator, List, Set, Tuple
-from urllib.parse import unquote_to_bytes
 
 from hightouch.htevents.interruption import causes
 
@@ -56,12 +54,16 @@ def basic(credentials: str) -> str:
     """Return the header that carries the credentials of a URL; '' for none."""
     if not credentials:
         return ''
+    from base64 import b64encode  # imported by requests
+
     user, _, password = credentials.partition(':')
     pair = _unquoted(user) + b':' + _unquoted(password)
     return 'Basic ' + b64encode(pair).decode('ascii')
 
 
 def _unquoted(text: str) -> bytes:
+    from urllib.parse import unquote_to_bytes  # imported by requests
+
     # A variable of the environment may hold what is no text.
     return unquote_to_bytes(text.encode('utf-8', 'surrogatepass'))
 
