@@ -210,7 +210,7 @@ class Client:
         queue, lease = self.queue, sessions.Lease(session)
         oauth_manager = self.oauth_manager
 
-        def make_consumer(on_end: Callable[[], None]) -> Consumer:
+        def make_consumer() -> Consumer:
             # Refers to nothing of the client: see Dispatcher.
             return Consumer(
                 queue,
@@ -226,7 +226,6 @@ class Client:
                 oauth_manager=oauth_manager,
                 on_success=on_success,
                 lease=lease,
-                on_end=on_end,
             )
 
         self._dispatcher = Dispatcher(
@@ -259,10 +258,9 @@ class Client:
 
     @property
     def consumers(self) -> Optional[List[Consumer]]:
-        """The consumer threads; None in ``sync_mode``.
+        """The consumers; None in ``sync_mode``.
 
-        The first event starts them; in a process with many clients they are not started,
-        because shared threads deliver through them.
+        The first event starts them. While one is idle it has no thread of the system.
         """
         return None if self.sync_mode else self._dispatcher.consumers
 

@@ -1,5 +1,6 @@
 """Waiting: a wake-up call that any code may make, and one budget for several waits."""
 
+import _thread
 import sys
 import threading
 import time
@@ -57,20 +58,24 @@ class Signal:
         return self._lock.acquire(True, min(timeout, threading.TIMEOUT_MAX))
 
 
-def try_start(thread: threading.Thread) -> bool:
-    """Start a thread, as a daemon; return False if that is not possible.
+def start_thread(function: Callable[..., Any], *args: Any) -> bool:
+    """Run a function on a new thread, which nobody waits for; False if there is none.
 
-    The reason may be a limit of the system, an interpreter that is shutting down, an
-    isolated sub-interpreter, which has no daemons, or a test that replaced
-    ``Thread.start``.
+    The reason may be a limit of the system, an interpreter that is shutting down, or an
+    isolated sub-interpreter, which has no daemons.
+
+    Not by ``threading.Thread``: its ``start()`` waits for the new thread to run, and takes a
+    lock of threading's, which a signal handler or a finalizer may have interrupted. This is
+    one call of C.
     """
+    if not getattr(_thread, 'daemon_threads_allowed', bool(1).__bool__)():
+        return False
     try:
-        thread.daemon = True
-        thread.start()
-    except RuntimeError as error:
+        _thread.start_new_thread(function, args)
+    except (RuntimeError, MemoryError) as error:
         raise_interruption(error)
         return False
-    return thread.ident is not None
+    return True
 
 
 def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:

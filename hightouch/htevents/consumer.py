@@ -85,7 +85,6 @@ class Consumer(threading.Thread):
     :param on_success: called with the list of messages that were acknowledged
     :param lease: gives the ``requests.Session`` to send with through ``get()``, and after
         ``renew()`` a new one
-    :param on_end: called as the thread's last act
     """
 
     @discreet
@@ -105,7 +104,6 @@ class Consumer(threading.Thread):
         *,
         on_success: Optional[OnSuccess] = None,
         lease: Any = None,
-        on_end: Optional[Callable[[], None]] = None,
     ) -> None:
         # A daemon: a thread that waits for a server must not keep the process alive.
         # What is queued at interpreter exit is delivered by lifecycle.
@@ -113,7 +111,7 @@ class Consumer(threading.Thread):
         try:
             self.daemon = True
         except RuntimeError:
-            pass  # see try_start
+            pass  # an isolated sub-interpreter has none: see start_thread
         self.queue = queue
         self.write_key = write_key
         self.upload_size = upload_size
@@ -127,10 +125,9 @@ class Consumer(threading.Thread):
         self.oauth_manager = oauth_manager
         self.on_success: Optional[OnSuccess] = check_callable('on_success', on_success)
         self.running = True
-        self.tried = False  # whether somebody has tried to start the thread
-        self.began = False  # whether the thread has come to run()
+        # Whether a client runs it, on a thread that ends while it is idle: see `serve`.
+        self._is_served = False
         self._lease = lease
-        self._on_end = on_end
         # Whether the last delivery gave something back to the queue, undelivered.
         self.gave_back = False
         self._wakeup = Signal()
@@ -151,33 +148,57 @@ class Consumer(threading.Thread):
 
     def run(self) -> None:
         """Deliver batches until `pause`, or until the queue is closed and empty."""
-        self.began = True
-        pid = getpid()
         try:
-            while getpid() == pid and (self.running or self._source.has_begun()):
-                try:
-                    batch = self._take(idle=None)
-                    if batch is None:
-                        break
-                    self.deliver(batch)
-                    if self.gave_back:
-                        break  # we are ending, and the server does not answer
-                except BaseException as error:  # of a handler of the log, say
-                    outlive(error, 'The consumer goes on after an error')
-                    self._wakeup.wait(1)  # a second try must not spin
+            self._deliver_all(None)
         finally:
             self.running = False
-            if self._on_end is not None:
-                self._on_end()
-            self._ended.set()
 
-    def wait_until_ended(self, deadline: Deadline) -> None:
-        """Wait for the end of the started thread, at most until ``deadline``."""
-        if self._ended.wait(deadline.remaining()):
+    def serve(self, idle_after: Optional[float]) -> None:
+        """Do the same on a thread that was not started by ``start()``, until it is idle.
+
+        :param idle_after: seconds without an event after which it returns; None: never
+        """
+        ident = threading.get_ident()
+        self.gave_back = False
+        self._ended.wait(0)
+        # What Thread.start() does for the thread's name, and for debuggers and profilers.
+        threading._active[ident] = self  # type: ignore[attr-defined]
+        sys.settrace(threading._trace_hook)  # type: ignore[attr-defined]
+        sys.setprofile(threading._profile_hook)
+        try:
+            self._deliver_all(idle_after)
+        finally:
+            threading._active.pop(ident, None)  # type: ignore[attr-defined]
+
+    def rest(self) -> None:
+        """Note that it is a client's, and no thread serves it now: `join` returns."""
+        self._is_served = True
+        self._ended.set()
+
+    def _deliver_all(self, idle: Optional[float]) -> None:
+        pid = getpid()
+        while getpid() == pid and (self.running or self._source.has_begun()):
+            try:
+                batch = self._take(idle)
+                if batch is None:
+                    break
+                self.deliver(batch)
+                if self.gave_back:
+                    break  # we are ending, and the server does not answer
+            except BaseException as error:  # of a handler of the log, say
+                outlive(error, 'The consumer goes on after an error')
+                self._wakeup.wait(1)  # a second try must not spin
+
+    def is_alive(self) -> bool:
+        """Whether it takes care of events: also while it is idle, and needs no thread."""
+        return self.running if self._is_served else super().is_alive()
+
+    def join(self, timeout: Optional[float] = None) -> None:
+        """Wait until no thread serves it, at most ``timeout`` seconds."""
+        if not self._is_served:
+            super().join(timeout)
+        elif self._ended.wait(timeout):
             self._ended.set()  # for the next who waits
-            # What is left takes no time; but if gevent has replaced parts of threading
-            # after it was imported, join() never learns of the end.
-            self.join(LAST_STEPS)
 
     def pause(self) -> None:
         """End the thread after the batch it is delivering; does not wait for it."""

@@ -4,26 +4,29 @@ import sys
 import threading
 from typing import Any, Callable, Dict, List, Optional
 
-from hightouch.htevents import fork, lifecycle, pool
+from hightouch.htevents import fork, lifecycle
 from hightouch.htevents.batch import Batch
 from hightouch.htevents.concurrency import (
     Deadline,
     delivery_depth,
     monotonic,
-    try_start,
+    start_thread,
     unlocking,
 )
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import NotDeliveredError
 from hightouch.htevents.event_queue import EventQueue, Stats
+from hightouch.htevents.fork import getpid
 from hightouch.htevents.logs import is_in_a_line, log
-from hightouch.htevents.shared_consumers import SharedConsumers
 
 # Seconds beyond the end of a client's time in which a callback may still return.
 LAST_CALLBACK = 0.1
 
-# Clients of a process that have threads of their own; those of more share theirs.
-CLIENTS_WITH_THREADS = 10
+# Seconds without an event after which a thread ends, until the next event.
+IDLE_AFTER = 1.0
+
+# Seconds before another thread is tried after the system refused one.
+START_RETRY_INTERVAL = 1.0
 
 
 _unlocking = unlocking(lambda dispatcher: dispatcher.queue.locks())
@@ -35,8 +38,9 @@ class Dispatcher:
     Consumers refer to this object, never to the client: a client that is dropped
     without a shutdown is garbage, and its consumers end when the queue is empty.
 
-    Where there are many clients the later ones have no threads of their own: see
-    `SharedConsumers`.
+    A consumer needs a thread only while there are events. A thread that was idle for
+    `IDLE_AFTER` seconds ends, and an event that finds no consumer collecting starts one:
+    an idle client costs no thread.
 
     :param queue: where the events wait
     :param make_consumer: makes a consumer; called again in a forked child, because a
@@ -50,7 +54,7 @@ class Dispatcher:
     def __init__(
         self,
         queue: EventQueue,
-        make_consumer: Callable[[Callable[[], None]], Consumer],
+        make_consumer: Callable[[], Consumer],
         threads: int,
         shutdown_timeout: Optional[float],
         lease: Any,
@@ -67,68 +71,66 @@ class Dispatcher:
         fork.register(self)
 
     def _make(self) -> None:
-        self._forget_consumers()
-        # None for a client that has threads of its own.
-        self._shared: Optional[SharedConsumers] = None
-        self._made_shared: Dict[None, SharedConsumers] = {}
-        self._running = False
-        self._prepared = False
+        # Made when they are needed: a thread object takes as much memory as a queue.
+        # Under one key each, by setdefault: threads that make them together get the same.
+        self._made: Dict[str, List[Consumer]] = {}
+        # Consumers without a thread. An event appends itself to the queue and then looks
+        # here; a thread that ends appends its consumer and then looks at the queue. So one
+        # of them always sees the other.
+        self._resting: List[Consumer] = []
+        # Whether a thread was started that has not taken its consumer yet.
+        self._starting = False
         self._next_start = 0.0
+        self._prepared = False
         self._ended = False
         # The one thread that ends everything, and whether it has. If a signal handler
         # interrupts that, its next call goes on.
         self._ender: Dict[None, int] = {}
         self._is_over = False
         self._finishing = False
-        # Calls that want to start the consumers; the first of the list does. No lock: the
-        # exception of a signal handler could leave it held.
-        self._starters: List[object] = []
-
-    def _forget_consumers(self) -> None:
-        # Made when they are needed: a thread object takes as much memory as a queue.
-        # Under one key each, by setdefault: threads that make them at once get the same.
-        self._made: Dict[str, List[Consumer]] = {}
-        # What they are made of.
-        self._lock_type: Any = threading.Lock
-
-    def _make_once(
-        self, use: str, count: int, on_end: Callable[[], None]
-    ) -> List[Consumer]:
-        return self._made.get(use) or self._made.setdefault(
-            use, [self._make_consumer(on_end) for _ in range(count)]
-        )
 
     @property
     def consumers(self) -> List[Consumer]:
-        """The threads, started by the first event; where there are many clients never."""
-        return self._make_once('threads', self._threads, self._consumer_ended)
+        """The consumers, made with the first use; the first event starts them."""
+        made = self._made.get('threads')
+        if made is None:
+            made = self._made.setdefault(
+                'threads', [self._make_served() for _ in range(self._threads)]
+            )
+        return made
+
+    def _make_served(self) -> Consumer:
+        consumer = self._make_consumer()
+        consumer.rest()
+        return consumer
 
     @property
     def _present(self) -> List[Consumer]:
-        """The threads as far as they were made: to ask for them makes none."""
+        """The consumers as far as they were made: to ask for them makes none."""
         return self._made.get('threads', [])
 
     @property
     def _inline(self) -> Consumer:
         """Never started: delivers on the thread that asks for it."""
-        return self._make_once('inline', 1, _nothing)[0]
+        made = self._made.get('inline')
+        if made is None:
+            made = self._made.setdefault('inline', [self._make_consumer()])
+        return made[0]
 
     def _after_fork(self) -> None:
         for consumer in self._present:
             consumer.running = False  # if one of them forked, it must not go on
-        if self._shared is not None:
-            self._shared.stop()
         self._make()
 
     # -- events ----------------------------------------------------------------------
 
     def put(self, body: bytes, block_timeout: float = 0) -> bool:
         """Queue an encoded message and see that somebody delivers it."""
-        if not self._running and not self.start():
+        if not self._prepared and not self._prepare():
             return self.queue.refuse()
         accepted = self.queue.offer(body, block_timeout)
-        if self._shared is not None:
-            self._shared.event_queued()
+        if self._resting and not self.queue.is_led():
+            self._start_consumer()
         return accepted
 
     @_unlocking
@@ -151,89 +153,72 @@ class Dispatcher:
         return delivered
 
     def start(self) -> bool:
-        """Start the consumers if need be: with the first event, or when something waits.
+        """See that somebody delivers what waits.
 
         :returns: False when events would be lost
         """
-        if not self._prepared:
-            if self.queue.closed or lifecycle.is_over():
-                return False
-            self._prepare()
-        if self._running or self._threads == 0 or monotonic() < self._next_start:
-            return True
-        if self.queue.closed and not self.queue.has_waiting():
-            return True  # there is nothing for them, and there will be nothing
-        me, starters = object(), self._starters  # a child, forked in here, has others
-        try:
-            try:
-                starters.append(me)
-                # Else another thread, or the code below us on this one, is at it.
-                if starters[0] is me and not self._running:
-                    self._start_threads()
-            finally:
-                if me in starters:
-                    starters.remove(me)
-        except BaseException:
-            # Up to Python 3.9 a signal handler may raise before the one above.
-            if me in starters:
-                starters.remove(me)
-            raise
+        if not self._prepared and not self._prepare():
+            return False
+        if self._resting and not self.queue.is_led():
+            self._start_consumer()
         return True
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> bool:
         """Do what is done once in a process, with the first event."""
+        if self.queue.closed or lifecycle.is_over():
+            return False
         made = self._made
-        many = lifecycle.add(self) > CLIENTS_WITH_THREADS
-        # With a spool somebody has to look for what dead processes left.
-        shares = many and self._threads > 0 and not self.queue.durable
-        shared = self._make_shared() if shares else None
+        lifecycle.add(self)
+        self.queue.prepare()
+        resting = made.setdefault('resting', list(self.consumers))
         if made is self._made:  # else this is a child, forked in here
-            if shared is not None:
-                shared.start()
-                self._shared, self._running = shared, True
-            self._prepared = True
+            self._resting, self._prepared = resting, True
         if self._ended:
             self._leave()  # another thread shut us down meanwhile
         if self._threads:
             self._on_start()
             _warn_of_uwsgi()  # last: a log handler may track
+        return True
 
     def call_when_started(self, function: Callable[[], None]) -> None:
         """Call a function with the first event that is still to come, and in each child."""
         self._on_start = function
 
-    def _make_shared(self) -> SharedConsumers:
-        made = self._made_shared  # of threads that come here at once all get the same
-        return made.get(None) or made.setdefault(
-            None, SharedConsumers(self.queue, self.consumers, self._consumer_ended)
-        )
-
-    def _start_threads(self) -> None:
-        if threading.Lock is not self._lock_type:
-            self._forget_consumers()  # gevent has replaced it meanwhile
-        consumers = self.consumers
-        for number, consumer in enumerate(consumers):
-            if consumer.began:
-                continue
-            if consumer.tried:
-                # A signal handler raised in there. It may begin yet, or never: if it does
-                # it ends at once, and another one takes its place.
-                consumer.pause()
-                consumer = consumers[number] = self._make_consumer(self._consumer_ended)
-            consumer.tried = True
-            if not try_start(consumer):
-                consumer.tried = False
+    def _start_consumer(self) -> None:
+        """Start a thread for a consumer, and that one for the next consumer."""
+        if self._starting or monotonic() < self._next_start:
+            return
+        try:
+            self._starting = True
+            if not start_thread(self._serve, getpid()):
+                self._starting = False
                 # Events wait for a flush, the exit, or the next try.
-                self._next_start = monotonic() + pool.START_RETRY_INTERVAL
-                return
-        self._running = self._prepared  # no longer in a child that was forked in here
+                self._next_start = monotonic() + START_RETRY_INTERVAL
+        except BaseException:  # of a signal handler: the thread runs, or it does not
+            self._starting = False
+            raise
+
+    def _serve(self, pid: int) -> None:
+        """Run a consumer on this thread until it is idle."""
+        try:
+            consumer = self._resting.pop()
+        except IndexError:  # a thread too many
+            self._starting = False
+            return self._thread_ended()
+        self._starting = False
+        if self._resting and self.queue.has_waiting():
+            self._start_consumer()  # as many as the application asked for
+        try:
+            # With a spool somebody has to look for what dead processes left.
+            consumer.serve(None if self.queue.durable else IDLE_AFTER)
+        finally:
+            if getpid() == pid:  # else this thread has forked, and is the child
+                self._resting.append(consumer)
+                self._thread_ended(consumer.gave_back)
+                consumer.rest()
 
     def _has_threads(self) -> bool:
-        if self._shared is not None:
-            return pool.is_running()
-        # Alive alone will not do: in a signal handler, one that is just started may wait
-        # for a lock of threading's that the code below us holds.
-        return any(each.began and each.is_alive() for each in self._present)
+        return self._starting or len(self._resting) < len(self._present)
 
     # -- flush and shutdown ----------------------------------------------------------
 
@@ -298,8 +283,8 @@ class Dispatcher:
         for consumer in self._present:
             consumer.pause()
         for consumer in self._present:
-            if consumer.began and consumer is not current:
-                consumer.wait_until_ended(deadline)
+            if consumer is not current:
+                consumer.join(deadline.remaining())
         self._end()
         return complete
 
@@ -331,30 +316,31 @@ class Dispatcher:
         if self._ended or lifecycle.is_over():
             return
         self.queue.close()
-        if not (self.queue.has_waiting() or self._is_delivering()):
+        if self._resting and self.queue.has_waiting():
+            self._start_consumer()
+        elif not self._has_threads():
             self._end()
 
-    def _consumer_ended(self) -> None:
+    def _thread_ended(self, gave_back: bool = False) -> None:
         if self._ended:
             self._lease.close()  # taken anew by a request that outlasted the shutdown
+        waits = self.queue.has_waiting()
         # Who waits for us ends everything: it may be the only thread that can, because
         # it has interrupted a call of its own.
-        if self.queue.closed and not (self.queue.has_waiting() or self._finishing):
-            if not self._is_delivering():
-                self._end()
-
-    def _is_delivering(self) -> bool:
-        if self._shared is not None:
-            return self._shared.in_use
-        # By what they set before they end, not by is_alive(): of two that end together
-        # each would see the other one alive.
-        return any(each.ident is not None and each.running for each in self._present)
+        if self._finishing:
+            return
+        if waits and not gave_back and self._resting:
+            self._start_consumer()  # it came in the last moment
+        elif self.queue.closed and not (waits or self._has_threads()):
+            self._end()
 
     def _end(self) -> None:
         ident = threading.get_ident()
         if self._ender.setdefault(None, ident) != ident or self._is_over:
             return
         self._ended = True
+        for consumer in self._present:
+            consumer.pause()
         self._leave()
         self.queue.release()
         self._lease.close()
@@ -363,8 +349,6 @@ class Dispatcher:
 
     def _leave(self) -> None:
         lifecycle.discard(self)
-        if self._shared is not None:
-            self._shared.stop()
 
     @_unlocking
     def stats(self) -> Stats:

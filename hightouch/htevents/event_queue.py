@@ -136,9 +136,7 @@ class EventQueue:
         self._room: List[Signal] = []
         self._wake_at = _NEVER
         self._large = BATCH_BYTES
-        # Called again and again by a thread that waits; gives seconds until the next time.
-        self.help: Optional[Callable[[Deadline], float]] = None
-        self._wakeup: Any = Signal()  # of the leading consumer; or see `wake`
+        self._wakeup = Signal()  # of the leading consumer
         self._lead = [True]
         self._followers: List[Signal] = []
         # Guards everything below, and popping from _items. Held for a few steps, never
@@ -277,6 +275,14 @@ class EventQueue:
         finally:
             self._wake_follower()
 
+    def prepare(self) -> None:
+        """Make what consumers wait on; with the first event: gevent may be patched late."""
+        self._wakeup = Signal()
+
+    def is_led(self) -> bool:
+        """Whether a consumer waits for the next batch."""
+        return not self._lead
+
     def _take_as_leader(
         self,
         wakeup: Signal,
@@ -317,14 +323,6 @@ class EventQueue:
             except IndexError:
                 pass
 
-    def wake(self, wakeup: Any, size: int) -> None:
-        """Call ``wakeup.set()`` when there may be a full batch: where no consumer waits.
-
-        With each event, as long as there is.
-        """
-        self._wakeup = wakeup
-        self._wake_when_full(size)
-
     def _wake_when_full(self, size: int) -> None:
         """Have `offer` wake the leader when there may be a full batch.
 
@@ -343,16 +341,6 @@ class EventQueue:
             self._wake_at = min(size, waiting - (taken - BATCH_BYTES) // (large + 1))
             if len(self._items) == waiting:
                 break  # else large ones may have come before we could be told
-
-    def due(self, size: int, interval: float) -> Optional[float]:
-        """The monotonic time when a batch is to be taken; None when nothing waits."""
-        self._wake_when_full(size)  # first, then look: as in _linger
-        if self._ripe(size, interval):
-            return 0.0
-        try:
-            return self._items[0][1] + interval
-        except IndexError:
-            return None
 
     def _ripe(self, size: int, interval: float) -> bool:
         items = self._items
@@ -630,9 +618,7 @@ class EventQueue:
 
     def _help(self, deadline: Deadline) -> Optional[float]:
         """Do what only the waiting thread may be able to do; gives seconds to wait."""
-        pause = None if self.help is None else self.help(deadline)
-        left = deadline.remaining()
-        return left if pause is None else pause if left is None else min(pause, left)
+        return deadline.remaining()
 
     def _owns_unclaimed(self, ident: int) -> bool:
         with self._lock:

@@ -39,11 +39,10 @@ def is_over() -> bool:
     return _state.over
 
 
-def add(dispatcher: Any) -> int:
-    """Have ``dispatcher`` shut down when the process ends; gives how many there are."""
+def add(dispatcher: Any) -> None:
+    """Shut ``dispatcher`` down when the process ends."""
     _state.active.add(dispatcher)
     _hook_child()
-    return len(_state.active)
 
 
 def discard(dispatcher: Any) -> None:

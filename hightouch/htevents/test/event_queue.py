@@ -1,6 +1,5 @@
 import random
 import unittest
-from typing import Optional
 
 from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
 from hightouch.htevents.test.support import LIMIT
@@ -11,14 +10,15 @@ class Leader:
 
     def __init__(self, queue: EventQueue, size: int) -> None:
         self.looks = 0
-        self.due: Optional[float] = None
+        self.is_full = False
         self._queue = queue
         self._size = size
-        queue.wake(self, size)
+        queue._wakeup = self  # type: ignore[assignment]
 
     def set(self) -> None:
         self.looks += 1
-        self.due = self._queue.due(self._size, LIMIT)
+        self._queue._wake_when_full(self._size)
+        self.is_full = self._queue._ripe(self._size, LIMIT)
 
 
 class WakeTest(unittest.TestCase):
@@ -30,11 +30,11 @@ class WakeTest(unittest.TestCase):
         leader.set()
         count = filled = 0
         while count < size and filled < BATCH_BYTES:
-            self.assertNotEqual(leader.due, 0, (size, length, count, filled))
+            self.assertFalse(leader.is_full, (size, length, count, filled))
             body = b'x' * sizes.randint(1, 2 * length)
             queue.offer(body)
             count, filled = count + 1, filled + len(body) + 1
-        self.assertEqual(leader.due, 0, (size, length, count, filled))
+        self.assertTrue(leader.is_full, (size, length, count, filled))
         return leader.looks
 
     def test_the_leader_knows_a_full_batch_at_once_whatever_is_in_it(self) -> None:

@@ -1,3 +1,4 @@
+import _thread
 import gc
 import os
 import random
@@ -19,16 +20,14 @@ import mock
 import requests.exceptions
 
 from hightouch.htevents import (
+    concurrency,
     consumer,
     dispatcher,
     exchange,
     lifecycle,
     oauth_manager,
-    pool,
-    shared_consumers,
 )
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.errors import BeforeSendError
 from hightouch.htevents.interruption import is_interruption, raise_interruption
 from hightouch.htevents.test.support import (
@@ -37,6 +36,7 @@ from hightouch.htevents.test.support import (
     TestCase,
     interruptions,
     make_key,
+    no_threads,
 )
 
 PACKAGE = os.path.dirname(exchange.__file__)
@@ -225,7 +225,7 @@ class InterruptionTest(TestCase):
     def test_while_a_flush_delivers_by_itself(self) -> None:
         self.collector.script(self.hang)
         client = self.holding(upload_size=2)
-        with mock.patch.object(Consumer, 'start', side_effect=RuntimeError):
+        with no_threads():
             for _ in range(5):
                 client.track('user', 'event')
             self.interrupt(lambda: client.flush(None), TimeIsUpToo())
@@ -324,7 +324,7 @@ class InterruptionTest(TestCase):
 
         self.collector.script(*[answer] * 3)
         client = self.holding(on_error=on_error)
-        with mock.patch.object(Consumer, 'start', side_effect=RuntimeError):
+        with no_threads():
             client.track('user', 'a')
             client.track('user', 'b')
             self.interrupt(lambda: client.flush(None))
@@ -455,19 +455,19 @@ class InterruptionTest(TestCase):
             self.assertEqual(len(got), 1)
 
     def test_while_the_first_call_starts_a_thread(self) -> None:
-        started = Consumer.start
+        start = _thread.start_new_thread
 
-        def start(consumer: Any) -> None:
-            started(consumer)
+        def start_and_raise(*args: Any) -> None:
+            start(*args)
             self.reached.set()
             os.kill(os.getpid(), signal.SIGALRM)
 
         client = self.client()
-        with mock.patch.object(Consumer, 'start', start):
+        with mock.patch.object(_thread, 'start_new_thread', start_and_raise):
             self.interrupt(
                 partial(client.track, 'user', 'event'), RuntimeError('time is up')
             )
-        self.assert_delivers(client, 0)
+        self.assert_delivers(client, 1)
 
     @unittest.skipIf(sys.version_info < (3, 8), 'runs no handler inside another')
     def test_the_exception_is_the_one_that_came_out_last(self) -> None:
@@ -575,27 +575,8 @@ class InterruptionTest(TestCase):
                 self.assertTrue(clients[-1].track('user', name)[0], place)
                 self.assertTrue(self.arrives(name), place)
 
-        for with_threads in (dispatcher.CLIENTS_WITH_THREADS, 0):
-            with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', with_threads):
-                for module in (dispatcher, lifecycle, consumer, pool, shared_consumers):
-                    check(module)
-                # Before 3.10 it could be where a lock of threading's is left held; and
-                # 3.12 does not trace these.
-                if sys.version_info >= (3, 10) and sys.version_info[:2] != (3, 12):
-                    check(threading, ('RESUME', 'CALL', 'CALL_METHOD', 'CALL_FUNCTION'))
-        for each in threading.enumerate():
-            if isinstance(each, consumer.Consumer) and not each.began:
-                each.name = 'interrupted'  # threading keeps it in its list
-
-    def test_a_consumer_whose_start_was_refused_is_started_later(self) -> None:
-        client = self.client()
-        (made,) = client.consumers or []
-        with mock.patch.object(dispatcher, 'try_start', return_value=False):
-            client.track('user', 'refused')
-        client._dispatcher._next_start = 0
-        client.track('user', 'event')
-        self.assertTrue(self.arrives('event'))
-        self.assertEqual(client.consumers, [made])
+        for module in (dispatcher, lifecycle, consumer, concurrency):
+            check(module)
 
     def arrives(self, name: str) -> bool:
         events = self.collector.events

@@ -17,9 +17,15 @@ from typing import Any, List
 
 import mock
 
-from hightouch.htevents import Client, dispatcher, lifecycle, pool, stamps
+from hightouch.htevents import Client, dispatcher, lifecycle, stamps
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.test.support import LIMIT, TestCase, make_key, run_program
+from hightouch.htevents.test.support import (
+    LIMIT,
+    TestCase,
+    make_key,
+    no_threads,
+    run_program,
+)
 
 _HEAD = 'import sys, os\nfrom hightouch.htevents import Client\nurl = sys.argv[1]\n'
 
@@ -519,13 +525,6 @@ class SigtermTest(TestCase):
 
 
 class RefusedThreadTest(TestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        error = RuntimeError("can't start new thread")
-        self.refusal = mock.patch.object(
-            dispatcher.Consumer, 'start', side_effect=error
-        )
-
     @unittest.skipIf(sys.version_info < (3, 13), 'its sub-interpreters end by abort()')
     def test_an_isolated_sub_interpreter_delivers_at_a_flush_and_at_its_end(
         self
@@ -566,14 +565,14 @@ class RefusedThreadTest(TestCase):
 
     def test_what_is_queued_is_delivered_by_a_flush(self) -> None:
         client = self.client()
-        with self.refusal:
+        with no_threads():
             self.assertTrue(client.track('user', 'event')[0])
             self.assertTrue(client.flush(LIMIT))
         self.assertEqual(len(self.collector.events), 1)
 
     def test_a_thread_is_tried_again_with_a_next_event(self) -> None:
         client = self.client(upload_interval=0)
-        with mock.patch.object(pool, 'START_RETRY_INTERVAL', 0), self.refusal:
+        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0), no_threads():
             client.track('user', 'event')
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(2, LIMIT))
@@ -581,7 +580,7 @@ class RefusedThreadTest(TestCase):
     def test_a_flush_that_delivers_by_itself_ends_in_time(self) -> None:
         self.collector.script('hang', 'hang')  # the last try is made at the end
         client = self.client(timeout=LIMIT)
-        with self.refusal:
+        with no_threads():
             client.track('user', 'event')
             begun = time.monotonic()
             self.assertFalse(client.flush(0.2))
@@ -593,7 +592,7 @@ class RefusedThreadTest(TestCase):
     def test_a_flush_that_has_no_time_for_a_retry_loses_nothing(self) -> None:
         client = self.client()
         self.collector.stop()
-        with self.refusal:
+        with no_threads():
             client.track('user', 'event')
             self.assertFalse(client.flush(0.5))
             self.assertEqual(client.stats().pending, 1)
@@ -611,10 +610,10 @@ class ForkInsideTest(TestCase):
         make = client._dispatcher._make_consumer
         pids: List[int] = []
 
-        def fork_and_make(on_end: Any) -> Any:  # as a signal handler may, in there
+        def fork_and_make() -> Any:  # as a signal handler may, in there
             if not pids:
                 pids.append(os.fork())
-            return make(on_end)
+            return make()
 
         client._dispatcher._make_consumer = fork_and_make
         accepted = False
@@ -661,74 +660,32 @@ class ForkInsideTest(TestCase):
 
 class DroppedTest(TestCase):
     def test_a_dropped_client_keeps_what_a_flush_had_no_time_for(self) -> None:
-        for count in (dispatcher.CLIENTS_WITH_THREADS, -1):
-            with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', count):
-                client = Client('key', self.collector.url)
-                error = RuntimeError("can't start new thread")
-                self.collector.stop()
-                with mock.patch.object(threading.Thread, 'start', side_effect=error):
-                    client.track('user', 'event')
-                    self.assertFalse(client.flush(0.1))
-                    mine = client._dispatcher
-                    del client
-                    gc.collect()
-                self.collector.start()
-                self.assertIn(mine, lifecycle._state.active)
-                self.assertTrue(mine.shutdown(LIMIT))  # as the exit does
-        self.assertEqual(len(self.collector.events), 2)
+        client = Client('key', self.collector.url)
+        self.collector.stop()
+        with no_threads():
+            client.track('user', 'event')
+            self.assertFalse(client.flush(0.1))
+            mine = client._dispatcher
+            del client
+            gc.collect()
+        self.collector.start()
+        self.assertIn(mine, lifecycle._state.active)
+        self.assertTrue(mine.shutdown(LIMIT))  # as the exit does
+        self.assertEqual(len(self.collector.events), 1)
 
 
 class FirstEventTest(TestCase):
-    def test_a_flush_does_not_wait_for_a_thread_that_is_being_born(self) -> None:
-        # In a signal handler: the thread may need a lock that the code below it holds.
-        born = threading.Event()
-        self.addCleanup(born.set)
-        run = dispatcher.Consumer.run
-
-        def run_when_born(consumer: Any) -> None:
-            born.wait(LIMIT)
-            run(consumer)
-
-        with mock.patch.object(dispatcher.Consumer, 'run', run_when_born):
-            client = self.client()
-            client.track('user', 'event')
-            self.assertTrue(client.flush(LIMIT))
-            self.assertFalse(born.is_set())
-            born.set()
-
-    def test_an_interrupt_while_threads_are_started_is_made_up_for(self) -> None:
-        start = dispatcher.Consumer.start
-        outcomes = iter([None, KeyboardInterrupt])
-
-        def start_or_raise(consumer: Any) -> None:
-            outcome = next(outcomes, None)
-            if outcome is not None:
-                raise outcome
-            start(consumer)
-
-        client = self.client(thread=3)
-        with mock.patch.object(dispatcher.Consumer, 'start', start_or_raise):
-            with self.assertRaises(KeyboardInterrupt):
-                client.track('user', 'event')
-            self.assertTrue(client.track('user', 'event')[0])
-        self.assertEqual(
-            [each.is_alive() for each in client.consumers or ()], [True] * 3
-        )
-
     def test_a_client_that_is_shut_down_during_it_stays_nowhere(self) -> None:
-        for count in (dispatcher.CLIENTS_WITH_THREADS, -1):
-            client = self.client()
-            add = lifecycle.add
+        client = self.client()
+        add = lifecycle.add
 
-            def shut_down_and_add(added: Any) -> int:
-                client.shutdown(LIMIT)
-                return add(added)
+        def shut_down_and_add(added: Any) -> None:
+            client.shutdown(LIMIT)
+            add(added)
 
-            with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', count):
-                with mock.patch.object(lifecycle, 'add', shut_down_and_add):
-                    self.assertFalse(client.track('user', 'event')[0])
-            self.assertNotIn(client._dispatcher, lifecycle._state.active)
-            self.assertFalse(pool._pools.jobs)
+        with mock.patch.object(lifecycle, 'add', shut_down_and_add):
+            self.assertFalse(client.track('user', 'event')[0])
+        self.assertNotIn(client._dispatcher, lifecycle._state.active)
 
 
 class UwsgiTest(TestCase):
@@ -752,6 +709,13 @@ class UwsgiTest(TestCase):
 
 
 class GarbageTest(TestCase):
+    def wait_for_the_end(self) -> None:
+        """Wait until no client is registered for the end of the process."""
+        deadline = time.monotonic() + LIMIT
+        while lifecycle._state.active:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.005)
+
     def test_a_dropped_client_is_garbage_and_its_threads_end_after_delivery(
         self,
     ) -> None:
@@ -762,10 +726,9 @@ class GarbageTest(TestCase):
         del client
         gc.collect()
         self.assertIsNone(gone())
-        consumer.join(LIMIT)
+        self.wait_for_the_end()
         self.assertFalse(consumer.is_alive())
         self.assertEqual(len(self.collector.events), 1)
-        self.assertFalse(lifecycle._state.active)
 
     def test_1000_clients_that_were_shut_down_leave_nothing_behind(self) -> None:
         result = run_program(
@@ -794,12 +757,9 @@ class GarbageTest(TestCase):
         for _ in range(20):
             client = Client('key', self.collector.url, thread=4)
             client.track('user', 'event')
-            consumers = client.consumers or []
             del client
             gc.collect()
-            for consumer in consumers:
-                consumer.join(LIMIT)
-            self.assertFalse(lifecycle._state.active)
+            self.wait_for_the_end()
 
     def test_a_flush_outlasts_a_shutdown_inside_a_callback(self) -> None:
         flushing = threading.Event()

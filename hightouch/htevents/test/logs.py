@@ -1,6 +1,5 @@
 import contextlib
 import io
-import itertools
 import logging
 import logging.config
 import os
@@ -8,9 +7,7 @@ import tempfile
 from asyncio import CancelledError
 from typing import Any, Iterator, List
 
-import mock
-
-from hightouch.htevents import Client, dispatcher
+from hightouch.htevents import Client
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.test.support import (
     LIMIT,
@@ -217,26 +214,22 @@ class FlushingHandler(logging.Handler):
 
 class LineTest(TestCase):
     def test_a_handler_that_exits_ends_no_consumer_and_keeps_no_callback(self) -> None:
-        for error, with_threads in itertools.product(
-            (SystemExit(3), KeyboardInterrupt(3), CancelledError(3)),
-            (dispatcher.CLIENTS_WITH_THREADS, 0),
-        ):  # type: Any
-            with mock.patch.object(dispatcher, 'CLIENTS_WITH_THREADS', with_threads):
-                handler = EndingHandler(error)
-                on_error = Recorder()
-                client = self.client(
-                    log_handler=handler, on_error=on_error, upload_interval=0
-                )
-                with contextlib.redirect_stderr(io.StringIO()) as stderr:
-                    for number in range(1, 4):
-                        self.collector.script(400)
-                        client.track('user', 'refused')
-                        self.assertTrue(on_error.wait_for(number))
-                        client.track('user', 'taken')
-                        self.assertTrue(client.flush(LIMIT))
-                self.assertIn(type(error).__name__ + ': 3', stderr.getvalue())
-                self.assertEqual(client.stats().delivered, 3)
-                client.shutdown(LIMIT)
+        for error in (SystemExit(3), KeyboardInterrupt(3), CancelledError(3)):  # type: Any
+            handler = EndingHandler(error)
+            on_error = Recorder()
+            client = self.client(
+                log_handler=handler, on_error=on_error, upload_interval=0
+            )
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                for number in range(1, 4):
+                    self.collector.script(400)
+                    client.track('user', 'refused')
+                    self.assertTrue(on_error.wait_for(number))
+                    client.track('user', 'taken')
+                    self.assertTrue(client.flush(LIMIT))
+            self.assertIn(type(error).__name__ + ': 3', stderr.getvalue())
+            self.assertEqual(client.stats().delivered, 3)
+            client.shutdown(LIMIT)
 
     def test_what_ends_a_delivery_does_not_end_its_thread(self) -> None:
         class Manager:

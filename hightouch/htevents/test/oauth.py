@@ -21,6 +21,7 @@ from hightouch.htevents.test.support import (
     TestCase,
     make_key,
     netrc,
+    no_threads,
 )
 
 
@@ -318,8 +319,7 @@ class OauthTest(TestCase):
         self.addCleanup(answer.set)
         self.fault(lambda _: answer.wait(LIMIT) and 503)
         self.fault(Fault(429, {'Retry-After': str(2 * LIMIT)}))
-        error = RuntimeError("can't start new thread")
-        with mock.patch.object(Consumer, 'start', side_effect=error):
+        with no_threads():
             client.track('user', 'event')
             started = time.monotonic()
             self.assertFalse(client.flush(0.2))

@@ -1,5 +1,6 @@
 """What several test modules need."""
 
+import _thread
 import contextlib
 import dis
 import itertools
@@ -16,6 +17,7 @@ from unittest import mock
 
 from hightouch.htevents import Client, retry
 from hightouch.htevents.collector import Collector
+from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 
@@ -25,6 +27,8 @@ for _name in [each for each in os.environ if each.lower().endswith('_proxy')]:
 
 # Seconds after which something hangs. Generous: the machine may be busy.
 LIMIT = 60
+
+NO_THREAD = RuntimeError("can't start new thread")
 
 
 class Recorder:
@@ -145,6 +149,20 @@ def netrc(login: str, password: str) -> Iterator[None]:
         os.chmod(path, 0o600)
         with mock.patch.dict(os.environ, {'NETRC': path, 'HOME': home}):
             yield
+
+
+@contextlib.contextmanager
+def no_threads(error: BaseException = NO_THREAD) -> Iterator[None]:
+    """Refuse the threads of all clients."""
+    start = _thread.start_new_thread
+
+    def start_others(function: Any, *args: Any) -> Any:
+        if getattr(function, '__func__', None) is Dispatcher._serve:
+            raise error
+        return start(function, *args)
+
+    with mock.patch.object(_thread, 'start_new_thread', start_others):
+        yield
 
 
 def run_program(code: str, *args: str) -> 'subprocess.CompletedProcess[str]':

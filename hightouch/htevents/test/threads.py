@@ -1,4 +1,4 @@
-"""Many clients in a process: those that share threads deliver like those with their own."""
+"""A client's threads: they start with an event, and end when they are idle for a while."""
 
 import asyncio
 import gc
@@ -9,30 +9,22 @@ import threading
 import time
 import unittest
 import weakref
-from itertools import repeat
 from typing import Any, Callable, List
 
 import mock
 
-from hightouch.htevents import Client, dispatcher, lifecycle, pool
+from hightouch.htevents import Client, dispatcher, lifecycle
 from hightouch.htevents.collector import Collector
-from hightouch.htevents.test import client as client_tests
-from hightouch.htevents.test import consumer as consumer_tests
 from hightouch.htevents.test import support
 from hightouch.htevents.test.support import LIMIT, Recorder
 
-ERROR = RuntimeError("can't start new thread")
-
 
 class TestCase(support.TestCase):
-    """A test whose clients all share their threads."""
+    """A test whose threads are idle soon."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(dispatcher, 'CLIENTS_WITH_THREADS', -1)
-        self.patch(pool, 'IDLE_AFTER', 0.05)
-        self.patch(pool, '_pools', pool._Pools())  # that of other tests ends
-        self.wait_until(lambda: not self.threads())
+        self.patch(dispatcher, 'IDLE_AFTER', 0.02)
 
     def patch(self, owner: Any, name: str, value: Any) -> None:
         patch = mock.patch.object(owner, name, value)
@@ -50,28 +42,40 @@ class TestCase(support.TestCase):
             time.sleep(0.005)
 
 
-class SharingTest(TestCase):
-    def test_clients_after_the_first_ones_have_no_threads_of_their_own(self) -> None:
-        count = len(lifecycle._state.active) + 2
-        self.patch(dispatcher, 'CLIENTS_WITH_THREADS', count)
-        clients = [self.client() for _ in range(4)]
-        for client in clients:
+class IdleTest(TestCase):
+    def test_an_idle_thread_ends_and_the_next_event_starts_one(self) -> None:
+        client = self.client(upload_interval=0)
+        for count in range(1, 6):
             client.track('user', 'event')
-        for client in clients:
-            self.assertTrue(client.flush(LIMIT))
-        consumers = [each for client in clients for each in client.consumers or ()]
-        self.assertEqual(
-            [each.is_alive() for each in consumers], [True, True, False, False]
-        )
-        self.assertEqual(len(self.collector.events), 4)
+            self.assertTrue(self.collector.wait_for(count, LIMIT))
+            self.wait_until(lambda: not self.threads())
+            self.assertTrue(all(each.is_alive() for each in client.consumers or ()))
 
-    def test_a_few_threads_deliver_for_all_as_long_as_that_is_fast_enough(self) -> None:
-        self.patch(pool, 'PATIENCE', 2)
-        clients = [self.client(upload_interval=0.01) for _ in range(50)]
-        for client in clients:
-            client.track('user', 'event')
-        self.assertTrue(self.collector.wait_for(50, LIMIT))
-        self.assertLess(len(self.threads()), 10)
+    def test_a_thread_waits_for_the_end_of_a_long_interval(self) -> None:
+        client = self.client(upload_interval=0.5)
+        client.track('user', 'event')
+        self.assertTrue(self.collector.wait_for(1, LIMIT))
+
+    def test_the_thread_is_known_by_its_name_as_long_as_it_runs(self) -> None:
+        seen = Recorder()
+        client = self.client(
+            upload_interval=0, on_success=lambda _: seen(threading.current_thread())
+        )
+        client.track('user', 'event')
+        self.assertTrue(seen.wait_for(1))
+        self.assertEqual(seen.calls[0], tuple(client.consumers or ()))
+        self.assertEqual(seen.calls[0][0].name, 'htevents-consumer')
+        self.wait_until(lambda: not self.threads())
+
+    def test_a_profiler_of_threads_sees_it(self) -> None:
+        seen: List[str] = []
+        before = threading._profile_hook  # type: ignore[attr-defined]
+        self.addCleanup(threading.setprofile, before)
+        threading.setprofile(lambda frame, *_: seen.append(frame.f_code.co_name))
+        client = self.client(upload_interval=0)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertIn('deliver', seen)
 
     def test_messages_wait_for_others_as_long_as_the_interval(self) -> None:
         client = self.client(upload_interval=2)
@@ -101,7 +105,7 @@ class SharingTest(TestCase):
         self.assertEqual(self.collector.events[0]['event'], 'soon')
 
     def test_no_event_is_forgotten(self) -> None:
-        # Nobody flushes, so that each event needs a worker of its own accord.
+        # Nobody flushes: each event depends on the thread that it starts, or finds.
         delivered = threading.Semaphore(0)
 
         def count(batch: List[Any]) -> None:
@@ -141,7 +145,7 @@ class SharingTest(TestCase):
                     now[0] += 1
                     most[0] = max(most[0], now[0])
                 together.wait(LIMIT)
-                time.sleep(0.05)  # more than a worker's patience: one more could come
+                time.sleep(0.02)  # one more could come
                 with lock:
                     now[0] -= 1
 
@@ -150,27 +154,6 @@ class SharingTest(TestCase):
                 client.track('user', 'event')
             self.assertTrue(client.flush(LIMIT))
             self.assertEqual(most, [count])
-
-    def test_threads_that_track_first_at_once_share_as_one_client(self) -> None:
-        interval = sys.getswitchinterval()
-        self.addCleanup(sys.setswitchinterval, interval)
-        sys.setswitchinterval(1e-6)
-        for _ in range(20):
-            client, barrier = self.client(upload_interval=0), threading.Barrier(8)
-
-            def work() -> None:
-                barrier.wait(LIMIT)
-                client.track('user', 'event')
-
-            threads = [threading.Thread(target=work) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(LIMIT)
-            self.assertTrue(client.flush(LIMIT))
-            self.assertEqual(len(pool._pools.jobs), 1)
-            self.assertTrue(client.shutdown(LIMIT))
-        self.assertEqual(len(self.collector.events), 160)
 
     def test_servers_that_do_not_answer_hold_up_their_own_clients_only(self) -> None:
         silent = Collector(faults=['hang'] * 20).start()
@@ -203,21 +186,6 @@ class SharingTest(TestCase):
 
 
 class EndTest(TestCase):
-    def test_workers_end_when_there_is_nothing_to_do_but_for_one(self) -> None:
-        self.patch(pool, 'PATIENCE', 0)
-        answer = threading.Event()
-        self.addCleanup(answer.set)
-        self.collector.script(*[lambda _: answer.wait(LIMIT) and 200] * 8)
-        clients = [self.client(upload_interval=0) for _ in range(8)]
-        for client in clients:
-            client.track('user', 'event')
-        self.wait_until(lambda: len(self.threads()) > 2)
-        answer.set()
-        self.assertTrue(self.collector.wait_for(8, LIMIT))
-        self.wait_until(lambda: len(self.threads()) == 2)
-        clients[0].track('user', 'event')
-        self.assertTrue(self.collector.wait_for(9, LIMIT))
-
     def test_all_threads_end_with_the_last_client_and_come_with_a_next_one(
         self
     ) -> None:
@@ -236,8 +204,6 @@ class EndTest(TestCase):
             client.shutdown(LIMIT)
 
     def test_a_shut_down_client_is_garbage_however_long_its_interval(self) -> None:
-        other = self.client()  # without, the calendar goes as a whole
-        other.track('user', 'event')
         client = Client('key', self.collector.url, upload_interval=3600)
         client.track('user', 'event')
         self.assertTrue(client.shutdown(LIMIT))
@@ -245,17 +211,7 @@ class EndTest(TestCase):
         del client
         self.wait_until(lambda: not gc.collect() and gone() is None)
 
-    def test_what_shut_down_clients_had_in_the_calendar_does_not_pile_up(self) -> None:
-        other = self.client()
-        other.track('user', 'event')
-        for _ in range(300):
-            client = self.client(upload_interval=3600)
-            client.track('user', 'event')
-            self.assertTrue(client.shutdown(LIMIT))
-        (own,) = pool._pools.made.values()
-        self.assertLess(len(own._calendar) + len(own._calls), 150)
-
-    def test_a_callback_that_is_cancelled_ends_no_worker(self) -> None:
+    def test_a_callback_that_is_cancelled_ends_no_consumer(self) -> None:
         def cancel(batch: List[Any]) -> None:
             raise asyncio.CancelledError
 
@@ -263,8 +219,7 @@ class EndTest(TestCase):
         for count in range(1, 4):
             client.track('user', 'event')
             self.assertTrue(self.collector.wait_for(count, LIMIT))
-        (own,) = pool._pools.made.values()
-        self.assertTrue(all(each.is_alive() for each in own._workers))
+        self.assertTrue(all(each.is_alive() for each in client.consumers or ()))
 
     def test_a_dropped_client_delivers_what_it_has_and_is_garbage(self) -> None:
         client = Client('key', self.collector.url, upload_interval=3600)
@@ -275,16 +230,6 @@ class EndTest(TestCase):
         self.assertIsNone(gone())
         self.assertTrue(self.collector.wait_for(1, LIMIT))
         self.wait_until(lambda: not lifecycle._state.active)
-
-    def test_a_client_that_is_dropped_when_all_is_delivered_ends_at_once(self) -> None:
-        client = Client('key', self.collector.url)
-        client.track('user', 'event')
-        self.assertTrue(client.flush(LIMIT))
-        delivering = client._dispatcher._is_delivering
-        self.wait_until(lambda: not delivering())
-        del client
-        gc.collect()
-        self.assertFalse(lifecycle._state.active)
 
     def test_a_shutdown_does_not_wait_longer_than_it_may(self) -> None:
         self.collector.script('hang')
@@ -297,79 +242,36 @@ class EndTest(TestCase):
 
 
 class RefusedThreadTest(TestCase):
-    def refusal(self, name: str, *errors: BaseException) -> Any:
-        """Refuse threads of that name: as often as there are errors, without end if none."""
-        start = threading.Thread.start
-        outcomes = iter(errors) if errors else repeat(ERROR)
-
-        def start_others(thread: threading.Thread) -> None:
-            error = next(outcomes, None) if thread.name.startswith(name) else None
-            if error is not None:
-                raise error
-            start(thread)
-
-        return mock.patch.object(threading.Thread, 'start', start_others)
-
     def test_what_is_queued_is_delivered_by_a_flush(self) -> None:
         client = self.client()
-        with self.refusal('htevents'):
+        with support.no_threads():
             self.assertTrue(client.track('user', 'event')[0])
             self.assertTrue(client.flush(LIMIT))
         self.assertEqual(len(self.collector.events), 1)
 
-    def test_a_watch_that_was_refused_is_tried_again_with_a_next_event(self) -> None:
-        self.patch(pool, 'START_RETRY_INTERVAL', 0)
+    def test_a_thread_that_was_refused_is_tried_again_with_a_next_event(self) -> None:
+        self.patch(dispatcher, 'START_RETRY_INTERVAL', 0)
         client = self.client(upload_interval=0)
-        with self.refusal('htevents-watch'):
+        with support.no_threads():
             client.track('user', 'event')
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(2, LIMIT))
 
-    def test_an_interrupt_while_the_watch_is_started_is_made_up_for(self) -> None:
+    def test_an_interrupt_while_a_thread_is_started_is_made_up_for(self) -> None:
         client = self.client(upload_interval=0)
-        with self.refusal('htevents-watch', KeyboardInterrupt()):
+        with support.no_threads(KeyboardInterrupt()):
             with self.assertRaises(KeyboardInterrupt):
                 client.track('user', 'event')
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(2, LIMIT))
 
-    def test_a_watch_that_seems_not_to_have_started_is_the_only_one(self) -> None:
-        self.patch(pool, 'START_RETRY_INTERVAL', 0)
-        client = self.client(upload_interval=0)
-        start = threading.Thread.start
-
-        def start_and_raise(thread: threading.Thread) -> None:
-            start(thread)
-            if thread.name == 'htevents-watch':
-                raise ERROR
-
-        with mock.patch.object(threading.Thread, 'start', start_and_raise):
-            for _ in range(3):
-                client.track('user', 'event')
-                time.sleep(0.05)
-        client.track('user', 'event')
-        self.assertTrue(self.collector.wait_for(4, LIMIT))
-        self.wait_until(lambda: self.threads().count('htevents-watch') == 1)
-        self.assertTrue(client.shutdown(LIMIT))
-        self.wait_until(lambda: not self.threads())
-
-    def test_an_interrupt_while_a_client_joins_the_others_is_made_up_for(self) -> None:
-        client = self.client(upload_interval=0)
-        with mock.patch.object(
-            dispatcher.SharedConsumers, 'start', side_effect=KeyboardInterrupt
-        ):
-            with self.assertRaises(KeyboardInterrupt):
-                client.track('user', 'event')
-        client.track('user', 'event')
-        self.assertTrue(self.collector.wait_for(1, LIMIT))
-
     def test_clients_of_many_threads_recover_from_refusals(self) -> None:
-        self.patch(pool, 'START_RETRY_INTERVAL', 0)
+        self.patch(dispatcher, 'START_RETRY_INTERVAL', 0)
         clients = [self.client(upload_interval=0.01, upload_size=3) for _ in range(8)]
         interval = sys.getswitchinterval()
         self.addCleanup(sys.setswitchinterval, interval)
         sys.setswitchinterval(1e-6)
-        with self.refusal('htevents'):
+        with support.no_threads():
             threads = [
                 threading.Thread(
                     target=lambda each=each: [  # type: ignore[misc]
@@ -385,52 +287,6 @@ class RefusedThreadTest(TestCase):
         for client in clients:
             client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(8 * 301, LIMIT))
-
-    def test_a_single_refusal_of_a_worker_delays_nothing(self) -> None:
-        self.collector.script('hang')
-        self.patch(pool, 'START_RETRY_INTERVAL', LIMIT)
-        with self.refusal('htevents-worker', ERROR, MemoryError()):
-            one = self.client(upload_interval=0, timeout=LIMIT)
-            one.track('user', 'stuck')
-            self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
-            two = self.client(upload_interval=0)
-            two.track('user', 'event')
-            self.assertTrue(self.collector.wait_for(1, LIMIT))
-
-    def test_a_flush_delivers_by_itself_if_all_workers_are_stuck(self) -> None:
-        self.collector.script('hang')
-        one = self.client(upload_interval=0, timeout=LIMIT)
-        one.track('user', 'stuck')
-        self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
-        with self.refusal('htevents-worker'):
-            two = self.client(upload_interval=0)
-            two.track('user', 'event')
-            self.assertTrue(two.flush(LIMIT))
-        self.assertEqual(one.stats().pending, 1)
-
-    def test_without_any_worker_the_watch_delivers(self) -> None:
-        self.patch(pool, 'START_RETRY_INTERVAL', 0)
-        with self.refusal('htevents-worker'):
-            clients = [self.client(upload_interval=0) for _ in range(3)]
-            for client in clients:
-                client.track('user', 'event')
-            self.assertTrue(self.collector.wait_for(3, LIMIT))
-            self.assertEqual(self.threads(), ['htevents-watch'])
-
-    def test_with_a_single_worker_each_client_has_its_turn(self) -> None:
-        start = pool._Worker.start
-
-        def start_one(worker: Any) -> None:
-            if 'htevents-worker' in self.threads():
-                raise ERROR
-            start(worker)
-
-        with mock.patch.object(pool._Worker, 'start', start_one):
-            clients = [self.client(upload_size=10) for _ in range(5)]
-            for client in clients:
-                for _ in range(100):
-                    client.track('user', 'event')
-            self.assertTrue(self.collector.wait_for(500, LIMIT))
 
 
 class ForkTest(TestCase):
@@ -465,7 +321,7 @@ class ForkTest(TestCase):
         os.close(write)
 
     @unittest.skipUnless(hasattr(os, 'register_at_fork'), 'needs Python 3.7 or later')
-    def test_a_worker_that_forks_does_not_go_on_in_the_child(self) -> None:
+    def test_a_consumer_that_forks_does_not_go_on_in_the_child(self) -> None:
         pids: List[int] = []
         parent = os.getpid()
 
@@ -482,21 +338,6 @@ class ForkTest(TestCase):
         self.assertEqual(os.waitpid(pids[0], 0)[1], 0)
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(2, LIMIT))
-
-
-# What a client does for its user does not depend on whose threads it has.
-
-
-class SharedDeliveryTest(TestCase, client_tests.DeliveryTest):
-    pass
-
-
-class SharedRetryTest(TestCase, consumer_tests.RetryTest):
-    pass
-
-
-class SharedSplitTest(TestCase, consumer_tests.SplitTest):
-    pass
 
 
 if __name__ == '__main__':
