@@ -169,7 +169,6 @@ class Dispatcher:
             return False
         made = self._made
         lifecycle.add(self)
-        self.queue.prepare()
         resting = made.setdefault('resting', list(self.consumers))
         if made is self._made:  # else this is a child, forked in here
             self._resting, self._prepared = resting, True

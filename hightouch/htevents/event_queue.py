@@ -275,10 +275,6 @@ class EventQueue:
         finally:
             self._wake_follower()
 
-    def prepare(self) -> None:
-        """Make what consumers wait on; with the first event: gevent may be patched late."""
-        self._wakeup = Signal()
-
     def is_led(self) -> bool:
         """Whether a consumer waits for the next batch."""
         return not self._lead
