@@ -57,18 +57,18 @@ LEAVE = """
 import os, sys
 from hightouch.htevents import encoding
 from hightouch.htevents.client import Client
-from hightouch.htevents.spool import Spool
+from hightouch.htevents._spool.store import FileStore
 _, message = Client('key', send=False).track('user', 'event', {'text': 'x' * 300})
 body = encoding.encode(message)[0]
-segment = Spool(sys.argv[1], 'key', False, 4 << 30).create(0)
+store = FileStore(sys.argv[1], 'key', False, 4 << 30)
 for _ in range(int(sys.argv[2])):
-    segment.append(body, False)
+    assert store.put(body)
 os._exit(0)
 """
 
 START = """
 import json, resource, sys, time
-import requests, sqlite3
+import requests
 from hightouch.htevents.client import Client
 start = time.perf_counter()
 client = Client('key', sys.argv[1], spool_dir=sys.argv[2])

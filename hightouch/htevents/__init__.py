@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from hightouch.htevents import fork, lifecycle, settings
+from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
 from hightouch.htevents.client import (
     BeforeSend,
@@ -42,7 +43,6 @@ from hightouch.htevents.errors import (
     NotDeliveredError,
     ValidationError,
 )
-from hightouch.htevents.event_queue import Stats
 from hightouch.htevents.logs import log as _log
 from hightouch.htevents.settings import PrivateKey, Proxies, Timeout
 from hightouch.htevents.version import VERSION

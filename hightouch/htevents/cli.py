@@ -365,16 +365,16 @@ def show_spool(args: argparse.Namespace) -> int:
 
     0 only when all of the write key that no living process owns was delivered.
     """
-    from hightouch.htevents import spool
+    from hightouch.htevents._spool import directory, report
 
     try:
-        spool.check_support()
-        found = spool.waiting(args.dir)
+        directory.check_support()
+        found = report.waiting(args.dir)
         if not args.send:
             _print_waiting(found)
             return 0
         write_key = check_write_key(args.write_key)
-        return _send_spool(args, write_key, spool.stream_name(write_key), found)
+        return _send_spool(args, write_key, directory.stream_name(write_key), found)
     except OSError as error:
         return _wrong('%s: %s' % (args.dir, error.strerror or error))
     except ValidationError as error:
@@ -441,7 +441,7 @@ def _age(seconds: float) -> str:
 def _send_spool(
     args: argparse.Namespace, write_key: str, stream: str, found: List[Any]
 ) -> int:
-    from hightouch.htevents import spool
+    from hightouch.htevents._spool import report
 
     left = _of(found, stream, 'left')
     total = _events(left)
@@ -472,7 +472,7 @@ def _send_spool(
     stats = client.stats()
     try:
         # Never flushed: that covers what a client accepted, and this one did nothing.
-        while client.queue.has_backlog() and not deadline.over:
+        while client._queue.store.has_backlog() and not deadline.over:
             threading.Event().wait(_PROGRESS_INTERVAL)
             stats = client.stats()
             _progress(stats.delivered + stats.failed, total, stats.last_error)
@@ -491,7 +491,7 @@ def _send_spool(
         text = 'Set aside %d damaged file(s); what could be read of them was sent.'
         print(text % stats.damaged_files, file=sys.stderr)
     # Not by the counts: another process may have sent a part.
-    left = _of(spool.waiting(args.dir), stream, 'left')
+    left = _of(report.waiting(args.dir), stream, 'left')
     rest = _events(left)
     if rest:
         reason = stats.last_error or 'time ran out'

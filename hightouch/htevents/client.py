@@ -10,11 +10,15 @@ from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents import encoding, fork, logs, sessions, settings
+from hightouch.htevents._queue.ledger import Stats
+from hightouch.htevents._queue.queue import Queue
+from hightouch.htevents._queue.queue_api import QueueApi
+from hightouch.htevents._queue.stores import MemoryStore, Store
 from hightouch.htevents.concurrency import delivery_depth, scopes
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.credentials import bare
+from hightouch.htevents.delivery import Delivery
 from hightouch.htevents.discretion import discreet, drop_own_frames
-from hightouch.htevents.dispatcher import Dispatcher
 from hightouch.htevents.encoding import encode, encode_plain
 from hightouch.htevents.errors import (
     BeforeSendError,
@@ -22,7 +26,6 @@ from hightouch.htevents.errors import (
     ValidationError,
     name_of,
 )
-from hightouch.htevents.event_queue import EventQueue, Stats
 from hightouch.htevents.findings import Finding, Findings
 from hightouch.htevents.forms import is_a, plain_scalar, unproxied
 from hightouch.htevents.interruption import raise_interruption
@@ -171,10 +174,10 @@ class Client:
         self.sync_mode = sync_mode
         self.timeout = timeout
         self.proxies = proxies
-        self.queue = (
-            EventQueue(max_queue_size)
+        self._queue = Queue(
+            MemoryStore(max_queue_size)
             if spool_dir is None
-            else _spooled_queue(spool_dir, write_key, spool_fsync, spool_max_bytes)
+            else _file_store(spool_dir, write_key, spool_fsync, spool_max_bytes)
         )
         self._before_send = before_send
         self._block_timeout = block_timeout
@@ -207,11 +210,10 @@ class Client:
         encoding.preload()
         if send:
             sessions.preload()
-        queue, lease = self.queue, sessions.Lease(session)
-        oauth_manager = self.oauth_manager
+        lease, oauth_manager = sessions.Lease(session), self.oauth_manager
 
         def make_consumer() -> Consumer:
-            # Refers to nothing of the client: see Dispatcher.
+            # Refers to nothing of the client: see Delivery.
             return Consumer(
                 queue,
                 write_key,
@@ -228,17 +230,19 @@ class Client:
                 lease=lease,
             )
 
-        self._dispatcher = Dispatcher(
-            self.queue,
+        self._delivery = Delivery(
+            self._queue,
             make_consumer,
             threads=0 if sync_mode else thread,
             shutdown_timeout=shutdown_timeout,
             lease=lease,
             on_end=logs.attach(debug, log_handler),
         )
-        self.queue.on_loss = self._dispatcher.report
-        if send:
-            self.queue.on_put = self._dispatcher.put
+        self.queue = queue = QueueApi(
+            self._queue,
+            max_queue_size if spool_dir is None else 0,
+            self._delivery.put if send else self._queue.offer,
+        )
         # Last, when the client's own log handler can hear it.
         if any(oauth) and not all(oauth):
             log.warning(
@@ -253,8 +257,8 @@ class Client:
                 'host: expected a URL that begins with https:// or http://, got a str '
                 'without; requests to it will fail. Write https:// in front of it'
             )
-        if self.queue.has_backlog():
-            self._dispatcher.start()
+        if self._queue.store.has_backlog():
+            self._delivery.start()
 
     @property
     def consumers(self) -> Optional[List[Consumer]]:
@@ -262,7 +266,7 @@ class Client:
 
         The first event starts them. While one is idle it has no thread of the system.
         """
-        return None if self.sync_mode else self._dispatcher.consumers
+        return None if self.sync_mode else self._delivery.consumers
 
     # -- the six calls ---------------------------------------------------------------
 
@@ -593,7 +597,7 @@ class Client:
             scrubbed = self._scrub(message, found)
             if scrubbed is None:
                 if self.send:
-                    self.queue.refuse()
+                    self._queue.refuse()
                 return False, message
             body, message = encode(scrubbed, found)
         else:
@@ -610,15 +614,15 @@ class Client:
         if self.debug:
             log.debug('queueing: %s', message)
         if self.sync_mode:
-            accepted = self._dispatcher.deliver_now(body)
+            accepted = self._delivery.deliver_now(body)
             full = False
         else:
-            accepted = self._dispatcher.put(body, self._block_timeout)
+            accepted = self._delivery.put(body, self._block_timeout)
             full = not accepted
         if accepted:
-            if not self._to_warn and self.queue.has_room_again():
+            if not self._to_warn and self._queue.store.has_room_again():
                 self._to_warn = [True]
-        elif full or self.queue.closed:
+        elif full or self._queue.closed:
             self._warn()
         return accepted, message
 
@@ -640,11 +644,11 @@ class Client:
                 'before_send: expected a dict or None back, got %s'
                 % name_of(type(scrubbed))
             )
-        self._dispatcher.report(failure, [message])
+        self._delivery.report(failure, [message])
         return None
 
     def _refuse_echo(self) -> None:
-        self.queue.refuse()
+        self._queue.refuse()
         try:
             self._to_warn_of_echo.pop()
         except IndexError:
@@ -660,11 +664,12 @@ class Client:
             self._to_warn.pop()
         except IndexError:
             return
-        if self.queue.closed:
+        if self._queue.closed:
             log.warning('The client was shut down: its calls return False from now on')
         else:
             log.warning(
-                '%s: calls return False until there is room', self.queue.why_refused()
+                '%s: calls return False until there is room',
+                self._queue.store.why_refused(),
             )
 
     # -- life cycle ------------------------------------------------------------------
@@ -678,7 +683,7 @@ class Client:
         """
         fork.check()
         timeout = _checked_timeout(timeout)
-        return not self.send or self._dispatcher.flush(timeout)
+        return not self.send or self._delivery.flush(timeout)
 
     def shutdown(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
         """Flush, then end the threads; what is not delivered in time is reported lost.
@@ -691,8 +696,8 @@ class Client:
         fork.check()
         timeout = _checked_timeout(timeout)
         if self.send:
-            return self._dispatcher.shutdown(timeout)
-        self._dispatcher.retire()
+            return self._delivery.shutdown(timeout)
+        self._delivery.retire()
         return True
 
     def join(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
@@ -712,12 +717,12 @@ class Client:
         expect(settings.is_number(timeout), 'timeout', 'a number of seconds', timeout)
         from hightouch.htevents import sigterm
 
-        sigterm.drain(self._dispatcher, settings.as_number(timeout))
+        sigterm.drain(self._delivery, settings.as_number(timeout))
 
     def stats(self) -> Stats:
         """Count the events so far; accepted = delivered + failed + pending."""
         fork.check()
-        return self._dispatcher.stats()
+        return self._delivery.stats()
 
     def __enter__(self) -> 'Client':
         return self
@@ -726,9 +731,9 @@ class Client:
         self.shutdown()
 
     def __del__(self) -> None:
-        dispatcher = getattr(self, '_dispatcher', None)
-        if dispatcher is not None:
-            dispatcher.retire()
+        delivery = getattr(self, '_delivery', None)
+        if delivery is not None:
+            delivery.retire()
 
     def __copy__(self) -> 'Client':
         return self  # two with one queue: the first that is dropped would close it
@@ -738,17 +743,14 @@ class Client:
 
     def __repr__(self) -> str:
         host = None if self.host is None else bare(self.host)
-        return '<Client host=%r pending=%d>' % (host, self.queue.pending())
+        return '<Client host=%r pending=%d>' % (host, self._queue.ledger.pending())
 
 
-def _spooled_queue(
-    directory: str, write_key: str, fsync: bool, max_bytes: int
-) -> EventQueue:
-    # Imported here, for SQLite: without a spool nobody pays for it, or needs it.
-    from hightouch.htevents.spool import Spool
-    from hightouch.htevents.spooled_queue import SpooledQueue
+def _file_store(directory: str, write_key: str, fsync: bool, max_bytes: int) -> Store:
+    # Imported here: without a spool nobody pays for it.
+    from hightouch.htevents._spool.store import FileStore
 
-    return SpooledQueue(Spool(directory, write_key, fsync, max_bytes))
+    return FileStore(directory, write_key, fsync, max_bytes)
 
 
 def _checked_timeout(timeout: Optional[float]) -> Optional[float]:

@@ -43,11 +43,13 @@ class Signal:
         self._lock.acquire()
 
     def set(self) -> None:
-        """Wake the waiting thread, or let its next `wait` return at once."""
+        """Wake the waiting thread, or let its next `wait` return immediately."""
+        if not self._lock.locked():
+            return  # a call is pending already: one is enough
         try:
             self._lock.release()
         except RuntimeError as error:
-            raise_interruption(error)  # else a call is pending already: one is enough
+            raise_interruption(error)  # otherwise another thread was faster
 
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Wait for a call, at most ``timeout`` seconds (None: without bound)."""
@@ -229,13 +231,10 @@ class within(_Entry):
     For what lies between us and the wait, and takes no deadline: a method that a subclass
     may have replaced, or the application's own OAuth manager. Who opens one retries what
     fails in it; nothing in it does so on its own.
-
-    :ivar cut_short: set by who gave up because of the deadline, and for no other reason
     """
 
     def __init__(self, deadline: Deadline) -> None:
         self.deadline = deadline
-        self.cut_short = False
 
     def __enter__(self) -> 'within':
         self._scope = scopes.enter()

@@ -8,24 +8,27 @@ import sys
 import threading
 from contextlib import ExitStack
 from functools import partial
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from hightouch.htevents import request
-from hightouch.htevents.batch import Batch
+from hightouch.htevents._queue.batch import Batch
+from hightouch.htevents._queue.queue import Queue
+from hightouch.htevents._queue.queue_api import QueueApi
+from hightouch.htevents._queue.reports import OnError as OnError
+from hightouch.htevents._queue.reports import OnSuccess as OnSuccess
+from hightouch.htevents._queue.reports import call, report_loss
+from hightouch.htevents._queue.stores import BATCH_BYTES, ForeignStore
 from hightouch.htevents.concurrency import (
     Deadline,
     Signal,
-    budget,
     delivering,
-    delivery_depth,
     within,
 )
 from hightouch.htevents.credentials import bare
 from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import (
-    FINAL_STATUSES,
+    MAX_AGE_DAYS,
     ExpiredError,
     OauthError,
     describe,
@@ -35,17 +38,12 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import FatalError as FatalError
-from hightouch.htevents.event_queue import BATCH_BYTES, EventQueue
-from hightouch.htevents.expiry import MAX_AGE_DAYS, are_expired
 from hightouch.htevents.fork import getpid
 from hightouch.htevents.interruption import causes, raise_interruption
 from hightouch.htevents.logs import log, outlive, text_of
 from hightouch.htevents.request import DEFAULT_HOST, post
 from hightouch.htevents.retry import MIN_WAIT, Retries
 from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
-
-if TYPE_CHECKING:
-    from hightouch.htevents.foreign_queue import ForeignQueue
 
 # A test of an application may patch it, here or in request. Then that is called as
 # releases before 0.1 called it, with a list of dicts.
@@ -54,24 +52,23 @@ _original_post = post
 # Bytes of JSON that one message may take: the collector refuses larger ones.
 MAX_MSG_SIZE = 32 << 10
 
-# Bytes of messages in one request: see event_queue.
+# Bytes of messages in one request.
 BATCH_SIZE_LIMIT = BATCH_BYTES
 
 # What the server answers when a part of a batch is at fault, and the rest is not: 413
 # when it is too large as a whole, 400 when one event failed validation.
 _SPLIT_STATUSES = (400, 413)
 
-OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
-OnSuccess = Callable[[List[Dict[str, Any]]], Any]
-
-# Seconds that a thread may take from its last act to its end.
-LAST_STEPS = 0.1
+# What became of a batch: all of it was delivered; some or all of it was refused, and
+# reported; some or all of it waits in the queue again, for lack of time.
+DELIVERED, REFUSED, PUT_BACK = 'delivered', 'refused', 'put back'
+_WORST = (DELIVERED, REFUSED, PUT_BACK)
 
 
 class Consumer(threading.Thread):
     """A daemon thread that sends what it finds in a queue.
 
-    :param queue: an `EventQueue`, or a ``queue.Queue`` of message dicts
+    :param queue: that of a client, or a ``queue.Queue`` of message dicts
     :param write_key: the key that the batches are sent with
     :param upload_size: most messages in a batch
     :param host: base URL of the server; None is the default one
@@ -125,69 +122,80 @@ class Consumer(threading.Thread):
         self.oauth_manager = oauth_manager
         self.on_success: Optional[OnSuccess] = check_callable('on_success', on_success)
         self.running = True
-        # Whether a client runs it, on a thread that ends while it is idle: see `serve`.
-        self._is_served = False
         self._lease = lease
-        # Whether the last delivery gave something back to the queue, undelivered.
-        self.gave_back = False
         self._wakeup = Signal()
         self._ended = Signal()
-        # When the owner wants to end: see hurry.
+        self._ident: Optional[int] = None  # of the thread that serves it
+        # Whether a client runs it, on a thread that ends while it is idle: see `serve`.
+        self._is_served = False
+        # When the delivery has to end, and whether its events go back to the queue then.
         self._deadline = Deadline(None)
-        self._source: Union[EventQueue, 'ForeignQueue'] = (
-            queue if isinstance(queue, EventQueue) else self._adapted(queue)
+        self._keeps = False
+        self._cut_short = False  # whether the last request ended for lack of time
+        self._source: Queue = (
+            queue.source
+            if isinstance(queue, QueueApi)
+            else Queue(ForeignStore(queue, MAX_MSG_SIZE, self._drop))
         )
-
-    def _adapted(self, queue: Any) -> 'ForeignQueue':
-        # Imported here: a client never needs it.
-        from hightouch.htevents.foreign_queue import ForeignQueue
-
-        return ForeignQueue(queue, MAX_MSG_SIZE, self._drop)
 
     # -- the thread ------------------------------------------------------------------
 
     def run(self) -> None:
         """Deliver batches until `pause`, or until the queue is closed and empty."""
         try:
-            self._deliver_all(None)
+            self._deliver_all(None, _nothing)
         finally:
             self.running = False
 
-    def serve(self, idle_after: Optional[float]) -> None:
+    def serve(self, idle_after: Optional[float], on_batch: Callable[[], None]) -> bool:
         """Do the same on a thread that was not started by ``start()``, until it is idle.
 
         :param idle_after: seconds without an event after which it returns; None: never
+        :param on_batch: called when a batch was taken, and is about to be sent
+        :returns: False when it ended because no more can be delivered in time
         """
-        ident = threading.get_ident()
-        self.gave_back = False
+        self._ident = threading.get_ident()
         self._ended.wait(0)
         # What Thread.start() does for the thread's name, and for debuggers and profilers.
-        threading._active[ident] = self  # type: ignore[attr-defined]
+        threading.current_thread().name = self.name
         sys.settrace(threading._trace_hook)  # type: ignore[attr-defined]
         sys.setprofile(threading._profile_hook)
         try:
-            self._deliver_all(idle_after)
+            return self._deliver_all(idle_after, on_batch)
         finally:
-            threading._active.pop(ident, None)  # type: ignore[attr-defined]
+            # Up to Python 3.12 it would be listed for ever.
+            threading._active.pop(self._ident, None)  # type: ignore[attr-defined]
+            self._ident = None
 
     def rest(self) -> None:
         """Note that it is a client's, and no thread serves it now: `join` returns."""
         self._is_served = True
         self._ended.set()
 
-    def _deliver_all(self, idle: Optional[float]) -> None:
+    def _deliver_all(self, idle: Optional[float], on_batch: Callable[[], None]) -> bool:
+        with delivering():  # from here on: a finalizer that flushes must not wait for us
+            return self._deliver_each(idle, on_batch)
+
+    def _deliver_each(
+        self, idle: Optional[float], on_batch: Callable[[], None]
+    ) -> bool:
         pid = getpid()
-        while getpid() == pid and (self.running or self._source.has_begun()):
+        while getpid() == pid and (self.running or self._source.store.has_begun()):
             try:
                 batch = self._take(idle)
                 if batch is None:
                     break
-                self.deliver(batch)
-                if self.gave_back:
-                    break  # we are ending, and the server does not answer
+                on_batch()
+                if self.deliver(batch) == PUT_BACK:
+                    return False  # we are ending, and the server does not answer
             except BaseException as error:  # of a handler of the log, say
                 outlive(error, 'The consumer goes on after an error')
                 self._wakeup.wait(1)  # a second try must not spin
+        return True
+
+    def is_here(self) -> bool:
+        """Whether it runs on the calling thread."""
+        return self._ident == threading.get_ident()
 
     def is_alive(self) -> bool:
         """Whether it takes care of events: also while it is idle, and needs no thread."""
@@ -203,13 +211,16 @@ class Consumer(threading.Thread):
     def pause(self) -> None:
         """End the thread after the batch it is delivering; does not wait for it."""
         self.running = False
-        self._wakeup.set()
-        if not isinstance(self._source, EventQueue):
-            self._source.wake()
+        self._source.store.wake(self._wakeup)
 
-    def hurry(self, deadline: Deadline) -> None:
-        """Do not wait beyond ``deadline`` before a retry: try once more, then give up."""
+    def hurry(self, deadline: Deadline, keeps: bool = False) -> None:
+        """Do not wait beyond ``deadline`` before a retry: try once more, then give up.
+
+        :param keeps: put what was not delivered in time back into the queue, and do not
+            report it
+        """
         self._deadline.become(deadline)  # also for a delivery that has begun
+        self._keeps = keeps
         self._wakeup.set()
 
     def next(self) -> List[Any]:
@@ -221,12 +232,17 @@ class Consumer(threading.Thread):
         :returns: messages; an empty list when none came
         """
         batch = self._take(idle=self.upload_interval)
-        return [] if batch is None else self._source.hand_out(batch)
+        if batch is None:
+            return []
+        if isinstance(self.queue, QueueApi):
+            return self.queue.hand_out(batch)
+        self._source.ledger.forget(batch)
+        return batch.messages()
 
     def upload(self) -> bool:
         """Take the next batch and deliver it; True when all of it was delivered."""
         batch = self._take(idle=self.upload_interval)
-        return batch is not None and self.deliver(batch)
+        return batch is not None and self.deliver(batch) == DELIVERED
 
     def _take(self, idle: Optional[float]) -> Optional[Batch]:
         return self._source.take(
@@ -244,47 +260,44 @@ class Consumer(threading.Thread):
         manager = self.oauth_manager
         # An application's own manager may be anything.
         is_held = getattr(type(manager), 'is_held', None)
-        return self.queue.is_held() or (is_held is not None and is_held(manager))
+        return is_held is not None and bool(is_held(manager))
 
     # -- a request -------------------------------------------------------------------
 
-    def request(self, batch: List[Any]) -> None:
+    def request(self, batch: Any) -> None:
         """Send a batch (messages), with retries; raises the last error."""
-        scope = budget()
-        # What is on the disk can wait: it is tried again until it is delivered.
-        limit = float('inf') if self._source.durable else self.retries
-        retries = Retries(limit, self._is_final)
-        last = False
-        with within(scope.deadline):
+        ledger, policy = self._source.ledger, self._source.store.policy
+        retries = Retries(policy.most_retries(self.retries), policy.is_final)
+        is_last = self._cut_short = False
+        with within(self._deadline):
             while True:
                 try:
                     return self._post(batch)
                 except Exception as error:
                     raise_interruption(error, wrapped=True)
-                    self._source.note_error(error)
+                    ledger.note_error(error)
                     if _is_of_setup(error) or self._is_only_kept(error):
                         self._warn_of_setup(error)
                     if self._lease is not None and not is_of_network(error):
                         self._lease.renew()
                     delay = retries.next_wait(error)
-                    if delay is None or last:
-                        scope.cut_short = last
+                    if delay is None or is_last:
+                        self._cut_short = is_last
                         raise
-                    if not self._wait(delay, scope.deadline):
-                        last = True  # for more there is no time
-                        if not self._wait(MIN_WAIT, scope.deadline):
-                            scope.cut_short = True
+                    if not self._wait(delay):
+                        is_last = True  # for more there is no time
+                        if not self._wait(MIN_WAIT):
+                            self._cut_short = True
                             raise
-                    last = last or not self.running
-                    if any(self._expired(batch)):
+                    is_last = is_last or not self.running
+                    if isinstance(batch, Batch) and any(policy.expired(batch.bodies)):
                         raise
-                self._source.note_retry()
+                ledger.note_retry()
 
     def _is_only_kept(self, error: Exception) -> bool:
         """Whether it ends no event only because these are on the disk: a redirect, say."""
-        return self._source.durable and not (
-            is_retryable(error) or self._is_final(error)
-        )
+        policy = self._source.store.policy
+        return policy.durable and not (is_retryable(error) or policy.is_final(error))
 
     def _warn_of_setup(self, error: Exception) -> None:
         # At once: until the last retry it may take minutes, with a spool for ever.
@@ -297,38 +310,21 @@ class Consumer(threading.Thread):
             request.shortened(text_of(error), [self.write_key]),
         )
 
-    def _is_final(self, error: BaseException) -> bool:
-        """Whether an error says that the events will never be taken."""
-        if not self._source.durable:
-            return not is_retryable(error)
-        # A setting that is wrong today can be right after the next start.
-        return (
-            isinstance(error, APIError)
-            and not isinstance(error, OauthError)
-            and error.status in FINAL_STATUSES
-        )
-
-    def _expired(self, batch: List[Any]) -> List[bool]:
-        """Say of each message whether it has become too old to be sent."""
-        if self._source.durable and isinstance(batch, Batch):
-            return are_expired(batch.bodies)
-        return []
-
-    def _wait(self, seconds: float, deadline: Deadline) -> bool:
-        """Wait; False, at once, when a deadline comes first."""
+    def _wait(self, seconds: float) -> bool:
+        """Wait; return False immediately when the deadline comes first."""
         delay = Deadline(seconds)
         while not delay.over:
             left = delay.remaining() or 0
-            if not (deadline.leaves(left) and self._deadline.leaves(left)):
+            if not self._deadline.leaves(left):
                 return False
             self._wakeup.wait(left)
         return True
 
-    def _post(self, batch: List[Any]) -> None:
+    def _post(self, batch: Any) -> None:
         send = post if post is not _original_post else request.post
         if send is _original_post:
             if not isinstance(batch, Batch):
-                batch = Batch([encode(message)[0] for message in batch], 0)
+                batch = Batch([(encode(message)[0], 0, None) for message in batch])
             session = None if self._lease is None else self._lease.get()
             send = partial(send, session=session)
         elif isinstance(batch, Batch):
@@ -345,104 +341,108 @@ class Consumer(threading.Thread):
 
     # -- a batch ---------------------------------------------------------------------
 
-    def deliver(
-        self, batch: Batch, deadline: Optional[Deadline] = None, keep: bool = False
-    ) -> bool:
+    def deliver(self, batch: Batch) -> str:
         """Deliver a batch, or the part of it that the server takes, and acknowledge it.
 
-        What is refused is reported through ``on_error``.
+        The part that is refused is reported through ``on_error``.
 
-        :param deadline: when no more retries are waited for; None: when `hurry` says
-        :param keep: give back to the queue, instead of reporting it, what could not be
-            delivered because the deadline came
-        :returns: True when all of it was delivered
+        :returns: `DELIVERED`, `REFUSED` or `PUT_BACK`
         """
-        if deadline is None:
-            deadline = self._deadline
+        if not batch.items:
+            self.report_damage()
+            return DELIVERED
         todo = [batch]
         lost: List[Tuple[Exception, Batch]] = []
-        complete = True
-        self.gave_back = False
+        outcomes = [DELIVERED]
         with delivering():
             try:
                 while todo:
-                    part = todo[-1]
-                    if not self._source.holds(part):
-                        complete = False  # abandoned by a shutdown, or forked away
-                        todo.pop()
-                        continue
-                    expired = self._expired(part)
-                    if any(expired):
-                        complete = False
-                        todo.pop()
-                        parts = self._source.divide(part, expired)
-                        if parts is not None:
-                            lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
-                            todo.extend(parts[1:] if len(parts[1]) else ())
-                        continue
-                    error, cut_short = self._attempt(part, deadline)
-                    if error is None:
-                        todo.pop()
-                        self._succeed(part)
-                        continue
-                    if any(self._expired(part)):
-                        continue  # while it was retried: part it, and go on
-                    complete = False
-                    todo.pop()
-                    if _is_splittable(error, part):
-                        todo.extend(reversed(self._source.split(part) or ()))
-                    elif self._is_kept(error, keep and cut_short):
-                        self._source.park(part)
-                        self.gave_back = True
-                    else:
-                        lost.append((error, part))
+                    outcomes.append(self._deliver_part(todo, lost))
             except BaseException:  # of the application: see interruption
                 for part in todo:
-                    self._source.park(part)
+                    self._source.put_back(part)
                 raise
             finally:
                 self._fail(lost)
-        return complete
+        return max(outcomes, key=_WORST.index)
 
-    def _attempt(
-        self, batch: Batch, deadline: Deadline
-    ) -> Tuple[Optional[Exception], bool]:
-        """Give the error of a request, and whether time alone ended its retries."""
-        with within(deadline) as scope:
-            try:
-                self.request(batch)
-                return None, False
-            except Exception as error:
-                raise_interruption(error, wrapped=True)
-                drop_own_frames(error)
-                return error, scope.cut_short
+    def _deliver_part(
+        self, todo: List[Batch], lost: List[Tuple[Exception, Batch]]
+    ) -> str:
+        """Deliver the last batch of ``todo``; put its parts there if it has to be split."""
+        part, ledger = todo[-1], self._source.ledger
+        policy = self._source.store.policy
+        if not ledger.holds(part):
+            todo.pop()
+            return REFUSED  # given up by a shutdown, or forked away
+        expired = policy.expired(part.bodies)
+        if any(expired):
+            todo.pop()
+            parts = ledger.replace(part, part.divided(expired))
+            if parts is not None:
+                lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
+                todo.extend(parts[1:] if len(parts[1]) else ())
+            return REFUSED
+        error = self._attempt(part)
+        if error is None:
+            todo.pop()
+            self._succeed(part)
+            return DELIVERED
+        if any(policy.expired(part.bodies)):
+            return REFUSED  # while it was retried: part it, and go on
+        todo.pop()
+        if _is_splittable(error, part):
+            halves = ledger.replace(part, part.halves())
+            todo.extend(reversed(halves or ()))
+            return DELIVERED if halves else REFUSED  # as the halves will be
+        if self._is_kept(error):
+            self._source.put_back(part)
+            return PUT_BACK
+        lost.append((error, part))
+        return REFUSED
 
-    def drain(self, deadline: Deadline, limit: Optional[int] = None) -> None:
-        """Deliver what waits in an `EventQueue`; what time does not allow stays there.
+    def _attempt(self, batch: Batch) -> Optional[Exception]:
+        """Return the error of a request; None when it was delivered."""
+        # An application may have a request of its own, which knows lists of dicts.
+        is_ours = getattr(self.request, '__func__', None) is _original_request
+        try:
+            self.request(batch if is_ours else batch.messages())
+            return None
+        except Exception as error:
+            raise_interruption(error, wrapped=True)
+            drop_own_frames(error)
+            return error
+
+    def drain(self, limit: Optional[int] = None) -> None:
+        """Deliver what waits in a client's queue, until the deadline.
 
         :param limit: messages after which to stop; None: when nothing waits
         """
+        with delivering():
+            self._drain(limit)
+
+    def _drain(self, limit: Optional[int]) -> None:
         count = 0
-        while not deadline.over and (limit is None or count < limit):
-            batch = self.queue.take_now(self.upload_size)
+        while not self._deadline.over and (limit is None or count < limit):
+            batch = self._source.take_now(self.upload_size)
             if batch is None:
-                return
+                return self.report_damage()
             count += len(batch)
-            self.deliver(batch, deadline, keep=True)
-            if self.gave_back:
+            if self.deliver(batch) == PUT_BACK:
                 return
 
-    def _is_kept(self, error: Exception, on_time: bool) -> bool:
-        if self._source.durable:
-            return not self._is_final(error)
-        return on_time and is_retryable(error)
+    def _is_kept(self, error: Exception) -> bool:
+        policy = self._source.store.policy
+        if policy.durable:
+            return not policy.is_final(error)
+        return self._keeps and self._cut_short and is_retryable(error)
 
     def _succeed(self, batch: Batch) -> None:
-        if not self._source.claim(batch, delivered=True):
+        if not self._source.ledger.claim(batch, delivered=True):
             return
         try:
             if self.on_success is not None:
-                self._call(self.on_success, 'on_success', batch.messages())
+                call(self.on_success, 'on_success', batch.messages())
         finally:
             self._source.acknowledge(batch, delivered=True)
 
@@ -450,16 +450,24 @@ class Consumer(threading.Thread):
         # One report for each kind of error, not one for each half of a split batch.
         kinds: Dict[str, List[Tuple[Exception, Batch]]] = {}
         for error, batch in lost:
-            if self._source.claim(batch, delivered=False):
+            if self._source.ledger.claim(batch, delivered=False):
                 kinds.setdefault(describe(error), []).append((error, batch))
         with ExitStack() as reports:  # all of them, even if one is interrupted
             for losses in reversed(list(kinds.values())):  # it begins with the last
-                reports.callback(self._report_lost, losses)
+                reports.callback(self.report_lost, losses[0][0], [b for _, b in losses])
 
-    def _report_lost(self, losses: List[Tuple[Exception, Batch]]) -> None:
-        batches = [batch for _, batch in losses]
+    def report_damage(self) -> None:
+        """Report events that the store cannot read any more, with no lock held."""
+        for error in self._source.ledger.take_damage():
+            try:
+                self.report(error, [], error.count)
+            finally:
+                self._source.ledger.lose(error.count)
+
+    def report_lost(self, error: Exception, batches: Sequence[Batch]) -> None:
+        """Report batches whose loss is claimed already, and acknowledge them."""
         try:
-            self.report(losses[0][0], [item for batch in batches for item in batch])
+            self.report(error, [each for batch in batches for each in batch.messages()])
         finally:
             for batch in batches:
                 self._source.acknowledge(batch, delivered=False)
@@ -473,45 +481,9 @@ class Consumer(threading.Thread):
         messages: List[Dict[str, Any]],
         count: Optional[int] = None,
     ) -> None:
-        """Say once that events are lost: one ERROR line, one call of ``on_error``.
-
-        :param count: how many; None: as many as there are messages
-        """
-        try:
-            log.error(
-                'Lost %d event(s) for %s: %s',
-                len(messages) if count is None else count,
-                bare(self.host or DEFAULT_HOST),
-                describe(error),
-            )
-        finally:
-            if self.on_error is not None:
-                self._tell(self.on_error, error, messages)
-
-    def _tell(
-        self, on_error: OnError, error: Exception, messages: List[Dict[str, Any]]
-    ) -> None:
-        if delivery_depth():  # a callback of that delivery, not of one inside it
-            self._call(on_error, 'on_error', error, messages)
-        else:
-            with delivering():
-                self._call(on_error, 'on_error', error, messages)
-
-    def _call(self, callback: Callable[..., Any], name: str, *args: Any) -> None:
-        try:
-            result = callback(*args)
-            if isinstance(result, CoroutineType):  # of a lambda, say
-                result.close()
-                log.warning('%s returned a coroutine, which nobody awaits', name)
-        except Exception as error:
-            raise_interruption(error)
-            log.warning('%s raised; delivery goes on', name, exc_info=True)
-        except KeyboardInterrupt:
-            raise  # in a thread of the application
-        except BaseException as error:
-            raise_interruption(error)
-            # sys.exit() in a callback would end this thread, and no other.
-            log.warning('%s tried to exit; delivery goes on', name)
+        """Say once that events are lost: see `report_loss`."""
+        host = bare(self.host or DEFAULT_HOST)
+        report_loss(host, self.on_error, error, messages, count)
 
 
 def _is_of_setup(error: Exception) -> bool:
@@ -534,3 +506,10 @@ def _is_splittable(error: Exception, batch: Batch) -> bool:
         and error.status in _SPLIT_STATUSES
         and len(batch) > 1
     )
+
+
+def _nothing() -> None:
+    pass
+
+
+_original_request = Consumer.request

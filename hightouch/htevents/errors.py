@@ -18,6 +18,9 @@ FINAL_STATUSES = frozenset(
     {400, 401, 403, 404, 405, 410, 411, 413, 414, 415, 422, 431, 501, 505}
 )
 
+# The collector refuses older events.
+MAX_AGE_DAYS = 7
+
 # Exceptions of requests and urllib3 that say that a setting is wrong, and the bases of
 # such exceptions. By name: nothing is imported here, and old releases lack some.
 _WRONG_SETTING = {

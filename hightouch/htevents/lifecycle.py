@@ -1,6 +1,6 @@
 """The end of the process: deliver what is queued, within bounds.
 
-One hook for the whole package, however many clients there are. A client's dispatcher is
+One hook for the whole package, however many clients there are. A client's delivery is
 registered with its first event and leaves when it is shut down, so that clients that are
 done leave nothing behind.
 """
@@ -39,14 +39,14 @@ def is_over() -> bool:
     return _state.over
 
 
-def add(dispatcher: Any) -> None:
-    """Shut ``dispatcher`` down when the process ends."""
-    _state.active.add(dispatcher)
+def add(delivery: Any) -> None:
+    """Shut ``delivery`` down when the process ends."""
+    _state.active.add(delivery)
     _hook_child()
 
 
-def discard(dispatcher: Any) -> None:
-    _state.active.discard(dispatcher)
+def discard(delivery: Any) -> None:
+    _state.active.discard(delivery)
 
 
 def is_worker(package: str) -> bool:
@@ -82,13 +82,13 @@ def _end_of_worker(**kwargs: Any) -> None:
 def end() -> None:
     """Deliver what all clients hold, each within its ``shutdown_timeout``."""
     _state.over = True
-    dispatchers = [
+    deliveries = [
         (each, Deadline(each.shutdown_timeout)) for each in list(_state.active)
     ]
-    for dispatcher, deadline in dispatchers:
-        dispatcher.close(deadline)  # all at once; then wait for one after the other
-    for dispatcher, deadline in dispatchers:
-        dispatcher.finish(deadline)
+    for delivery, deadline in deliveries:
+        delivery.close(deadline)  # all at once; then wait for one after the other
+    for delivery, deadline in deliveries:
+        delivery.finish(deadline)
 
 
 # Handlers run in reverse order of registration: those that the application registers

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 from hightouch.htevents import exchange
-from hightouch.htevents.batch import Batch
+from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents.credentials import bare as bare
 from hightouch.htevents.credentials import masked, secrets_of
 from hightouch.htevents.discretion import discreet

@@ -27,7 +27,7 @@ class _Drain:
     """The one handler of the process, for all clients that asked."""
 
     def __init__(self) -> None:
-        # Seconds by dispatcher. Weak: a client that is gone needs no flush.
+        # Seconds by delivery. Weak: a client that is gone needs no flush.
         self.timeouts: 'WeakKeyDictionary[Any, float]' = WeakKeyDictionary()
         # What SIGTERM did before: more than one where the application has put its own
         # handler over ours, and asked again.
@@ -124,11 +124,11 @@ class _Drain:
             deadlines = [
                 (each, Deadline(seconds)) for each, seconds in self.timeouts.items()
             ]
-            for dispatcher, deadline in deadlines:
-                if not dispatcher.flush(deadline.remaining()):
+            for delivery, deadline in deadlines:
+                if not delivery.flush(deadline.remaining()):
                     log.warning(
                         'On SIGTERM %d event(s) could not be delivered in time',
-                        dispatcher.stats().pending,
+                        delivery.stats().pending,
                     )
         except Exception:
             log.warning('The flush on SIGTERM failed', exc_info=True)
@@ -180,8 +180,8 @@ def _is_asyncios(handler: Any) -> bool:
 _drain = _Drain()
 
 
-def drain(dispatcher: Any, timeout: float) -> None:
-    """Have ``dispatcher`` flushed on SIGTERM, before what that did until now.
+def drain(delivery: Any, timeout: float) -> None:
+    """Have ``delivery`` flushed on SIGTERM, before what that did until now.
 
     :param timeout: seconds
     :raises RuntimeError: when it cannot be done: not on the main thread, or SIGTERM has
@@ -194,6 +194,6 @@ def drain(dispatcher: Any, timeout: float) -> None:
             'main thread install signal handlers' % threading.current_thread().name
         )
     _drain.install()
-    _drain.timeouts[dispatcher] = timeout
+    _drain.timeouts[delivery] = timeout
     _drain.watch()
-    dispatcher.call_when_started(_drain.watch)  # in workers that are forked later
+    delivery.call_when_started(_drain.watch)  # in workers that are forked later

@@ -38,8 +38,8 @@ from typing import (
 import requests
 
 from hightouch.htevents import Client, retry
+from hightouch.htevents._spool.directory import stream_name
 from hightouch.htevents.collector import Collector, Fault, Received
-from hightouch.htevents.spool import stream_name
 
 # Each worker's write key is told by the first letter of its name.
 KEYS = {'a': 'chaos-key-a', 'b': 'chaos-key-b'}
@@ -451,7 +451,7 @@ class Run:
         if self._choice.random() < 0.05:
             self._outage = self._collector.outage(self._choice.uniform(0.2, 3))
 
-    def _segments(self, key: str) -> List[str]:
+    def _files(self, key: str) -> List[str]:
         try:
             names = os.listdir(os.path.join(self._spool, stream_name(key)))
         except FileNotFoundError:
@@ -471,7 +471,7 @@ class Run:
 
     def _send_what_is_left(self, notes: Notes, deadline: float) -> None:
         for key in KEYS.values():
-            while self._segments(key) and time.monotonic() < deadline:
+            while self._files(key) and time.monotonic() < deadline:
                 with Client(
                     key,
                     self._collector.url,
@@ -484,7 +484,7 @@ class Run:
                     upload_size=500,
                 ):
                     pause = time.monotonic() + 5
-                    while self._segments(key) and time.monotonic() < pause:
+                    while self._files(key) and time.monotonic() < pause:
                         time.sleep(0.02)
 
     def _compare(self, start: float) -> Result:
@@ -500,7 +500,7 @@ class Run:
             duplicates += len(brought_by) - 1
             answered_twice += max(0, answered - 1)
         self._counts.update(report['counts'])
-        left = [each for key in KEYS.values() for each in self._segments(key)]
+        left = [each for key in KEYS.values() for each in self._files(key)]
         for _, _, names in os.walk(self._spool):
             left += [each for each in names if each.endswith('.damaged')]
         return Result(

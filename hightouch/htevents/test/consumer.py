@@ -10,10 +10,12 @@ from typing import Any, Callable, List
 import mock
 import requests
 
+from hightouch.htevents._queue.queue import Queue
+from hightouch.htevents._queue.queue_api import QueueApi
+from hightouch.htevents._queue.stores import MemoryStore
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
 from hightouch.htevents.errors import NotDeliveredError, ValidationError
-from hightouch.htevents.event_queue import EventQueue
 from hightouch.htevents.request import APIError
 from hightouch.htevents.sessions import Lease
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
@@ -50,7 +52,8 @@ class NextTest(unittest.TestCase):
     def test_next_gives_a_plain_list_whose_messages_the_caller_acknowledges(
         self,
     ) -> None:
-        source = EventQueue()
+        waiting = Queue(MemoryStore(0))
+        source = QueueApi(waiting, 0, waiting.offer)
         sent = [dict(TRACK, messageId=str(number)) for number in range(3)]
         for message in sent:
             source.put(message)
@@ -59,8 +62,8 @@ class NextTest(unittest.TestCase):
         self.assertEqual(json.loads(json.dumps(batch)), sent)
         for pending in (3, 3, 0):
             source.task_done()
-            self.assertEqual(source.stats().pending, pending)
-        self.assertEqual(source.stats().delivered, 3)
+            self.assertEqual(waiting.ledger.stats().pending, pending)
+        self.assertEqual(waiting.ledger.stats().delivered, 3)
         self.assertRaises(ValueError, source.task_done)
 
     def test_next_stops_at_upload_size(self) -> None:
@@ -198,6 +201,7 @@ class UploadTest(TestCase):
             consumer.upload()
         source.put(messages[2])  # it is full again
         source.put(messages[3])
+        self.assertTrue(consumer.upload())
         self.assertTrue(consumer.upload())
         self.assertEqual(self.collector.events, messages)
         source.join()

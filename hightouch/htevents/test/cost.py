@@ -12,19 +12,16 @@ import unittest
 from datetime import datetime, timezone
 from typing import Any, Callable
 
-import mock
-
-from hightouch.htevents.concurrency import Deadline, scopes
-from hightouch.htevents.consumer import Consumer
-from hightouch.htevents.test.support import TestCase
+from hightouch.htevents.concurrency import scopes
+from hightouch.htevents.test.support import TestCase, no_threads
 
 EVENTS = 200
 
 # Calls of functions, Python's and C's, for an event; the most that a Python we support
 # makes. Of a delivery nearly all are those of requests (another release of it may need
 # another bound), shared by 100 events.
-TRACK_CALLS = 50
-TRACK_SPOOLED_CALLS = 82
+TRACK_CALLS = 55
+TRACK_SPOOLED_CALLS = 72
 DELIVERY_CALLS = 21
 
 PROPERTIES = {
@@ -68,7 +65,7 @@ class CostTest(TestCase):
 
     def test_a_call_makes_no_more_calls_than_it_did(self) -> None:
         # Whether a call wakes a consumer depends on what that is doing just now.
-        with mock.patch.object(Consumer, 'run'):
+        with no_threads():
             client = self.holding()
             self.track(client)
             made = calls(lambda: self.track(client)) / EVENTS
@@ -76,10 +73,10 @@ class CostTest(TestCase):
 
     def test_a_call_with_a_spool_makes_no_more_calls_than_it_did(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            with mock.patch.object(Consumer, 'run'):
+            with no_threads():
                 client = self.client(spool_dir=folder)
                 self.track(client)
-            made = calls(lambda: self.track(client)) / EVENTS
+                made = calls(lambda: self.track(client)) / EVENTS
             client.shutdown()
         self.assertLessEqual(made, TRACK_SPOOLED_CALLS)
 
@@ -87,9 +84,9 @@ class CostTest(TestCase):
         client = self.client(upload_interval=60, upload_size=10000)
         self.sent()  # what is made once
         self.track(client)
-        drain = client._dispatcher._inline.drain
-        client._dispatcher._inline.upload_size = 100
-        made = calls(lambda: drain(Deadline(60))) / EVENTS
+        consumer = client._delivery._make_consumer()
+        consumer.upload_size = 100
+        made = calls(consumer.drain) / EVENTS
         self.assertEqual(client.stats().delivered, EVENTS)
         self.assertLessEqual(made, DELIVERY_CALLS)
 

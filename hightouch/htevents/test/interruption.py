@@ -22,7 +22,7 @@ import requests.exceptions
 from hightouch.htevents import (
     concurrency,
     consumer,
-    dispatcher,
+    delivery,
     exchange,
     lifecycle,
     oauth_manager,
@@ -276,7 +276,7 @@ class InterruptionTest(TestCase):
         self.interrupt(
             partial(client.track, 'user', 'event'),
             TimeIsUpToo(),
-            reached=lambda: client.queue._room,
+            reached=lambda: client._queue._room,
         )
         self.assertEqual(client.stats().accepted, 1)
         self.assertTrue(client.flush(LIMIT))
@@ -460,7 +460,7 @@ class InterruptionTest(TestCase):
         def start_and_raise(*args: Any) -> None:
             start(*args)
             self.reached.set()
-            os.kill(os.getpid(), signal.SIGALRM)
+            signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
 
         client = self.client()
         with mock.patch.object(_thread, 'start_new_thread', start_and_raise):
@@ -575,7 +575,7 @@ class InterruptionTest(TestCase):
                 self.assertTrue(clients[-1].track('user', name)[0], place)
                 self.assertTrue(self.arrives(name), place)
 
-        for module in (dispatcher, lifecycle, consumer, concurrency):
+        for module in (delivery, lifecycle, consumer, concurrency):
             check(module)
 
     def arrives(self, name: str) -> bool:

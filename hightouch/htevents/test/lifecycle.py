@@ -17,7 +17,7 @@ from typing import Any, List
 
 import mock
 
-from hightouch.htevents import Client, dispatcher, lifecycle, stamps
+from hightouch.htevents import Client, delivery, lifecycle, stamps
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.test.support import (
     LIMIT,
@@ -299,7 +299,7 @@ class ForkTest(TestCase):
         held, release = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with client.queue._lock:
+            with client._queue.ledger.lock:
                 held.set()
                 release.wait(LIMIT)
 
@@ -572,7 +572,7 @@ class RefusedThreadTest(TestCase):
 
     def test_a_thread_is_tried_again_with_a_next_event(self) -> None:
         client = self.client(upload_interval=0)
-        with mock.patch.object(dispatcher, 'START_RETRY_INTERVAL', 0), no_threads():
+        with mock.patch.object(delivery, 'START_RETRY_INTERVAL', 0), no_threads():
             client.track('user', 'event')
         client.track('user', 'event')
         self.assertTrue(self.collector.wait_for(2, LIMIT))
@@ -607,7 +607,7 @@ class ForkInsideTest(TestCase):
         self,
     ) -> None:
         client = self.client()
-        make = client._dispatcher._make_consumer
+        make = client._delivery._make_consumer
         pids: List[int] = []
 
         def fork_and_make() -> Any:  # as a signal handler may, in there
@@ -615,14 +615,14 @@ class ForkInsideTest(TestCase):
                 pids.append(os.fork())
             return make()
 
-        client._dispatcher._make_consumer = fork_and_make
+        client._delivery._make_consumer = fork_and_make
         accepted = False
         try:
             accepted = client.track('user', 'both')[0]
         finally:
             if pids[0] == 0:
                 accepted &= client.track('user', 'child')[0]
-                registered = client._dispatcher in lifecycle._state.active
+                registered = client._delivery in lifecycle._state.active
                 delivered = client.shutdown(LIMIT)
                 os._exit(0 if accepted and registered and delivered else 1)
         self.assertEqual(os.waitpid(pids[0], 0)[1], 0)
@@ -665,7 +665,7 @@ class DroppedTest(TestCase):
         with no_threads():
             client.track('user', 'event')
             self.assertFalse(client.flush(0.1))
-            mine = client._dispatcher
+            mine = client._delivery
             del client
             gc.collect()
         self.collector.start()
@@ -685,7 +685,7 @@ class FirstEventTest(TestCase):
 
         with mock.patch.object(lifecycle, 'add', shut_down_and_add):
             self.assertFalse(client.track('user', 'event')[0])
-        self.assertNotIn(client._dispatcher, lifecycle._state.active)
+        self.assertNotIn(client._delivery, lifecycle._state.active)
 
 
 class UwsgiTest(TestCase):
@@ -773,7 +773,7 @@ class GarbageTest(TestCase):
         self.assertTrue(self.collector.wait_for(1, LIMIT))
 
         def set_when_it_waits() -> None:
-            while not client.queue._flushes:
+            while not client._queue.ledger._flushes:
                 time.sleep(0.005)
             flushing.set()
 

@@ -329,8 +329,8 @@ class LineTest(TestCase):
             logging.getLogger('hightouch').addHandler(flushing)
             self.addCleanup(logging.getLogger('hightouch').removeHandler, flushing)
             (own,) = [each.path for each in os.scandir(folder) if each.is_dir()]
-            os.mkfifo(os.path.join(own, 'strange.db'))  # which the consumer tells of
-            client._dispatcher.queue._next_scan = 0  # type: ignore[attr-defined]
+            os.mkfifo(os.path.join(own, 'strange.lock'))  # which the consumer tells of
+            client._queue.store._next_scan = 0  # type: ignore[attr-defined]
             client.track('user', 'second')
             self.assertTrue(flushing.threads.wait_for(1))
             self.assertEqual(flushing.threads.calls[0][0], 'htevents-consumer')

@@ -135,14 +135,14 @@ class CallPropertyTest(unittest.TestCase):
             self.assertTrue(str(error))
             return
         self.assertIs(accepted, True)
-        body = self.client.queue.take_now(1)
+        body = self.client._queue.take_now(1)
         assert body is not None
         arrived = decoded(body.bodies[0])
         self.assertEqual(arrived['type'], name)
         self.assertEqual(arrived['messageId'], message['messageId'])
         self.assertIsInstance(arrived['context']['library'], dict)
         datetime.strptime(arrived['timestamp'][:19], '%Y-%m-%dT%H:%M:%S')
-        self.client.queue.acknowledge(body, delivered=True)
+        self.client._queue.acknowledge(body, delivered=True)
 
     ids = st.one_of(st.text(min_size=1, max_size=5), st.integers(), odd)
     times = st.one_of(st.none(), st.datetimes(), odd)

@@ -8,7 +8,7 @@ import mock
 import requests
 
 from hightouch.htevents import request
-from hightouch.htevents.batch import Batch
+from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.errors import ValidationError, is_retryable
 from hightouch.htevents.test.support import LogCatcher, TestCase
@@ -35,7 +35,7 @@ class PostTest(TestCase):
 
     def test_a_batch_is_joined_as_it_was_encoded(self) -> None:
         body = b'{"a":  1}'
-        request.post('k"ey', self.collector.url, batch=Batch([body, body], 0))
+        request.post('k"ey', self.collector.url, batch=Batch([(body, 0, None)] * 2))
         received = self.collector.requests[0]
         self.assertEqual(received.body['batch'], [{'a': 1}, {'a': 1}])
         self.assertEqual(received.body['writeKey'], 'k"ey')

@@ -17,7 +17,7 @@ from unittest import mock
 
 from hightouch.htevents import Client, retry
 from hightouch.htevents.collector import Collector
-from hightouch.htevents.dispatcher import Dispatcher
+from hightouch.htevents.delivery import Delivery
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 
@@ -157,7 +157,7 @@ def no_threads(error: BaseException = NO_THREAD) -> Iterator[None]:
     start = _thread.start_new_thread
 
     def start_others(function: Any, *args: Any) -> Any:
-        if getattr(function, '__func__', None) is Dispatcher._serve:
+        if getattr(function, '__func__', None) is Delivery._serve:
             raise error
         return start(function, *args)
 

@@ -13,7 +13,7 @@ from typing import Any, Callable, List
 
 import mock
 
-from hightouch.htevents import Client, dispatcher, lifecycle
+from hightouch.htevents import Client, delivery, lifecycle
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.test import support
 from hightouch.htevents.test.support import LIMIT, Recorder
@@ -24,7 +24,7 @@ class TestCase(support.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(dispatcher, 'IDLE_AFTER', 0.02)
+        self.patch(delivery, 'IDLE_AFTER', 0.02)
 
     def patch(self, owner: Any, name: str, value: Any) -> None:
         patch = mock.patch.object(owner, name, value)
@@ -59,12 +59,15 @@ class IdleTest(TestCase):
     def test_the_thread_is_known_by_its_name_as_long_as_it_runs(self) -> None:
         seen = Recorder()
         client = self.client(
-            upload_interval=0, on_success=lambda _: seen(threading.current_thread())
+            upload_interval=0,
+            on_success=lambda _: seen(
+                threading.current_thread(), threading.get_ident()
+            ),
         )
         client.track('user', 'event')
         self.assertTrue(seen.wait_for(1))
-        self.assertEqual(seen.calls[0], tuple(client.consumers or ()))
         self.assertEqual(seen.calls[0][0].name, 'htevents-consumer')
+        self.assertEqual(seen.calls[0][0].ident, seen.calls[0][1])
         self.wait_until(lambda: not self.threads())
 
     def test_a_profiler_of_threads_sees_it(self) -> None:
@@ -207,7 +210,7 @@ class EndTest(TestCase):
         client = Client('key', self.collector.url, upload_interval=3600)
         client.track('user', 'event')
         self.assertTrue(client.shutdown(LIMIT))
-        gone = weakref.ref(client._dispatcher)
+        gone = weakref.ref(client._delivery)
         del client
         self.wait_until(lambda: not gc.collect() and gone() is None)
 
@@ -250,7 +253,7 @@ class RefusedThreadTest(TestCase):
         self.assertEqual(len(self.collector.events), 1)
 
     def test_a_thread_that_was_refused_is_tried_again_with_a_next_event(self) -> None:
-        self.patch(dispatcher, 'START_RETRY_INTERVAL', 0)
+        self.patch(delivery, 'START_RETRY_INTERVAL', 0)
         client = self.client(upload_interval=0)
         with support.no_threads():
             client.track('user', 'event')
@@ -266,7 +269,7 @@ class RefusedThreadTest(TestCase):
         self.assertTrue(self.collector.wait_for(2, LIMIT))
 
     def test_clients_of_many_threads_recover_from_refusals(self) -> None:
-        self.patch(dispatcher, 'START_RETRY_INTERVAL', 0)
+        self.patch(delivery, 'START_RETRY_INTERVAL', 0)
         clients = [self.client(upload_interval=0.01, upload_size=3) for _ in range(8)]
         interval = sys.getswitchinterval()
         self.addCleanup(sys.setswitchinterval, interval)

@@ -1,15 +1,37 @@
-"""Which encoded messages have become too old while they waited on the disk."""
+"""What becomes of events on the disk that cannot be delivered: they wait, up to 7 days."""
 
 import json
 from datetime import datetime, timedelta, timezone
 from typing import List, Sequence
 
+from hightouch.htevents._queue.stores import Policy
+from hightouch.htevents.errors import (
+    FINAL_STATUSES,
+    MAX_AGE_DAYS,
+    APIError,
+    OauthError,
+)
 from hightouch.htevents.stamps import parse
 
-# The collector refuses older events.
-MAX_AGE_DAYS = 7
-
 _TIMESTAMP = b'"timestamp":"'
+
+
+class DurablePolicy(Policy):
+    durable = True
+
+    def most_retries(self, retries: float) -> float:
+        return float('inf')
+
+    def is_final(self, error: BaseException) -> bool:
+        # A setting that is wrong today can be right after the next start.
+        return (
+            isinstance(error, APIError)
+            and not isinstance(error, OauthError)
+            and error.status in FINAL_STATUSES
+        )
+
+    def expired(self, bodies: Sequence[bytes]) -> List[bool]:
+        return are_expired(bodies)
 
 
 def are_expired(bodies: Sequence[bytes]) -> List[bool]:

@@ -1,0 +1,358 @@
+"""The books of a queue: what is on its way, what became of the rest, and who waits for it.
+
+What was accepted is what waits in the store, plus what is in flight, plus what was delivered
+and what failed: the counts add up by construction. A flush is a mark in the store: it is
+over when all events before the mark were taken, and none of them is in flight.
+"""
+
+import threading
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from hightouch.htevents._queue.batch import Batch
+from hightouch.htevents._queue.stores import BATCH_BYTES, Counter, Store
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic
+from hightouch.htevents.errors import DamageError, describe
+
+
+class Stats(NamedTuple):
+    """Counts of events; ``accepted == delivered + failed + pending`` at all times.
+
+    :ivar accepted: events that a call answered True, and with ``spool_dir`` those that
+        were taken over from a process that died
+    :ivar delivered: events that the collector acknowledged
+    :ivar failed: events that were given up, each reported through ``on_error``
+    :ivar pending: events that wait or are on their way
+    :ivar refused: events that a call answered False
+    :ivar retried: requests that were sent again
+    :ivar oldest_pending_age: seconds since the oldest pending event was accepted,
+        None when none is pending
+    :ivar last_error: the last error of a request, as a short text without payload;
+        None when there was none
+    :ivar durable: None without ``spool_dir``; False while events cannot be made durable
+        (or some that were are not durable now); True otherwise
+    :ivar damaged_files: files of the spool that were found damaged, and set aside
+    """
+
+    accepted: int
+    delivered: int
+    failed: int
+    pending: int
+    refused: int
+    retried: int
+    oldest_pending_age: Optional[float]
+    last_error: Optional[str]
+    durable: Optional[bool] = None
+    damaged_files: int = 0
+
+
+class Flush:
+    """A caller that waits until all events before a mark are resolved."""
+
+    __slots__ = ('mark', 'but_of', 'signal', 'done')
+
+    def __init__(self, mark: Any, but_of: Optional[int]) -> None:
+        self.mark = mark
+        self.but_of = but_of  # ident of a thread whose batches do not count
+        self.signal = Signal()
+        self.done = False
+
+
+class Ledger:
+    """Safe to use from all threads, signal handlers and finalizers.
+
+    A finalizer may run while its own thread holds the lock. The methods that could do harm
+    there do nothing: see `is_held`.
+
+    :param store: where the events wait that nobody has taken
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        # Guards the fields below, and taking from the store. Held for a few steps, and
+        # never during a callback. Re-entrant, because it knows its owner.
+        self.lock = threading.RLock()
+        self._in_flight: Dict[Batch, None] = {}  # a dict, because it keeps the order
+        self._put_back: List[Batch] = []
+        self._flushes: List[Flush] = []
+        self._urgent = store.mark()  # the latest mark of a flush
+        self._untold = 0  # events that the store has lost, until they are reported
+        self._delivered = 0
+        self._failed = 0
+        self._retried = 0
+        self._last_error: Optional[str] = None
+        self._released = False
+        self.refused = Counter()
+
+    def is_held(self) -> bool:
+        """Whether this thread holds the lock: below a signal handler or a finalizer."""
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined]
+
+    # -- batches ---------------------------------------------------------------------
+
+    def take(self, size: int) -> Optional[Batch]:
+        """Take a batch of at most ``size`` events; None when nothing waits."""
+        if self.is_held():
+            return None
+        ident = threading.get_ident()
+        with self.lock:
+            if self._put_back:
+                batch = self._put_back[0]
+                batch.owner = ident
+                del self._put_back[0]
+                return batch
+            # In flight before it is filled: if a signal handler raises in between,
+            # `recover` finds it.
+            batch = Batch((), ident)
+            self._in_flight[batch] = None
+            self._store.take(batch.items, size, BATCH_BYTES)
+            if batch.items:
+                return batch
+            del self._in_flight[batch]
+            self._release_flushes()
+            return None
+
+    def admit(self, body: bytes) -> Batch:
+        """Take in an event that the calling thread delivers itself."""
+        batch = Batch([(body, monotonic(), self._store.mark())], threading.get_ident())
+        self._in_flight[batch] = None
+        return batch
+
+    def holds(self, batch: Batch) -> bool:
+        """Whether a batch is still to be delivered: not given up, not forked away."""
+        return batch in self._in_flight
+
+    def replace(
+        self, batch: Batch, parts: Tuple[Batch, Batch]
+    ) -> Optional[Tuple[Batch, Batch]]:
+        """Put two parts in a batch's place; None when it was given up."""
+        with self.lock:
+            if batch not in self._in_flight:
+                return None
+            for part in parts:
+                self._in_flight[part] = None
+            del self._in_flight[batch]
+        return parts
+
+    def put_back(self, batch: Batch) -> None:
+        """Give a batch back undelivered, to the next consumer that takes one."""
+        with self.lock:
+            if batch in self._in_flight and batch not in self._put_back:
+                self._put_back.append(batch)
+                batch.owner = None
+
+    def claim(self, batch: Batch, delivered: bool) -> bool:
+        """Announce the outcome of a batch; False when it was given up meanwhile."""
+        with self.lock:
+            if batch not in self._in_flight:
+                return False
+            batch.outcome = delivered
+            return True
+
+    def acknowledge(self, batch: Batch, delivered: bool) -> bool:
+        """Close the books on a batch, after its callbacks; False if it was given up."""
+        if delivered or batch in self._in_flight:
+            self._store.resolve(batch.items)
+        with self.lock:
+            if batch not in self._in_flight:
+                return False
+            if not batch.counted:  # by a call that a signal handler interrupted
+                batch.counted = True
+                if delivered:
+                    self._delivered += len(batch)
+                else:
+                    self._failed += len(batch)
+            del self._in_flight[batch]
+            self._release_flushes()
+            return True
+
+    def forget(self, batch: Batch) -> None:
+        """Drop a batch from the books: its taker acknowledges it elsewhere."""
+        with self.lock:
+            self._in_flight.pop(batch, None)
+
+    def take_damage(self) -> List[DamageError]:
+        """Return what tells of events that the store has lost, once each."""
+        with self.lock:
+            found = self._store.damage()
+            self._untold += sum(each.count for each in found)
+            return found
+
+    def lose(self, count: int) -> None:
+        """Count events that the store has lost, after they were reported."""
+        with self.lock:
+            self._untold -= count
+            self._failed += count
+            self._release_flushes()
+
+    def recover(self) -> None:
+        """Take care of batches of this thread whose delivery a signal handler ended.
+
+        The exception of the handler may come in any step of a delivery. Only for a thread
+        that is inside no delivery.
+        """
+        ident = threading.get_ident()
+        with self.lock:
+            left = [each for each in list(self._in_flight) if each.owner == ident]
+        for batch in left:
+            if batch.outcome is not None:
+                self.acknowledge(batch, batch.outcome)
+            elif batch.items:
+                self.put_back(batch)
+            else:
+                self.forget(batch)
+
+    def give_up(self) -> Optional[Batch]:
+        """Give up all that is pending. The store's lock has to be held, if it has one.
+
+        :returns: a batch of the events that are lost, to be reported and acknowledged
+        """
+        with self.lock:
+            self._put_back.clear()
+            lost = Batch((), threading.get_ident())
+            lost.outcome = False
+            self._in_flight[lost] = None
+            self._give_up(lost)
+            if lost.items:
+                return lost
+            del self._in_flight[lost]
+            self._release_flushes()
+            return None
+
+    def _give_up(self, lost: Batch) -> None:
+        items: List[Any] = []
+        for batch in [each for each in list(self._in_flight) if each.outcome is None]:
+            # A late answer finds the batch no longer in flight, and changes nothing.
+            items.extend(batch.items)
+            del self._in_flight[batch]
+        lost.items.extend(self._store.give_up(items))
+
+    def note_retry(self) -> None:
+        with self.lock:
+            self._retried += 1
+
+    def note_error(self, error: BaseException) -> None:
+        self._last_error = describe(error)
+
+    @property
+    def last_error(self) -> Optional[str]:
+        return self._last_error
+
+    def release(self) -> None:
+        """End all waiting: nothing will be resolved any more."""
+        self._released = True
+        with self.lock:
+            self._release_flushes()
+
+    # -- flush and stats -------------------------------------------------------------
+
+    def has_waiting(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._put_back) or self._store.waiting() > 0
+
+    def is_urgent(self) -> bool:
+        """Whether a batch is to be taken now: one was put back, or somebody flushes."""
+        if self._flushes:
+            with self.lock:  # the store may have found that there is nothing more
+                self._release_flushes()
+        return bool(self._put_back) or not self._store.is_past(self._urgent)
+
+    def hasten(self, mark: Any) -> None:
+        """Let all events before a mark be taken now. Takes no lock."""
+        self._urgent = mark
+
+    def wait_for_callbacks(self, deadline: Deadline) -> None:
+        """Wait until everything that was taken is resolved."""
+        self.wait(self.begin_flush(None), deadline)
+
+    def wait(self, flush: Flush, deadline: Deadline) -> bool:
+        """Wait until a flush is over; False when time ran out, or with `release`."""
+        try:
+            while not (flush.done or deadline.over or self._is_over()):
+                flush.signal.wait(deadline.remaining())
+        finally:
+            self.end_flush(flush)
+        return flush.done
+
+    def begin_flush(self, mark: Any, but_here: bool = False) -> Flush:
+        """Note that a caller waits for all events before a mark: see `Store.mark`.
+
+        :param mark: None waits for the events in flight only
+        :param but_here: leave out the batches of the calling thread
+        """
+        flush = Flush(mark, threading.get_ident() if but_here else None)
+        if mark is not None:
+            self.hasten(mark)
+        with self.lock:
+            self._flushes.append(flush)
+            self._release_flushes()
+        return flush
+
+    def end_flush(self, flush: Flush) -> None:
+        with self.lock:
+            if flush in self._flushes:
+                self._flushes.remove(flush)
+
+    def _is_over(self) -> bool:
+        # A batch whose callbacks run is resolved as soon as they return.
+        return self._released and all(
+            each.outcome is None for each in list(self._in_flight)
+        )
+
+    def _release_flushes(self) -> None:
+        assert self.is_held()
+        for flush in list(self._flushes):
+            if self._is_done(flush.mark, flush.but_of):
+                flush.done = True
+                self._flushes.remove(flush)
+            if flush.done or self._released:
+                flush.signal.set()
+
+    def _is_done(self, mark: Any, but_of: Optional[int]) -> bool:
+        if mark is None:
+            return not self._in_flight
+        is_before = self._store.is_before
+        return (
+            self._store.is_past(mark)
+            and not self._untold
+            and not any(
+                is_before(item, mark)
+                for batch in list(self._in_flight)
+                if but_of is None or batch.owner != but_of
+                for item in batch.items
+            )
+        )
+
+    def is_idle_but_here(self) -> bool:
+        """Whether nothing is pending but what this thread delivers."""
+        ident = threading.get_ident()
+        return not self.has_waiting() and all(
+            each.owner == ident for each in list(self._in_flight)
+        )
+
+    def pending(self) -> int:
+        with self.lock:
+            return self._count()
+
+    def _count(self) -> int:
+        in_flight = sum(map(len, list(self._in_flight)))
+        return self._store.waiting() + self._store.left() + self._untold + in_flight
+
+    def stats(self) -> Stats:
+        with self.lock:
+            pending = self._count()
+            ages = [each.accepted_at for each in list(self._in_flight) if each.items]
+            oldest = self._store.oldest()
+            if oldest is not None:
+                ages.append(oldest)
+            return Stats(
+                accepted=pending + self._delivered + self._failed,
+                delivered=self._delivered,
+                failed=self._failed,
+                pending=pending,
+                refused=self.refused.value,
+                retried=self._retried,
+                oldest_pending_age=max(0.0, monotonic() - min(ages)) if ages else None,
+                last_error=self._last_error,
+                durable=self._store.is_durable(),
+                damaged_files=self._store.damaged_files,
+            )

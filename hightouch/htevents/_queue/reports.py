@@ -1,0 +1,55 @@
+"""Tells the application what became of its events: through its callbacks, and the log."""
+
+from types import CoroutineType
+from typing import Any, Callable, Dict, List, Optional
+
+from hightouch.htevents.concurrency import delivering, delivery_depth
+from hightouch.htevents.errors import describe
+from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.logs import log
+
+OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
+OnSuccess = Callable[[List[Dict[str, Any]]], Any]
+
+
+def report_loss(
+    host: str,
+    on_error: Optional[OnError],
+    error: Exception,
+    messages: List[Dict[str, Any]],
+    count: Optional[int] = None,
+) -> None:
+    """Say once that events are lost: one ERROR line, one call of ``on_error``.
+
+    :param host: for the line
+    :param count: how many; None: as many as there are messages
+    """
+    try:
+        number = len(messages) if count is None else count
+        log.error('Lost %d event(s) for %s: %s', number, host, describe(error))
+    finally:
+        if on_error is None:
+            pass
+        elif delivery_depth():  # a callback of that delivery, not of one inside it
+            call(on_error, 'on_error', error, messages)
+        else:
+            with delivering():
+                call(on_error, 'on_error', error, messages)
+
+
+def call(callback: Callable[..., Any], name: str, *args: Any) -> None:
+    """Call a callback of the application; nothing that it raises ends the delivery."""
+    try:
+        result = callback(*args)
+        if isinstance(result, CoroutineType):  # of a lambda, say
+            result.close()
+            log.warning('%s returned a coroutine, which nobody awaits', name)
+    except Exception as error:
+        raise_interruption(error)
+        log.warning('%s raised; delivery goes on', name, exc_info=True)
+    except KeyboardInterrupt:
+        raise  # in a thread of the application
+    except BaseException as error:
+        raise_interruption(error)
+        # sys.exit() in a callback would end this thread, and no other.
+        log.warning('%s tried to exit; delivery goes on', name)

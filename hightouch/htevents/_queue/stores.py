@@ -1,0 +1,379 @@
+"""Where events wait: in memory, or in a ``queue.Queue`` of somebody else.
+
+The third store, on the disk, is in ``_spool``. All have the methods of `Store`.
+"""
+
+import queue as queue_module
+from collections import deque
+from itertools import count, repeat, starmap
+from operator import length_hint
+from sys import maxsize as _UNBOUNDED
+from typing import Any, Callable, Deque, Iterator, List, Optional, Sequence
+
+from hightouch.htevents.concurrency import Deadline, Signal, monotonic
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import DamageError, MessageTooLargeError, is_retryable
+from hightouch.htevents.findings import Finding, Findings
+
+# Bytes of messages in one request. The server's limit is 500 KB for a body; the
+# difference is room for the envelope.
+BATCH_BYTES = 475000
+
+# Seconds between looks at a queue that cannot be waited on without taking from it.
+POLL_INTERVAL = 0.5
+
+
+class Counter:
+    """Counts calls of `add`. That is one step of the interpreter, so it needs no lock."""
+
+    __slots__ = ('add', 'left')
+
+    def __init__(self) -> None:
+        self.left = repeat(None, _UNBOUNDED)
+        self.add: Callable[[], None] = self.left.__next__
+
+    @property
+    def value(self) -> int:
+        return _UNBOUNDED - length_hint(self.left)
+
+
+class Policy:
+    """What becomes of events that cannot be delivered: in memory, they are given up."""
+
+    # Whether events survive the process, so that it may leave them to the next one.
+    durable = False
+
+    def most_retries(self, retries: float) -> float:
+        """Return how often a request is sent again."""
+        return retries
+
+    def is_final(self, error: BaseException) -> bool:
+        """Whether an error says that the events will never be taken."""
+        return not is_retryable(error)
+
+    def expired(self, bodies: Sequence[bytes]) -> List[bool]:
+        """Say of each event whether it became too old while it waited; [] for none."""
+        return []
+
+
+class Store:
+    """What a queue asks of a store, with the answers of a store in memory.
+
+    `put`, `waiting` and `mark` may be called from any thread, signal handler and finalizer,
+    and block on nothing. The ledger's lock is held for `take`, `is_past` and `is_before`.
+    """
+
+    policy = Policy()
+    # Held while files are read or written; re-entrant. None: there is none.
+    lock: Any = None
+    # Files of it that were found damaged.
+    damaged_files = 0
+    # Whether the client takes no more events: those of dead processes are left alone then.
+    is_closing = False
+
+    def put(self, body: bytes) -> int:
+        """Store an event; return how many wait now, 0 when it was not stored."""
+        raise NotImplementedError
+
+    def take(self, items: List[Any], size: int, limit: int) -> None:
+        """Move the oldest events to ``items``, in one step of the interpreter.
+
+        :param size: most events
+        :param limit: most bytes, unless the first event alone is larger
+        """
+        raise NotImplementedError
+
+    def take_back(self, body: bytes) -> bool:
+        """Remove an event that was put last; False if it was taken, or stays."""
+        return False
+
+    def look(self, size: int) -> int:
+        """Return how many events wait; may look elsewhere if these are fewer than ``size``."""
+        return self.waiting()
+
+    def fetch(self, size: int) -> None:
+        """Do what takes time before up to ``size`` events are taken. No lock is held."""
+
+    def has_begun(self) -> bool:
+        """Whether one consumer keeps messages that no other can take."""
+        return False
+
+    def waiting(self) -> int:
+        """Return how many events wait."""
+        raise NotImplementedError
+
+    def waiting_bytes(self) -> int:
+        raise NotImplementedError
+
+    def oldest(self) -> Optional[float]:
+        """Return the monotonic time at which the oldest waiting event was accepted."""
+        raise NotImplementedError
+
+    def resolve(self, items: Sequence[Any]) -> None:
+        """Forget events that were delivered, or reported as lost."""
+
+    def mark(self) -> Any:
+        """Return a mark: every event that was put before this call comes before it."""
+        return None
+
+    def is_past(self, mark: Any) -> bool:
+        """Whether all events before a mark were taken."""
+        return True
+
+    def is_before(self, item: Any, mark: Any) -> bool:
+        """Whether an event that was taken came before a mark."""
+        return True
+
+    def give_up(self, items: List[Any]) -> List[Any]:
+        """At the end: return what is lost of ``items``, and of the events that wait."""
+        return items
+
+    def wait(self, wakeup: Signal, timeout: Optional[float]) -> None:
+        """Wait for an event to be put."""
+        wakeup.wait(timeout)
+
+    def wake(self, wakeup: Signal) -> None:
+        """End a `wait`."""
+        wakeup.set()
+
+    def pause(self) -> float:
+        """Return the seconds to leave the application alone before a batch is taken."""
+        return 0.0
+
+    def idle_wait(self) -> Optional[float]:
+        """Return the seconds after which an idle consumer looks again; None: never."""
+        return None
+
+    def left(self) -> int:
+        """Return how many events stay for the next client, after `give_up`."""
+        return 0
+
+    def is_durable(self) -> Optional[bool]:
+        """Whether events survive the process; None when they are not meant to."""
+        return None
+
+    def has_backlog(self) -> bool:
+        """Whether events of dead processes wait to be delivered by this one."""
+        return False
+
+    def has_damage(self) -> bool:
+        """Whether there is something for `damage` to return."""
+        return False
+
+    def damage(self) -> List[DamageError]:
+        """Return, once each, what tells of events that cannot be read any more."""
+        return []
+
+    def can_wait(self) -> bool:
+        """Whether waiting may help a caller whose event was not stored."""
+        return True
+
+    def is_full(self) -> bool:
+        return False
+
+    def has_room_again(self) -> bool:
+        """Whether it is not full, nor about to be full again."""
+        return True
+
+    def why_refused(self) -> str:
+        """Say why `put` stores nothing."""
+        return ''
+
+    def close(self) -> None:
+        """Release files; no event will be resolved after that."""
+
+    def reset(self) -> None:
+        """Forget everything in a forked child: what waits is the parent's."""
+
+
+def move(waiting: Deque[Any], items: List[Any], size: int, limit: int) -> None:
+    """Move the oldest items to a list, up to ``size`` of them, or ``limit`` bytes."""
+    number = length = 0
+    try:
+        # By index, because others append: to iterate would fail then.
+        while number < size:
+            length += len(waiting[number][0]) + 1
+            if length >= limit and number:
+                break
+            number += 1
+    except IndexError:
+        pass  # that is all
+    try:
+        # All in C: a signal handler that raises comes before it or after it.
+        items.extend(starmap(waiting.popleft, repeat((), number)))
+    except IndexError:
+        pass  # the last one was taken back
+
+
+class MemoryStore(Store):
+    """A bounded deque of events.
+
+    :param maxsize: events that may wait; 0 or less: no bound. Each thread that calls `put`
+        at the same moment may pass it by one event
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self._maxsize = maxsize if maxsize > 0 else _UNBOUNDED
+        self.reset()
+
+    def reset(self) -> None:
+        # See `Batch.items`. The place of an event is a number, and so is a mark.
+        self._items: Deque[Any] = deque()
+        self._numbers: Iterator[int] = count()
+
+    def put(self, body: bytes) -> int:
+        items = self._items
+        waiting = len(items)
+        if waiting >= self._maxsize:
+            return 0
+        items.append((body, monotonic(), next(self._numbers)))
+        return waiting + 1
+
+    def take_back(self, body: bytes) -> bool:
+        """Remove an event that was put last; False if it was taken."""
+        for item in reversed(list(self._items)):
+            if item[0] is body:
+                try:
+                    self._items.remove(item)
+                    return True
+                except ValueError:
+                    break
+        return False
+
+    def take(self, items: List[Any], size: int, limit: int) -> None:
+        move(self._items, items, size, limit)
+
+    def waiting(self) -> int:
+        return len(self._items)
+
+    def waiting_bytes(self) -> int:
+        return sum(len(item[0]) + 1 for item in list(self._items))
+
+    def oldest(self) -> Optional[float]:
+        try:
+            accepted_at: float = self._items[0][1]
+            return accepted_at
+        except IndexError:
+            return None
+
+    def mark(self) -> int:
+        return next(self._numbers)
+
+    def is_past(self, mark: Any) -> bool:
+        try:
+            return bool(self._items[0][2] > mark)
+        except IndexError:
+            return True
+
+    def is_before(self, item: Any, mark: Any) -> bool:
+        return bool(item[2] < mark)
+
+    def give_up(self, items: List[Any]) -> List[Any]:
+        move(self._items, items, len(self._items), _UNBOUNDED)
+        return items
+
+    def is_full(self) -> bool:
+        return len(self._items) >= self._maxsize
+
+    def has_room_again(self) -> bool:
+        return 2 * len(self._items) <= self._maxsize
+
+    def why_refused(self) -> str:
+        return 'The queue is full (%d events)' % self._maxsize
+
+
+class ForeignStore(Store):
+    """A ``queue.Queue`` of dicts that somebody else fills.
+
+    :param source: has ``get`` and ``task_done``; with a ``not_empty`` condition, as
+        ``queue.Queue`` has, an idle consumer sleeps without polling
+    :param limit: bytes that one message may take
+    :param on_drop: called with an error and the message for each that is larger
+    """
+
+    def __init__(
+        self, source: Any, limit: int, on_drop: Callable[[Exception, Any], None]
+    ) -> None:
+        self._source = source
+        self._limit = limit
+        self._on_drop = on_drop
+        # Taken from the queue, for a batch that is still to come.
+        self._held: Deque[Any] = deque()
+        self._findings = Findings()
+
+    def put(self, body: bytes) -> int:
+        raise NotImplementedError('its owner puts messages')
+
+    def take(self, items: List[Any], size: int, limit: int) -> None:
+        move(self._held, items, size, limit)
+
+    def look(self, size: int) -> int:
+        self.fetch(size)
+        return len(self._held)
+
+    def fetch(self, size: int) -> None:
+        # Encoded here: a report of a message that is too large calls the application.
+        while len(self._held) < size:
+            try:
+                message = self._source.get(block=False)
+            except queue_module.Empty:
+                return
+            self._hold_one(message)
+
+    def _hold_one(self, message: Any) -> None:
+        found: List[Finding] = []
+        body, message = encode(message, found)
+        self._findings.log(found)
+        if len(body) <= self._limit:
+            return self._held.append((body, monotonic(), None))
+        try:
+            self._on_drop(MessageTooLargeError(len(body), self._limit), message)
+        finally:
+            self._source.task_done()
+
+    def has_begun(self) -> bool:
+        return bool(self._held)
+
+    def waiting(self) -> int:
+        return len(self._held)
+
+    def _size(self) -> int:
+        size = getattr(self._source, '_qsize', None)
+        return int(size()) if size is not None else 0
+
+    def waiting_bytes(self) -> int:
+        return sum(len(item[0]) + 1 for item in self._held)
+
+    def oldest(self) -> Optional[float]:
+        return self._held[0][1] if self._held else None
+
+    def wait(self, wakeup: Signal, timeout: Optional[float]) -> None:
+        not_empty = getattr(self._source, 'not_empty', None)
+        if not_empty is None:
+            return self._poll(Deadline(timeout))
+        with not_empty:
+            if not self._size() and not wakeup.wait(
+                0
+            ):  # looked at under the lock: see wake
+                not_empty.wait(timeout)
+
+    def _poll(self, deadline: Deadline) -> None:
+        left = deadline.remaining()
+        left = POLL_INTERVAL if left is None else min(left, POLL_INTERVAL)
+        try:
+            self._hold_one(self._source.get(block=True, timeout=left))
+        except queue_module.Empty:
+            pass
+
+    def wake(self, wakeup: Signal) -> None:
+        wakeup.set()
+        not_empty = getattr(self._source, 'not_empty', None)
+        if not_empty is not None and not_empty.acquire(timeout=1):
+            try:
+                not_empty.notify_all()
+            finally:
+                not_empty.release()
+
+    def resolve(self, items: Sequence[Any]) -> None:
+        for _ in items:
+            self._source.task_done()

@@ -1,0 +1,176 @@
+"""Appends events to the current log of a client. Takes no lock, and waits for nothing."""
+
+import errno
+import os
+from itertools import count
+from time import time
+from typing import Any, Iterator, List, Optional
+
+from hightouch.htevents._queue.stores import Counter
+from hightouch.htevents._spool.directory import Directory, Owner
+from hightouch.htevents._spool.log import Log, Writer, event_record
+from hightouch.htevents.concurrency import monotonic
+from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents.logs import log as logger
+
+# Bytes of a log after which the next one begins; less in a small spool.
+LOG_BYTES = 4 << 20
+
+# Logs beyond twice what the spool's size needs. So many would mean that none can be written
+# to its end, because of a limit on the size of files for example.
+MORE_LOGS = 100
+
+# Bytes of an event and its record, at most.
+RECORD_BYTES = 33 << 10
+
+# Seconds before a new log is tried, after one could not be made.
+RETRY_INTERVAL = 1.0
+
+
+class Appender:
+    """Safe to use from all threads, signal handlers and finalizers.
+
+    :param directory: where the logs are made
+    :param max_bytes: bytes that events of this client may take
+    :ivar owners: the owners of the logs: the current one is the last
+    :ivar appended: counts the events
+    :ivar last_put: monotonic time of the last event
+    :ivar trouble: why events cannot be made durable; '' when they can
+    :ivar used_elsewhere: bytes that events take in all logs but the current one: a hint,
+        which a consumer counts again with each batch
+    """
+
+    def __init__(self, directory: Directory, max_bytes: int) -> None:
+        self._directory = directory
+        self.max_bytes = max_bytes
+        self._log_bytes = min(LOG_BYTES, max_bytes // 4)
+        self._max_logs = MORE_LOGS + 2 * max_bytes // self._log_bytes
+        self._numbers = count(1)
+        self._next_open = 0.0
+        self.writer: Optional[Writer] = None  # to the current log
+        self.owners: List[Owner] = []
+        self.appended = Counter()
+        self.last_put = float('-inf')
+        self.trouble = ''
+        self.used_elsewhere = 0
+        self.is_closed = False
+
+    def append(self, body: bytes) -> bool:
+        """Write an event; False when it is not on the disk."""
+        for _ in range(3):
+            # In a list, because an application may keep an error, its traceback, and so
+            # the variables of this call: the writer has to be let go of.
+            held = [self.writer or self._open()]
+            if held[0] is None:
+                break
+            try:
+                outcome = self._append(held, body)
+            except BaseException:
+                # A signal handler raised: the event may be written, and is not counted.
+                # A log that does not grow is read to its end, whatever the counts say.
+                self.seal(held.pop())
+                raise
+            if outcome is not None:
+                return outcome
+        return False
+
+    def _append(self, held: List[Any], body: bytes) -> Optional[bool]:
+        """Write an event by the writer in a list; return None to try another log."""
+        log = held[0].log
+        record = event_record(body, int(time() * 1000))
+        try:
+            status = os.fstat(held[0].fd)
+            if not status.st_nlink:
+                self._in_trouble(OSError(0, 'its files were deleted'))
+                log.fd  # opened, so that its events can still be read
+                self.seal(held[0])
+                return None
+            used = self.used_elsewhere + status.st_size - log.done + len(record)
+            if used > self.max_bytes:
+                return False
+            if os.write(held[0].fd, record) != len(record):
+                raise OSError(errno.EFBIG, 'the record was cut short')
+        except OSError as error:
+            raise_interruption(error)
+            self.seal(held[0])
+            # A new file will do where this one has reached a limit, or where this is a
+            # forked child, in which it is closed.
+            if error.errno in (errno.EFBIG, errno.EBADF):
+                return None
+            self._in_trouble(error)
+            self._next_open = monotonic() + RETRY_INTERVAL
+            return False
+        if held[0].fd < 0:
+            return None  # forked inside the write: this is the child
+        log.count()
+        self.last_put = monotonic()
+        if status.st_size > self._log_bytes:
+            self.seal(held[0])
+        if self.trouble:
+            self.trouble = ''
+        return True
+
+    def seal(self, writer: Optional[Writer]) -> None:
+        """Let the next event begin another log."""
+        if writer is not None and self.writer is writer:
+            self.writer = None
+            self.used_elsewhere += max(0, writer.log.size() - writer.log.done)
+
+    def _open(self) -> Optional[Writer]:
+        """Make a log. Of threads that come here together each makes one."""
+        if self.is_closed or monotonic() < self._next_open:
+            return None
+        try:
+            owner = self.owners[-1] if self.owners else None
+            if owner is None or owner.is_gone():
+                owner = self._directory.make_owner()
+                self.owners.append(owner)
+            if len(owner.logs) >= self._max_logs:
+                raise OSError('no file could be written to its end')
+            number = next(self._numbers)
+            writer = self._directory.make_log(owner, number, self.appended)
+            self.seal(self.writer)  # of another thread that came here
+            self.writer = writer
+            if self.is_closed:  # since we looked
+                self.writer = None
+                owner.logs.remove(writer.log)
+                os.unlink(writer.log.path)
+                owner.release(is_empty=not owner.logs)
+                return None
+        except OSError as error:
+            raise_interruption(error)
+            self._next_open = monotonic() + RETRY_INTERVAL
+            self._in_trouble(error)
+            return None
+        return writer
+
+    def _in_trouble(self, error: OSError) -> None:
+        if not self.trouble:
+            self.trouble = error.strerror or str(error)
+            if error.errno == errno.ENOSPC:
+                self.trouble = 'the disk is full'
+            logger.error(
+                'Events cannot be made durable in %s (%s): calls return False until '
+                'they can',
+                self._directory.folder,
+                self.trouble,
+            )
+
+    def logs(self) -> Iterator[Log]:
+        """Yield the logs that are not finished, oldest first."""
+        for owner in list(self.owners):
+            yield from list(owner.logs)
+
+    def used(self) -> int:
+        """Return the bytes that events take."""
+        writer = self.writer
+        current = 0 if writer is None else writer.log.size() - writer.log.done
+        return self.used_elsewhere + current
+
+    def is_full(self) -> bool:
+        return self.used() + RECORD_BYTES > self.max_bytes
+
+    def why_refused(self) -> str:
+        if self.trouble:
+            return 'Events cannot be made durable (%s)' % self.trouble
+        return 'The spool is full (%d bytes)' % self.max_bytes

@@ -1,0 +1,354 @@
+"""Runs the consumers of one client: starts them, flushes, shuts down, survives a fork.
+
+A consumer needs a thread only while there are events. A thread that was idle for
+`IDLE_AFTER` seconds ends, and an event that finds no consumer collecting starts one: an idle
+client costs no thread. No wake-up is lost: an event is put into the queue first, and then its
+thread looks at the consumers that rest; a thread that ends lets its consumer rest first, and
+then looks at the queue.
+"""
+
+import sys
+from typing import Any, Callable, Dict, List, Optional
+
+from hightouch.htevents import fork, lifecycle
+from hightouch.htevents._queue.ledger import Stats
+from hightouch.htevents._queue.queue import Queue
+from hightouch.htevents.concurrency import (
+    Deadline,
+    delivering,
+    delivery_depth,
+    monotonic,
+    start_thread,
+    unlocking,
+)
+from hightouch.htevents.consumer import DELIVERED, Consumer
+from hightouch.htevents.errors import NotDeliveredError
+from hightouch.htevents.fork import getpid
+from hightouch.htevents.logs import is_in_a_line, log
+
+# Seconds beyond the end of a client's time in which a callback may still return.
+LAST_CALLBACK = 0.1
+
+# Seconds without an event after which a thread ends, until the next event.
+IDLE_AFTER = 1.0
+
+# Seconds before another thread is tried after the system refused one.
+START_RETRY_INTERVAL = 1.0
+
+# The states of a client, in their order: before its first event in this process; open;
+# dropped, its threads deliver the rest; a shutdown waits for the rest; ended.
+NEW, RUNNING, DRAINING, CLOSING, CLOSED = range(5)
+
+_unlocking = unlocking(lambda delivery: delivery.queue.locks())
+
+
+class Delivery:
+    """Between a client and its consumers; knows no message and no HTTP.
+
+    Consumers refer to this object, never to the client: a client that is dropped
+    without a shutdown is garbage, and its consumers end when the queue is empty.
+
+    :param queue: where the events wait
+    :param make_consumer: makes a consumer
+    :param threads: consumers to run; 0 in ``sync_mode``
+    :param shutdown_timeout: seconds that interpreter exit may take
+    :param lease: closed after the last request
+    :param on_end: called once when everything has ended
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        make_consumer: Callable[[], Consumer],
+        threads: int,
+        shutdown_timeout: Optional[float],
+        lease: Any,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.queue = queue
+        self.shutdown_timeout = shutdown_timeout
+        self._make_consumer = make_consumer
+        self._threads = threads
+        self._lease = lease
+        self._ending = [on_end]  # popped by the one call that ends everything
+        self._on_start = _nothing
+        self._make()
+        fork.register(self)
+
+    def _make(self) -> None:
+        self._state = NEW
+        # Made with the first event, because a thread object takes as much memory as a
+        # queue; by setdefault, so that threads that make them together get the same.
+        self._made: Dict[str, List[Consumer]] = {}
+        self._resting: List[Consumer] = []  # the consumers without a thread
+        # Whether a thread was started that has not taken its consumer yet.
+        self._starting = False
+        self._next_start = 0.0
+
+    def _after_fork(self) -> None:
+        for consumer in self._present:
+            consumer.running = False  # if one of them forked, it must not go on
+        self._make()
+
+    @property
+    def consumers(self) -> List[Consumer]:
+        """The consumers, made with the first use; the first event starts them."""
+        return self._made.get('all') or self._made.setdefault(
+            'all', [self._make_resting() for _ in range(self._threads)]
+        )
+
+    def _make_resting(self) -> Consumer:
+        consumer = self._make_consumer()
+        consumer.rest()
+        return consumer
+
+    @property
+    def _present(self) -> List[Consumer]:
+        return self._made.get('all', [])
+
+    # -- events ----------------------------------------------------------------------
+
+    def put(self, body: bytes, block_timeout: float = 0) -> bool:
+        """Queue an encoded message; see that a consumer delivers it."""
+        if self._state != RUNNING and not self._prepare():
+            return self.queue.refuse()
+        accepted = self.queue.offer(body, block_timeout)
+        if self._resting and not self.queue.is_attended():
+            self._start_thread()
+        return accepted
+
+    @_unlocking
+    def deliver_now(self, body: bytes) -> bool:
+        """Deliver a message on this thread, with retries (``sync_mode``).
+
+        Inside a delivery (in a callback or a signal handler) it is queued instead, and
+        delivered after that one.
+        """
+        if self._state != RUNNING and not self._prepare():
+            return self.queue.refuse()
+        if delivery_depth():
+            return self.queue.offer(body)
+        ledger, consumer = self.queue.ledger, self._make_consumer()
+        ledger.recover()
+        with delivering():
+            delivered = consumer.deliver(ledger.admit(body)) == DELIVERED
+        if ledger.has_waiting():  # from a callback, or an interrupted call
+            # One generation only: a callback that tracks for each failure would
+            # otherwise keep the application in here for ever.
+            consumer.drain(self.queue.store.waiting() or 1)
+        return delivered
+
+    def start(self) -> None:
+        """See that a consumer delivers what waits, or what dead processes left."""
+        if self._state == NEW:
+            self._prepare()
+        if self._resting and not self.queue.is_attended():
+            self._start_thread()
+
+    def _prepare(self) -> bool:
+        """Do what is done once in a process, with the first event; False if that is late."""
+        if self._state > RUNNING or self.queue.closed or lifecycle.is_over():
+            return False
+        made = self._made
+        lifecycle.add(self)
+        resting = made.setdefault('resting', list(self.consumers))
+        if made is self._made:  # otherwise this is a child, forked inside this call
+            self._resting = resting
+            if self._state == NEW:
+                self._state = RUNNING
+        if self._state == CLOSED:
+            lifecycle.discard(self)  # another thread shut us down
+        if self._threads:
+            self._on_start()
+            _warn_of_uwsgi()  # last: a log handler may track
+        return True
+
+    def call_when_started(self, function: Callable[[], None]) -> None:
+        """Call a function with the first event that is still to come, and in each child."""
+        self._on_start = function
+
+    # -- threads ---------------------------------------------------------------------
+
+    def _start_thread(self) -> None:
+        if self._starting or monotonic() < self._next_start:
+            return
+        try:
+            self._starting = True
+            if not start_thread(self._serve, getpid()):
+                self._starting = False
+                # Events wait for a flush, the exit, or the next try.
+                self._next_start = monotonic() + START_RETRY_INTERVAL
+        except BaseException:  # of a signal handler: the thread runs, or it does not
+            self._starting = False
+            raise
+
+    def _serve(self, pid: int) -> None:
+        """Run a consumer on this thread until it is idle."""
+        try:
+            consumer = self._resting.pop()
+        except IndexError:  # a thread too many
+            self._starting = False
+            return self._thread_ended(True)
+        self._starting = False
+        in_time = True
+        try:
+            # A consumer of a spool looks for what dead processes leave.
+            idle_after = None if self.queue.store.policy.durable else IDLE_AFTER
+            in_time = consumer.serve(idle_after, self._batch_taken)
+        finally:
+            if getpid() == pid:  # otherwise this thread has forked, and is the child
+                consumer.rest()
+                self._resting.append(consumer)
+                self._thread_ended(in_time and consumer.running)
+
+    def _batch_taken(self) -> None:
+        """Let another consumer collect, while the one that did so sends."""
+        if self._resting and self.queue.ledger.has_waiting():
+            self._start_thread()
+
+    def _thread_ended(self, in_time: bool) -> None:
+        if self._state == CLOSED:
+            self._lease.close()  # taken anew by a request that outlasted the shutdown
+            return
+        ledger = self.queue.ledger
+        waits = ledger.has_waiting() or ledger.is_urgent()
+        if waits and in_time and self._resting:
+            self._start_thread()  # an event came in the last moment, or a flush
+        # A call that is CLOSING ends everything itself.
+        elif self._state == DRAINING and not (waits or self._has_threads()):
+            self._end()
+
+    def _has_threads(self) -> bool:
+        return self._starting or len(self._resting) < len(self._present)
+
+    # -- flush and shutdown ----------------------------------------------------------
+
+    @_unlocking
+    def flush(self, timeout: Optional[float]) -> bool:
+        """Send now what waits; see `Client.flush`."""
+        self.start()
+        if delivery_depth() or self._holds_lock() or is_in_a_line():
+            # The code below us goes on only when we return, and a consumer may wait for
+            # it, or for a lock of a log handler: so we wait for nothing.
+            return self.queue.begin_flush()
+        return self._flush(Deadline(timeout))
+
+    def _holds_lock(self) -> bool:
+        # Without consumers no delivery waits for a lock.
+        return self.queue.is_held() or any(
+            each.holds_lock() for each in self._present[:1]
+        )
+
+    def _flush(self, deadline: Deadline) -> bool:
+        ledger = self.queue.ledger
+        if delivery_depth() == 0:
+            ledger.recover()
+        # In this order: a thread that ends rests first, and then looks for a flush.
+        flush = self.queue.start_flush()
+        if self._state != CLOSED and not self._has_threads():
+            self._drain(deadline)
+        return ledger.wait(flush, deadline)
+
+    def _drain(self, deadline: Deadline) -> None:
+        """Deliver on this thread, because there is no other."""
+        consumer = self._make_consumer()
+        consumer.hurry(deadline, keeps=True)
+        consumer.drain()
+
+    def close(self, deadline: Deadline) -> None:
+        """Refuse new events, and let no retry wait beyond the deadline."""
+        self.queue.close()
+        for consumer in self._present:
+            consumer.hurry(deadline)
+
+    def report(self, error: Exception, messages: List[Any]) -> None:
+        """Say once that messages are lost: see `Consumer.report`."""
+        self._make_consumer().report(error, messages)
+
+    def finish(self, deadline: Deadline) -> bool:
+        """Deliver what is left, report what is not delivered in time, end the threads."""
+        if self._state < CLOSING:
+            self._state = CLOSING
+        if delivery_depth():  # a callback: the thread below it waits for us
+            self._drain(deadline)
+            complete = self.queue.flush(deadline, but_here=True)
+            complete = self._give_up() and complete
+        else:
+            complete = self._flush(deadline)
+            complete = self._give_up() and complete
+            # A callback that runs: otherwise the exit cuts it short.
+            self.queue.ledger.wait_for_callbacks(deadline.extended(LAST_CALLBACK))
+        for consumer in self._present:
+            consumer.pause()
+        for consumer in self._present:
+            if not consumer.is_here():
+                consumer.join(deadline.remaining())
+        self._end()
+        return complete
+
+    @_unlocking
+    def shutdown(self, timeout: Optional[float]) -> bool:
+        """Flush, and end everything; see `Client.shutdown`."""
+        deadline = Deadline(timeout)
+        self.close(deadline)
+        return self.finish(deadline)
+
+    def _give_up(self) -> bool:
+        """Report what is lost now; return whether nothing is."""
+        ledger = self.queue.ledger
+        lost = self.queue.give_up()
+        if lost is not None:
+            error = NotDeliveredError(
+                'The client was shut down before these events were delivered; some may '
+                'have arrived without an answer.',
+                ledger.last_error,
+            )
+            self._make_consumer().report_lost(error, [lost])
+        self._make_consumer().report_damage()
+        return lost is None
+
+    def retire(self) -> None:
+        """Let go of a client that was dropped: end once the queue is empty.
+
+        May run inside a finalizer: waits for no delivery.
+        """
+        if self._state >= CLOSING or lifecycle.is_over():
+            return
+        self._state = DRAINING
+        self.queue.close()
+        if self.queue.ledger.has_waiting():
+            if self._resting:
+                self._start_thread()
+        elif not self._has_threads():
+            self._end()
+
+    def _end(self) -> None:
+        """Let go of everything. Twice is harmless, also by two threads."""
+        self._state = CLOSED
+        for consumer in self._present:
+            consumer.pause()
+        lifecycle.discard(self)
+        self.queue.release()
+        self._lease.close()
+        try:
+            self._ending.pop()()
+        except IndexError:
+            pass
+
+    @_unlocking
+    def stats(self) -> Stats:
+        return self.queue.ledger.stats()
+
+
+def _warn_of_uwsgi() -> None:
+    uwsgi = sys.modules.get('uwsgi')  # exists inside of uWSGI only
+    options = getattr(uwsgi, 'opt', {})
+    if uwsgi is not None and not {'enable-threads', 'threads'} & set(options):
+        log.warning(
+            'uWSGI runs without threads, so that events are sent while a request runs, '
+            'and when the worker ends. Set: enable-threads = true'
+        )
+
+
+def _nothing() -> None:
+    pass
