@@ -705,6 +705,16 @@ class DeliveryTest(TestCase):
         self.assertTrue(client.flush(LIMIT))
         self.assertEqual(len(self.collector.events), 50)
 
+    def test_block_timeout_holds_when_room_comes_in_the_same_moment(self) -> None:
+        client = self.client(block_timeout=LIMIT)
+        put, answers = client._queue.store.put, [0]
+        with mock.patch.object(
+            client._queue.store,
+            'put',
+            lambda body: answers.pop() if answers else put(body),
+        ):
+            self.assertTrue(client.track('user', 'event')[0])
+
     def test_block_timeout_runs_out(self) -> None:
         client = self.holding(max_queue_size=1, block_timeout=0.01)
         self.assertTrue(client.track('user', 'event')[0])

@@ -904,6 +904,52 @@ class BacklogTest(SpoolTestCase):
         waiter.join(LIMIT)
         self.assertEqual(flushed, [True])
 
+    def test_a_flush_waits_for_own_events_in_a_batch_with_those_of_others(self) -> None:
+        self.leave_bodies([b'{"n":"other"}'] * 3)
+        queue = self.queue()
+        self.assertEqual(queue.store.look(3), 3)
+        queue.offer(b'{"n":1}')
+        batch = queue.take_now(10)
+        assert batch is not None
+        self.assertEqual(len(batch), 4)
+        self.assertFalse(queue.flush(Deadline(0)))
+        queue.acknowledge(batch, delivered=True)
+        self.assertIsNone(queue.take_now(1))  # it has a look at the end
+        self.assertTrue(queue.flush(Deadline(0)))
+
+    def test_an_event_that_is_read_before_it_is_counted_hides_no_other(self) -> None:
+        queue = self.queue()
+        queue.offer(b'{"n":1}')
+        made = queue.store.appender.logs().__next__()  # type: ignore[attr-defined]
+        os.write(made.writer().fd, log.event_record(b'{"n":2}', 17))  # and not counted
+        batch = queue.take_now(10)
+        assert batch is not None
+        self.assertEqual(len(batch), 2)
+        queue.acknowledge(batch, delivered=True)
+        queue.offer(b'{"n":3}')
+        self.assertFalse(queue.flush(Deadline(0)))
+        batch = queue.take_now(10)
+        assert batch is not None
+        self.assertEqual(batch.messages(), [{'n': 3}])
+        queue.acknowledge(batch, delivered=True)
+        self.assertIsNone(queue.take_now(1))  # it has a look at the end
+        self.assertTrue(queue.flush(Deadline(0)))
+
+    def test_a_log_with_many_notes_is_taken_over_in_time(self) -> None:
+        queue = self.queue()
+        for number in range(4000):
+            queue.offer(b'{"n":%d}' % number)
+            batch = queue.take_now(1)
+            assert batch is not None
+            if number != 2000:
+                queue.acknowledge(batch, delivered=True)
+        queue.release()
+        heir = self.queue()
+        self.assertEqual(heir.store.look(10), 1)
+        batch = heir.take_now(10)
+        assert batch is not None
+        self.assertEqual(batch.messages(), [{'n': 2000}])
+
     def test_a_loss_is_told_with_no_lock_held_and_waits_for_its_callback(self) -> None:
         told: List[Any] = []
 
@@ -1409,6 +1455,58 @@ class BadGroundTest(SpoolTestCase):
         self.assertTrue(client.flush(LIMIT))
         self.assertIs(client.stats().durable, True)
         self.assertIn('new', self.arrived())
+
+    def test_a_file_that_is_cut_short_while_it_is_in_use_costs_no_later_event(
+        self,
+    ) -> None:
+        client = self.client(upload_interval=0)
+        for number in range(50):
+            client.track('user', str(number))
+        self.assertTrue(client.flush(LIMIT))
+        os.truncate(self.files('.log')[0], 0)
+        self.collector.events.clear()
+        for number in range(20):
+            self.assertTrue(client.track('user', str(number))[0])
+        self.assertTrue(client.flush(LIMIT))
+        self.assert_all_arrived(map(str, range(20)))
+        self.assertTrue(client.shutdown(LIMIT))
+
+    def test_a_log_that_cannot_be_read_takes_no_time_until_it_can(self) -> None:
+        client = self.client(upload_interval=0)
+        client.track('user', 'first')
+        self.assertTrue(client.flush(LIMIT))
+        error = OSError(errno.EIO, 'an error that passes')
+        with mock.patch('os.pread', side_effect=error), LogCatcher() as lines:
+            looks = mock.Mock(wraps=client._queue.store.fetch)
+            with mock.patch.object(client._queue.store, 'fetch', looks):
+                client.track('user', 'second')
+                self.assertTrue(eventually(lambda: lines.lines(level=40)))
+                time.sleep(0.3)
+        self.assertLess(looks.call_count, 50)
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(self.arrived(), ['first', 'second'])
+
+    def test_errors_of_signal_handlers_may_be_kept(self) -> None:
+        result = self.run_child(
+            'class TimeIsUp(Exception): pass\n'
+            'def handle(*_): raise TimeIsUp\n'
+            'signal.signal(signal.SIGALRM, handle)\n'
+            'kept = []\n'
+            'for number in range(300):\n'
+            '    try:\n'
+            '        signal.setitimer(signal.ITIMER_REAL, 0.0002)\n'
+            '        for _ in range(1000): client.track("user", "event")\n'
+            '    except TimeIsUp as error: kept.append(error)\n'
+            '    finally: signal.setitimer(signal.ITIMER_REAL, 0)\n'
+            'accepted = sum(client.track("user", "event")[0] for _ in range(100))\n'
+            'assert client.flush(50), client.stats()\n'
+            'stats = client.stats()\n'
+            'print(accepted, stats.refused, stats.pending, stats.durable)\n',
+            url=self.collector.url,
+        )
+        self.assertEqual(
+            result.stdout.split(), ['100', '0', '0', 'True'], result.stderr
+        )
 
     def test_of_a_truncated_file_the_readable_part_is_sent(self) -> None:
         self.leave(2000)

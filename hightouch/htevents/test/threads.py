@@ -1,5 +1,6 @@
 """A client's threads: they start with an event, and end when they are idle for a while."""
 
+import _thread
 import asyncio
 import gc
 import os
@@ -157,6 +158,85 @@ class IdleTest(TestCase):
                 client.track('user', 'event')
             self.assertTrue(client.flush(LIMIT))
             self.assertEqual(most, [count])
+
+    def test_events_do_not_wait_behind_the_request_of_one_of_several_consumers(
+        self,
+    ) -> None:
+        for _ in range(5):
+            client = self.client(thread=4, upload_interval=0.01, upload_size=10)
+            client.track('user', 'first')
+            self.assertTrue(client.flush(LIMIT))
+            time.sleep(0.03)  # some of the threads have ended, and others will
+            answer = threading.Event()
+            self.addCleanup(answer.set)
+            self.collector.script(lambda _: answer.wait(LIMIT) and 200)
+            count = len(self.collector.events)
+            for _ in range(25):
+                client.track('user', 'event')
+            self.assertTrue(self.collector.wait_for(count + 15, LIMIT))
+            answer.set()
+            self.assertTrue(client.flush(LIMIT))
+
+    def test_a_consumer_that_was_paused_starts_no_threads(self) -> None:
+        client = self.client(upload_interval=0)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        for consumer in client.consumers or ():
+            consumer.pause()
+        self.wait_until(lambda: not self.threads())
+        starts: List[Any] = []
+        start = _thread.start_new_thread
+
+        def note(*args: Any) -> Any:
+            starts.append(args)
+            return start(*args)
+
+        with mock.patch.object(_thread, 'start_new_thread', note):
+            client.track('user', 'event')
+            time.sleep(0.1)
+        self.assertLess(len(starts), 5)
+
+    def test_a_finalizer_may_flush_on_the_thread_of_a_consumer(self) -> None:
+        class Flushing:
+            def __del__(self) -> None:
+                flushed.append(client.flush(None))
+
+        flushed: List[bool] = []
+        client = self.client(upload_interval=0)
+        take = client._queue.take
+
+        def drop_and_take(*args: Any) -> Any:
+            Flushing()
+            return take(*args)
+
+        with mock.patch.object(client._queue, 'take', drop_and_take):
+            client.track('user', 'event')
+            self.assertTrue(self.collector.wait_for(1, LIMIT))
+            self.wait_until(lambda: bool(flushed))
+
+    def test_a_shutdown_in_a_callback_waits_for_the_other_consumers(self) -> None:
+        ended: List[bool] = []
+        lost = Recorder()
+        together = threading.Barrier(2)
+
+        def end(batch: List[Any]) -> None:
+            if batch[0]['event'] == 'ends':
+                ended.append(client.shutdown(LIMIT))
+
+        def answer(received: Any) -> int:
+            together.wait(LIMIT)
+            if received.body['batch'][0]['event'] != 'ends':
+                time.sleep(0.1)
+            return 200
+
+        self.collector.script(answer, answer)
+        client = self.client(
+            thread=2, upload_size=1, upload_interval=0, on_success=end, on_error=lost
+        )
+        client.track('user', 'ends')
+        client.track('user', 'event')
+        self.wait_until(lambda: bool(ended))
+        self.assertEqual((ended, lost.calls), ([True], []))
 
     def test_servers_that_do_not_answer_hold_up_their_own_clients_only(self) -> None:
         silent = Collector(faults=['hang'] * 20).start()
@@ -322,6 +402,24 @@ class ForkTest(TestCase):
         self.assertEqual(os.waitpid(pid, 0)[1], 0)
         os.close(read)
         os.close(write)
+
+    def test_a_child_of_a_callback_knows_its_threads(self) -> None:
+        result = support.run_program(
+            'import os, sys, threading, time, warnings\n'
+            'warnings.simplefilter("ignore")\n'
+            'from hightouch.htevents import Client\n'
+            'def fork(batch):\n'
+            '    pid = os.fork()\n'
+            '    if pid == 0:\n'
+            '        print(threading.active_count(), flush=True)\n'
+            '        os._exit(0)\n'
+            '    os.waitpid(pid, 0)\n'
+            'client = Client("key", sys.argv[1], upload_interval=0, on_success=fork)\n'
+            'client.track("user", "event")\n'
+            'assert client.flush(30)\n',
+            self.collector.url,
+        )
+        self.assertEqual((result.stdout, result.stderr), ('1\n', ''))
 
     @unittest.skipUnless(hasattr(os, 'register_at_fork'), 'needs Python 3.7 or later')
     def test_a_consumer_that_forks_does_not_go_on_in_the_child(self) -> None:
