@@ -275,16 +275,21 @@ class Delivery:
             complete = self._give_up() and complete
         else:
             complete = self._flush(deadline)
+            # They end when the queue is empty: an event may have come with the flush.
+            self._join_consumers(deadline)
             complete = self._give_up() and complete
             # A callback that runs: otherwise the exit cuts it short.
             self.queue.ledger.wait_for_callbacks(deadline.extended(LAST_CALLBACK))
         for consumer in self._present:
             consumer.pause()
+        self._join_consumers(deadline)
+        self._end()
+        return complete
+
+    def _join_consumers(self, deadline: Deadline) -> None:
         for consumer in self._present:
             if not consumer.is_here():
                 consumer.join(deadline.remaining())
-        self._end()
-        return complete
 
     @_unlocking
     def shutdown(self, timeout: Optional[float]) -> bool:

@@ -207,6 +207,34 @@ class PromiseTest(SpoolTestCase):
         self.assertEqual(len(self.collector.events), 700)
         self.assertEqual(self.files(), [])
 
+    def test_events_that_come_with_a_shutdown_arrive_once(self) -> None:
+        interval = sys.getswitchinterval()
+        self.addCleanup(sys.setswitchinterval, interval)
+        sys.setswitchinterval(1e-5)
+        accepted: List[str] = []
+        for _ in range(30):
+            client = self.client(upload_interval=0)
+            ended = threading.Event()
+
+            def track() -> None:
+                while not ended.is_set():
+                    taken, message = client.track('user', 'event')
+                    if taken:
+                        accepted.append(message['messageId'])
+
+            threads = [threading.Thread(target=track) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            self.assertTrue(eventually(lambda: client.stats().delivered > 10))
+            client.shutdown(LIMIT)
+            ended.set()
+            for thread in threads:
+                thread.join(LIMIT)
+        self.client()
+        self.assert_nothing_left()
+        ids = [each['messageId'] for each in self.collector.events]
+        self.assertEqual(sorted(ids), sorted(accepted))
+
     def test_flush_and_stats_mean_the_same_as_without_a_spool(self) -> None:
         client = self.client(upload_interval=LIMIT)
         for number in range(1000):
