@@ -157,7 +157,10 @@ class Consumer(threading.Thread):
         self._ident = threading.get_ident()
         self._ended.wait(0)
         # What Thread.start() does for the thread's name, and for debuggers and profilers.
-        threading.current_thread().name = self.name
+        try:
+            threading.current_thread().name = self.name
+        except Exception as error:  # a test has replaced threading.Thread for a while
+            raise_interruption(error)
         sys.settrace(threading._trace_hook)  # type: ignore[attr-defined]
         sys.setprofile(threading._profile_hook)
         try:
