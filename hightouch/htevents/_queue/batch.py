@@ -28,10 +28,6 @@ class Batch:
         return [item[0] for item in self.items]
 
     @property
-    def places(self) -> List[Any]:
-        return [item[2] for item in self.items]
-
-    @property
     def accepted_at(self) -> float:
         """The monotonic time at which its oldest event was accepted."""
         accepted_at: float = self.items[0][1]

@@ -10,7 +10,7 @@ from operator import length_hint
 from sys import maxsize as _UNBOUNDED
 from typing import Any, Callable, Deque, Iterator, List, Optional, Sequence
 
-from hightouch.htevents.concurrency import Deadline, Signal, monotonic
+from hightouch.htevents.concurrency import Signal, monotonic
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import DamageError, MessageTooLargeError, is_retryable
 from hightouch.htevents.findings import Finding, Findings
@@ -64,6 +64,8 @@ class Store:
     """
 
     policy = Policy()
+    # The events that can be taken, oldest first: see `Batch.items`.
+    ready: Deque[Any]
     # Held while files are read or written; re-entrant. None: there is none.
     lock: Any = None
     # Files of it that were found damaged.
@@ -81,7 +83,7 @@ class Store:
         :param size: most events
         :param limit: most bytes, unless the first event alone is larger
         """
-        raise NotImplementedError
+        move(self.ready, items, size, limit)
 
     def take_back(self, body: bytes) -> bool:
         """Remove an event that was put last; False if it was taken, or stays."""
@@ -100,14 +102,19 @@ class Store:
 
     def waiting(self) -> int:
         """Return how many events wait."""
-        raise NotImplementedError
+        return len(self.ready)
 
     def waiting_bytes(self) -> int:
-        raise NotImplementedError
+        """Return the bytes of the events that can be taken."""
+        return sum(len(item[0]) + 1 for item in list(self.ready))
 
     def oldest(self) -> Optional[float]:
         """Return the monotonic time at which the oldest waiting event was accepted."""
-        raise NotImplementedError
+        try:
+            accepted_at: float = self.ready[0][1]
+            return accepted_at
+        except IndexError:
+            return None
 
     def resolve(self, items: Sequence[Any]) -> None:
         """Forget events that were delivered, or reported as lost."""
@@ -217,12 +224,12 @@ class MemoryStore(Store):
         self.reset()
 
     def reset(self) -> None:
-        # See `Batch.items`. The place of an event is a number, and so is a mark.
-        self._items: Deque[Any] = deque()
+        # The place of an event is a number, and so is a mark.
+        self.ready = deque()
         self._numbers: Iterator[int] = count()
 
     def put(self, body: bytes) -> int:
-        items = self._items
+        items = self.ready
         waiting = len(items)
         if waiting >= self._maxsize:
             return 0
@@ -231,37 +238,21 @@ class MemoryStore(Store):
 
     def take_back(self, body: bytes) -> bool:
         """Remove an event that was put last; False if it was taken."""
-        for item in reversed(list(self._items)):
+        for item in reversed(list(self.ready)):
             if item[0] is body:
                 try:
-                    self._items.remove(item)
+                    self.ready.remove(item)
                     return True
                 except ValueError:
                     break
         return False
-
-    def take(self, items: List[Any], size: int, limit: int) -> None:
-        move(self._items, items, size, limit)
-
-    def waiting(self) -> int:
-        return len(self._items)
-
-    def waiting_bytes(self) -> int:
-        return sum(len(item[0]) + 1 for item in list(self._items))
-
-    def oldest(self) -> Optional[float]:
-        try:
-            accepted_at: float = self._items[0][1]
-            return accepted_at
-        except IndexError:
-            return None
 
     def mark(self) -> int:
         return next(self._numbers)
 
     def is_past(self, mark: Any) -> bool:
         try:
-            return bool(self._items[0][2] > mark)
+            return bool(self.ready[0][2] > mark)
         except IndexError:
             return True
 
@@ -269,14 +260,14 @@ class MemoryStore(Store):
         return bool(item[2] < mark)
 
     def give_up(self, items: List[Any]) -> List[Any]:
-        move(self._items, items, len(self._items), _UNBOUNDED)
+        move(self.ready, items, len(self.ready), _UNBOUNDED)
         return items
 
     def is_full(self) -> bool:
-        return len(self._items) >= self._maxsize
+        return len(self.ready) >= self._maxsize
 
     def has_room_again(self) -> bool:
-        return 2 * len(self._items) <= self._maxsize
+        return 2 * len(self.ready) <= self._maxsize
 
     def why_refused(self) -> str:
         return 'The queue is full (%d events)' % self._maxsize
@@ -298,22 +289,19 @@ class ForeignStore(Store):
         self._limit = limit
         self._on_drop = on_drop
         # Taken from the queue, for a batch that is still to come.
-        self._held: Deque[Any] = deque()
+        self.ready = deque()
         self._findings = Findings()
 
     def put(self, body: bytes) -> int:
         raise NotImplementedError('its owner puts messages')
 
-    def take(self, items: List[Any], size: int, limit: int) -> None:
-        move(self._held, items, size, limit)
-
     def look(self, size: int) -> int:
         self.fetch(size)
-        return len(self._held)
+        return len(self.ready)
 
     def fetch(self, size: int) -> None:
         # Encoded here: a report of a message that is too large calls the application.
-        while len(self._held) < size:
+        while len(self.ready) < size:
             try:
                 message = self._source.get(block=False)
             except queue_module.Empty:
@@ -325,41 +313,30 @@ class ForeignStore(Store):
         body, message = encode(message, found)
         self._findings.log(found)
         if len(body) <= self._limit:
-            return self._held.append((body, monotonic(), None))
+            return self.ready.append((body, monotonic(), None))
         try:
             self._on_drop(MessageTooLargeError(len(body), self._limit), message)
         finally:
             self._source.task_done()
 
     def has_begun(self) -> bool:
-        return bool(self._held)
-
-    def waiting(self) -> int:
-        return len(self._held)
+        return bool(self.ready)
 
     def _size(self) -> int:
         size = getattr(self._source, '_qsize', None)
         return int(size()) if size is not None else 0
 
-    def waiting_bytes(self) -> int:
-        return sum(len(item[0]) + 1 for item in self._held)
-
-    def oldest(self) -> Optional[float]:
-        return self._held[0][1] if self._held else None
-
     def wait(self, wakeup: Signal, timeout: Optional[float]) -> None:
         not_empty = getattr(self._source, 'not_empty', None)
         if not_empty is None:
-            return self._poll(Deadline(timeout))
+            return self._poll(timeout)
         with not_empty:
-            if not self._size() and not wakeup.wait(
-                0
-            ):  # looked at under the lock: see wake
+            # Looked at under the lock: see wake.
+            if not self._size() and not wakeup.wait(0):
                 not_empty.wait(timeout)
 
-    def _poll(self, deadline: Deadline) -> None:
-        left = deadline.remaining()
-        left = POLL_INTERVAL if left is None else min(left, POLL_INTERVAL)
+    def _poll(self, timeout: Optional[float]) -> None:
+        left = POLL_INTERVAL if timeout is None else min(timeout, POLL_INTERVAL)
         try:
             self._hold_one(self._source.get(block=True, timeout=left))
         except queue_module.Empty:

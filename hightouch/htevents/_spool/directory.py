@@ -281,7 +281,6 @@ class Directory:
         """Make a log; return the writer that appends to it.
 
         :param total: counts the events of all logs
-
         :raises OSError: when the file system does not allow it
         """
         self._make_folder()

@@ -93,7 +93,8 @@ def parse(data: bytes, at: int, is_complete: bool, most: int) -> Piece:
     at += len(lines[0])  # what is before the first newline
     last = len(lines) - 1
     for number, line in enumerate(lines[1:], 1):
-        event, bounds = _event(line, at), _done(line)
+        event = _event(line, at)
+        bounds = _done(line) if event is None else None
         if event is not None:
             if len(events) == most:
                 break
@@ -107,6 +108,43 @@ def parse(data: bytes, at: int, is_complete: bool, most: int) -> Piece:
             damaged += not _is_cut(line)
         at += 1 + len(line)
     return Piece(events, done, at, damaged)
+
+
+def read_piece(fd: int, at: int, grows: bool, most: int) -> Piece:
+    """Read a piece of an open log.
+
+    :param grows: whether its last record may be half written
+    :param most: events after which to stop
+    """
+    data = os.pread(fd, CHUNK, at)
+    is_end = len(data) < CHUNK
+    found = parse(data, at, is_end and not grows, most)
+    if found.end == at and not is_end:
+        found = parse(data, at, True, most)  # no record is so long
+    return found
+
+
+def read_all(fd: int) -> Iterator[Piece]:
+    """Read an open log from its beginning to its end."""
+    found = read_piece(fd, 0, False, CHUNK)
+    at = 0
+    while found.end > at:
+        yield found
+        at = found.end
+        found = read_piece(fd, at, False, CHUNK)
+
+
+class Resolved:
+    """Ranges of bytes of a log that are resolved."""
+
+    def __init__(self, ranges: Iterable[Tuple[int, int]]) -> None:
+        in_order = sorted(ranges)
+        self._starts = [start for start, _ in in_order]
+        self._ends = [end for _, end in in_order]
+
+    def __contains__(self, event: Event) -> bool:
+        number = bisect_right(self._starts, event.start)
+        return number > 0 and event.start < self._ends[number - 1]
 
 
 def _event(line: bytes, start: int) -> Optional[Tuple[Event, bool]]:
@@ -197,8 +235,7 @@ class Log:
         self.next_read = 0.0
         self.writer: Callable[[], Optional[Writer]] = _nobody
         self._open: Dict[None, int] = {}  # its descriptor
-        # Where ranges that were resolved under its last owner begin, and their ends.
-        self._resolved: Optional[Tuple[List[int], List[int]]] = None
+        self._resolved: Optional[Resolved] = None  # under its last owner
         self._owed: List[Tuple[int, int]] = []
 
     def create(self, fsync: bool) -> Writer:
@@ -213,7 +250,7 @@ class Log:
         except BaseException:
             os.unlink(self.path)
             raise
-        self._resolved = [], []
+        self._resolved = Resolved(())
         self.writer = weakref.ref(writer)
         return writer
 
@@ -274,23 +311,17 @@ class Log:
         :raises OSError: when it cannot be read
         """
         if self._resolved is None:
-            self._resolved = self._resolved_before()
+            self._resolved = Resolved(
+                bounds for piece in read_all(self.fd) for bounds in piece.done
+            )
         # Asked first: as long as it grows, its last record may be half written.
         grows = self.writer() is not None
-        found = self._piece(self.offset, grows, most)
+        found = read_piece(self.fd, self.offset, grows, most)
         if found.end == self.offset:
             self.has_ended = not grows
         ends = [each.start for each in found.events[1:]] + [found.end]
         events = zip(found.events, ends)
-        return found, [each for each in events if not self._was_resolved(each[0].start)]
-
-    def _piece(self, at: int, grows: bool, most: int) -> Piece:
-        data = os.pread(self.fd, CHUNK, at)
-        is_end = len(data) < CHUNK
-        found = parse(data, at, is_end and not grows, most)
-        if found.end == at and not is_end:
-            found = parse(data, at, True, most)  # no record is so long
-        return found
+        return found, [each for each in events if each[0] not in self._resolved]
 
     def commit(self, found: Piece, events: List[Tuple[Event, int]]) -> None:
         """Go on behind a piece that was read. If this is interrupted, it is read again."""
@@ -300,23 +331,6 @@ class Log:
         size = found.end - self.offset
         self.done += size - sum(end - event.start for event, end in events)
         self.offset = found.end
-
-    def _resolved_before(self) -> Tuple[List[int], List[int]]:
-        """Return the ranges that were resolved under its last owner."""
-        ranges: List[Tuple[int, int]] = []
-        at = 0
-        while True:
-            found = self._piece(at, False, CHUNK)
-            ranges += found.done
-            if found.end == at:
-                ranges.sort()
-                return [start for start, _ in ranges], [end for _, end in ranges]
-            at = found.end
-
-    def _was_resolved(self, start: int) -> bool:
-        starts, ends = self._resolved or ([], [])
-        number = bisect_right(starts, start)
-        return number > 0 and start < ends[number - 1]
 
     def resolve(self, starts: Iterable[int]) -> None:
         """Note that events are resolved; a note that fails now is written with the next.

@@ -1,10 +1,10 @@
 """What waits in a spool, for people: looks at all streams, and changes nothing."""
 
 import os
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from hightouch.htevents._spool.directory import DAMAGED, LOCK, LOG_NAME, STREAM, lock
-from hightouch.htevents._spool.log import CHUNK, parse
+from hightouch.htevents._spool.log import Resolved, read_all
 from hightouch.htevents._spool.ownership import check_file, check_folder, open_plain
 
 
@@ -99,23 +99,15 @@ def _events(path: str) -> List[Tuple[int, int]]:
     """Return the length and the time of each event in a log that is not resolved."""
     fd = open_plain(path, os.O_RDONLY)
     try:
-        events: List[Any] = []
-        done: List[Tuple[int, int]] = []
-        at = 0
-        while True:
-            data = os.pread(fd, CHUNK, at)
-            found = parse(data, at, len(data) < CHUNK, CHUNK)
-            events += [(e.start, len(e.body), e.milliseconds) for e in found.events]
-            done += found.done
-            if found.end == at:
-                break
-            at = found.end
+        pieces = list(read_all(fd))
     finally:
         os.close(fd)
+    resolved = Resolved(bounds for piece in pieces for bounds in piece.done)
     return [
-        (length, milliseconds)
-        for start, length, milliseconds in events
-        if not any(first <= start < last for first, last in done)
+        (len(event.body), event.milliseconds)
+        for piece in pieces
+        for event in piece.events
+        if event not in resolved
     ]
 
 

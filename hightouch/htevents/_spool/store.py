@@ -15,10 +15,10 @@ import threading
 from collections import deque
 from sys import maxsize
 from time import time
-from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 from weakref import WeakSet
 
-from hightouch.htevents._queue.stores import Store, move
+from hightouch.htevents._queue.stores import Store
 from hightouch.htevents._spool.appender import RETRY_INTERVAL, Appender
 from hightouch.htevents._spool.directory import Directory, Owner
 from hightouch.htevents._spool.log import Log
@@ -74,7 +74,7 @@ class FileStore(Store):
         # Held while logs are looked for, read, resolved or removed; also during I/O.
         # Guards the fields below. Re-entrant, because it knows its owner.
         self.lock: Any = threading.RLock()
-        self._ready: Deque[Any] = deque()  # read, and waiting to be taken
+        self.ready = deque()  # read, and waiting to be taken
         self._read_count = 0  # of the events that were appended
         self._next_scan = 0.0
         self._is_reading = False
@@ -135,7 +135,7 @@ class FileStore(Store):
         for log in self.appender.logs():
             self._read(log, size)
         # What is not ours can wait: for ours, and for its next owner.
-        if not (self._ready or self.is_closing):
+        if not (self.ready or self.is_closing):
             for owner in list(self._adopted):
                 for log in list(owner.logs):
                     self._read(log, size)
@@ -145,8 +145,8 @@ class FileStore(Store):
         if monotonic() < log.next_read:
             return
         try:
-            while len(self._ready) < size:
-                if not self._read_piece(log, size - len(self._ready)):
+            while len(self.ready) < size:
+                if not self._read_piece(log, size - len(self.ready)):
                     break
             log.next_read = 0.0
         except OSError as error:
@@ -166,7 +166,7 @@ class FileStore(Store):
         if found.end == log.offset:
             return log.was_cut() and self._begin_anew(log)
         now, wall = monotonic(), time()
-        self._ready.extend(
+        self.ready.extend(
             [
                 (
                     event.body,
@@ -230,9 +230,6 @@ class FileStore(Store):
             if writer is None or log is not writer.log
         )
 
-    def take(self, items: List[Any], size: int, limit: int) -> None:
-        move(self._ready, items, size, limit)
-
     def resolve(self, items: Sequence[Any]) -> None:
         by_log: Dict[Log, List[int]] = {}
         for _, _, (log, start) in items:
@@ -254,27 +251,20 @@ class FileStore(Store):
             if not self._not_noted:
                 self._not_noted = True
                 self.directory.say('Cannot write to %s: %s', log.path, error)
-            writer = log.writer()
-            if writer is not None:
-                # On a full disk only its end gives room: it ends when all is resolved.
-                self.appender.seal(writer)
-                del writer
+            # On a full disk only its end gives room: it ends when all is resolved.
+            self.appender.seal(log.writer())
         if not log.outstanding and log.writer() is None:
-            self._read(log, len(self._ready) + 1)  # to its end
+            self._read(log, len(self.ready) + 1)  # to its end
 
     def waiting(self) -> int:
         unread = max(0, self.appender.appended.value - self._read_count)
-        return len(self._ready) + unread + sum(each.count for each in self._damage)
-
-    def waiting_bytes(self) -> int:
-        return sum(len(item[0]) + 1 for item in list(self._ready))
+        return len(self.ready) + unread + sum(each.count for each in self._damage)
 
     def oldest(self) -> Optional[float]:
-        try:
-            accepted_at: float = self._ready[0][1]
-            return accepted_at
-        except IndexError:
-            return self.appender.last_put if self.waiting() else None
+        oldest = super().oldest()
+        if oldest is None and self.waiting():
+            return self.appender.last_put  # it is not read yet
+        return oldest
 
     def mark(self) -> Dict[Log, int]:
         return {log: log.size() for log in self.appender.logs()}
@@ -284,7 +274,7 @@ class FileStore(Store):
         return (
             not (self._is_reading or self._damage or self._left)
             and all(log.offset >= size for log, size in mark.items())
-            and not any(self.is_before(item, mark) for item in list(self._ready))
+            and not any(self.is_before(item, mark) for item in list(self.ready))
         )
 
     def is_before(self, item: Any, mark: Any) -> bool:
@@ -327,8 +317,8 @@ class FileStore(Store):
             gone = {log for log in self._logs() if log.is_gone()}
             for log in gone:
                 self._read(log, maxsize)
-            items = items + list(self._ready)
-            self._ready.clear()
+            items = items + list(self.ready)
+            self.ready.clear()
             lost = [item for item in items if item[2][0] in gone]
             self._left = len(items) - len(lost) + self.waiting()
             self._read_count = self.appender.appended.value

@@ -60,7 +60,7 @@ def eventually(condition: Any) -> bool:
     return True
 
 
-# On 3.6 a child of a process that writes at that moment may inherit a lock of SQLite's.
+# On 3.6 a child closes what it has inherited only with its first call.
 needs_fork_hooks = unittest.skipUnless(
     hasattr(os, 'register_at_fork'), 'this Python cannot be told of a fork'
 )
@@ -812,7 +812,7 @@ class BacklogTest(SpoolTestCase):
         client = self.client()
         for number in range(5000):
             self.assertTrue(client.track('user', str(number))[0])
-        self.assertLessEqual(len(client._queue.store._ready), 100)
+        self.assertLessEqual(len(client._queue.store.ready), 100)
         self.collector.start()
         self.assertTrue(client.flush(LIMIT))
         self.assert_all_arrived(str(number) for number in range(5000))
@@ -887,7 +887,7 @@ class BacklogTest(SpoolTestCase):
         self.leave_bodies([support.encoded_event('backlog')] * 20000)
         client = self.client()
         self.assertTrue(self.collector.wait_for(1000, LIMIT))
-        self.assertLessEqual(len(client._queue.store._ready), 100)
+        self.assertLessEqual(len(client._queue.store.ready), 100)
         self.assertTrue(self.collector.wait_for(20000, LIMIT))
         self.assert_nothing_left()
         self.assertEqual(len(self.collector.events), 20000)
