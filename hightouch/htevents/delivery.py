@@ -203,7 +203,8 @@ class Delivery:
 
     def _batch_taken(self) -> None:
         """Let another consumer collect, while the one that did so sends."""
-        if self._resting and self.queue.ledger.has_waiting():
+        queue = self.queue
+        if self._resting and (queue.ledger.has_waiting() or queue.store.has_adopted()):
             self._start_thread()
 
     def _thread_ended(self, in_time: bool) -> None:

@@ -163,6 +163,10 @@ class Store:
         """Whether events of dead processes wait to be delivered by this one."""
         return False
 
+    def has_adopted(self) -> bool:
+        """Whether it holds events of dead processes, which `waiting` does not count."""
+        return False
+
     def has_damage(self) -> bool:
         """Whether there is something for `damage` to return."""
         return False

@@ -292,6 +292,9 @@ class FileStore(Store):
         with self.lock:  # a look takes each lock file for a moment: `adopt` needs it, too
             return bool(self._adopted) or self.directory.has_orphans()
 
+    def has_adopted(self) -> bool:
+        return bool(self._adopted)
+
     def has_damage(self) -> bool:
         return bool(self._damage)
 

@@ -892,6 +892,12 @@ class BacklogTest(SpoolTestCase):
         self.assert_nothing_left()
         self.assertEqual(len(self.collector.events), 20000)
 
+    def test_a_backlog_is_sent_by_all_consumers(self) -> None:
+        self.leave(300)
+        self.collector.script(*['hang'] * 3)
+        self.client(thread=4, upload_size=30, upload_interval=0)
+        self.assertTrue(self.collector.wait_for(300 - 3 * 30, LIMIT))
+
     def test_events_keep_their_order_over_several_files(self) -> None:
         with mock.patch.object(appender, 'LOG_BYTES', 10000):
             queue = self.queue()
