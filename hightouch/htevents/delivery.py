@@ -204,7 +204,9 @@ class Delivery:
     def _batch_taken(self) -> None:
         """Let another consumer collect, while the one that did so sends."""
         queue = self.queue
-        if self._resting and (queue.ledger.has_waiting() or queue.store.has_adopted()):
+        if self._resting and (
+            queue.ledger.has_waiting() or queue.store.may_have_more()
+        ):
             self._start_thread()
 
     def _thread_ended(self, in_time: bool) -> None:

@@ -233,6 +233,8 @@ class Queue:
         known = self.ledger.acknowledge(batch, delivered)
         if self._room:
             self.wake_room(len(batch))
+        if self.store.may_have_more():
+            self._wakeup.set()  # the consumer that collects may have seen its end
         return known
 
     def wake(self) -> None:

@@ -163,8 +163,8 @@ class Store:
         """Whether events of dead processes wait to be delivered by this one."""
         return False
 
-    def has_adopted(self) -> bool:
-        """Whether it holds events of dead processes, which `waiting` does not count."""
+    def may_have_more(self) -> bool:
+        """Whether it may find events of dead processes, which `waiting` does not count."""
         return False
 
     def has_damage(self) -> bool:

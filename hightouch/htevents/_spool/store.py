@@ -292,8 +292,8 @@ class FileStore(Store):
         with self.lock:  # a look takes each lock file for a moment: `adopt` needs it, too
             return bool(self._adopted) or self.directory.has_orphans()
 
-    def has_adopted(self) -> bool:
-        return bool(self._adopted)
+    def may_have_more(self) -> bool:
+        return bool(self._adopted) or monotonic() >= self._next_scan
 
     def has_damage(self) -> bool:
         return bool(self._damage)
