@@ -18,7 +18,10 @@ import threading
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Optional, Union
 
-from hightouch.htevents import fork, lifecycle, settings
+from hightouch.htevents import settings
+from hightouch.htevents._process import exit as process_exit
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.logs import log as _log
 from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
 from hightouch.htevents.client import (
@@ -43,7 +46,6 @@ from hightouch.htevents.errors import (
     NotDeliveredError,
     ValidationError,
 )
-from hightouch.htevents.logs import log as _log
 from hightouch.htevents.settings import PrivateKey, Proxies, Timeout
 from hightouch.htevents.version import VERSION
 
@@ -158,7 +160,7 @@ def _client_if_configured() -> Optional[Client]:
     if (
         client is None
         and settings.find_write_key(write_key)
-        and not lifecycle.is_over()
+        and not process_exit.is_over()
     ):
         client = _get_client()
     return client

@@ -13,11 +13,11 @@ from collections import Counter
 from time import time
 from typing import Any, Dict, List, Optional, TextIO
 
+from hightouch.htevents._process.logs import logger, printable
+from hightouch.htevents._process.waiting import Deadline, monotonic
 from hightouch.htevents.client import DEFAULT_TIMEOUT, Client
 from hightouch.htevents.collector import Collector
-from hightouch.htevents.concurrency import Deadline, monotonic
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
-from hightouch.htevents.logs import logger, printable
 from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
 from hightouch.htevents.version import NAME, VERSION
 

@@ -9,16 +9,19 @@ import threading
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from hightouch.htevents import encoding, fork, logs, sessions, settings
+from hightouch.htevents import encoding, settings
+from hightouch.htevents._process import fork, logs, transport
+from hightouch.htevents._process.credentials import bare
+from hightouch.htevents._process.discretion import discreet, drop_own_frames
+from hightouch.htevents._process.interruption import is_instance, raise_interruption
+from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.waiting import delivery_depth, scopes
 from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
 from hightouch.htevents._queue.stores import MemoryStore, Store
-from hightouch.htevents.concurrency import delivery_depth, scopes
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
-from hightouch.htevents.credentials import bare
 from hightouch.htevents.delivery import Delivery
-from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.encoding import encode, encode_plain
 from hightouch.htevents.errors import (
     BeforeSendError,
@@ -28,8 +31,6 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.findings import Finding, Findings
 from hightouch.htevents.forms import is_a, plain_scalar, unproxied
-from hightouch.htevents.interruption import raise_interruption
-from hightouch.htevents.logs import log
 from hightouch.htevents.request import normalize_proxies
 from hightouch.htevents.settings import (
     PrivateKey,
@@ -39,7 +40,6 @@ from hightouch.htevents.settings import (
     check_seconds,
     check_whole,
     expect,
-    is_instance,
 )
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
 from hightouch.htevents.version import NAME, VERSION
@@ -209,8 +209,8 @@ class Client:
 
         encoding.preload()
         if send:
-            sessions.preload()
-        lease, oauth_manager = sessions.Lease(session), self.oauth_manager
+            transport.preload()
+        lease, oauth_manager = transport.Lease(session), self.oauth_manager
 
         def make_consumer() -> Consumer:
             # Refers to nothing of the client: see Delivery.
@@ -715,7 +715,7 @@ class Client:
             host program that handles SIGTERM outside of Python
         """
         expect(settings.is_number(timeout), 'timeout', 'a number of seconds', timeout)
-        from hightouch.htevents import sigterm
+        from hightouch.htevents._process import sigterm
 
         sigterm.drain(self._delivery, settings.as_number(timeout))
 

@@ -35,8 +35,8 @@ from typing import (
 )
 from urllib.parse import parse_qs
 
-from hightouch.htevents.concurrency import Deadline, wait_until
-from hightouch.htevents.fork import getpid
+from hightouch.htevents._process.fork import getpid
+from hightouch.htevents._process.waiting import Deadline, wait_until
 
 # A batch, or a single event: /v1/batch, /v1/track, …
 _PATH = re.compile(r'/v1/([a-z]+)/?(?:\?.*)?$')

@@ -11,21 +11,25 @@ from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from hightouch.htevents import request
+from hightouch.htevents._process.credentials import bare
+from hightouch.htevents._process.discretion import discreet, drop_own_frames
+from hightouch.htevents._process.fork import getpid
+from hightouch.htevents._process.interruption import causes, raise_interruption
+from hightouch.htevents._process.logs import log, outlive, text_of
+from hightouch.htevents._process.waiting import (
+    Deadline,
+    Signal,
+    delivering,
+    within,
+)
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
 from hightouch.htevents._queue.reports import OnError as OnError
 from hightouch.htevents._queue.reports import OnSuccess as OnSuccess
 from hightouch.htevents._queue.reports import call, report_loss
+from hightouch.htevents._queue.retry import MIN_WAIT, Retries
 from hightouch.htevents._queue.stores import BATCH_BYTES, ForeignStore
-from hightouch.htevents.concurrency import (
-    Deadline,
-    Signal,
-    delivering,
-    within,
-)
-from hightouch.htevents.credentials import bare
-from hightouch.htevents.discretion import discreet, drop_own_frames
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import (
     MAX_AGE_DAYS,
@@ -38,11 +42,7 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import FatalError as FatalError
-from hightouch.htevents.fork import getpid
-from hightouch.htevents.interruption import causes, raise_interruption
-from hightouch.htevents.logs import log, outlive, text_of
 from hightouch.htevents.request import DEFAULT_HOST, post
-from hightouch.htevents.retry import MIN_WAIT, Retries
 from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
 
 # A test of an application may patch it, here or in request. Then that is called as

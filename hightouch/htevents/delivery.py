@@ -10,10 +10,11 @@ then looks at the queue.
 import sys
 from typing import Any, Callable, Dict, List, Optional
 
-from hightouch.htevents import fork, lifecycle
-from hightouch.htevents._queue.ledger import Stats
-from hightouch.htevents._queue.queue import Queue
-from hightouch.htevents.concurrency import (
+from hightouch.htevents._process import exit as process_exit
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.fork import getpid
+from hightouch.htevents._process.logs import is_in_a_line, log
+from hightouch.htevents._process.waiting import (
     Deadline,
     delivering,
     delivery_depth,
@@ -21,10 +22,10 @@ from hightouch.htevents.concurrency import (
     start_thread,
     unlocking,
 )
+from hightouch.htevents._queue.ledger import Stats
+from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents.consumer import DELIVERED, Consumer
 from hightouch.htevents.errors import NotDeliveredError
-from hightouch.htevents.fork import getpid
-from hightouch.htevents.logs import is_in_a_line, log
 
 # Seconds beyond the end of a client's time in which a callback may still return.
 LAST_CALLBACK = 0.1
@@ -147,17 +148,17 @@ class Delivery:
 
     def _prepare(self) -> bool:
         """Do what is done once in a process, with the first event; False if that is late."""
-        if self._state > RUNNING or self.queue.closed or lifecycle.is_over():
+        if self._state > RUNNING or self.queue.closed or process_exit.is_over():
             return False
         made = self._made
-        lifecycle.add(self)
+        process_exit.add(self)
         resting = made.setdefault('resting', list(self.consumers))
         if made is self._made:  # otherwise this is a child, forked inside this call
             self._resting = resting
             if self._state == NEW:
                 self._state = RUNNING
         if self._state == CLOSED:
-            lifecycle.discard(self)  # another thread shut us down
+            process_exit.discard(self)  # another thread shut us down
         if self._threads:
             self._on_start()
             _warn_of_uwsgi()  # last: a log handler may track
@@ -320,7 +321,7 @@ class Delivery:
 
         May run inside a finalizer: waits for no delivery.
         """
-        if self._state >= CLOSING or lifecycle.is_over():
+        if self._state >= CLOSING or process_exit.is_over():
             return
         self._state = DRAINING
         self.queue.close()
@@ -335,7 +336,7 @@ class Delivery:
         self._state = CLOSED
         for consumer in self._present:
             consumer.pause()
-        lifecycle.discard(self)
+        process_exit.discard(self)
         self.queue.release()
         self._lease.close()
         try:

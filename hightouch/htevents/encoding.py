@@ -13,8 +13,8 @@ from json import encoder
 from typing import Any, Callable, List, Optional, Tuple
 
 from hightouch.htevents import findings, forms, utils
+from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.findings import Finding, Path
-from hightouch.htevents.interruption import raise_interruption
 
 # Written in C; None in a Python without.
 _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
@@ -142,7 +142,7 @@ _SAMPLE = {'text': ['é', 1, 2.5, None, True]}
 
 @lru_cache(maxsize=None)  # once: to find nothing takes longer than to make a client
 def preload() -> None:
-    """Encode with orjson from now on, if it is installed (see sessions.preload)."""
+    """Encode with orjson from now on, if it is installed (see transport.preload)."""
     global _fast
     try:
         orjson = __import__('orjson')

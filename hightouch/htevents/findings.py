@@ -6,8 +6,8 @@ A finding is logged once for each kind of value and place, and again when its co
 
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
 
+from hightouch.htevents._process.logs import log, printable
 from hightouch.htevents.errors import name_of
-from hightouch.htevents.logs import log, printable
 
 # Findings of one event that are counted, and those that are named in its line.
 MOST_FINDINGS = 100

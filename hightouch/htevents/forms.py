@@ -14,7 +14,7 @@ from numbers import Number
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from hightouch.htevents.interruption import raise_interruption
+from hightouch.htevents._process.interruption import raise_interruption
 
 # Elements of an array, a table or another sized collection: an event cannot carry more.
 MAX_ELEMENTS = 1 << 14

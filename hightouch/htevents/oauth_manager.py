@@ -7,17 +7,18 @@ import threading
 import time
 from typing import Any, Callable, Optional, Tuple
 
-from hightouch.htevents import exchange, fork
-from hightouch.htevents.concurrency import bounded, is_budgeted
-from hightouch.htevents.credentials import bare, secrets_of, split_credentials
-from hightouch.htevents.discretion import discreet
+from hightouch.htevents._process import answers, fork
+from hightouch.htevents._process.answers import parse_number
+from hightouch.htevents._process.credentials import bare, secrets_of, split_credentials
+from hightouch.htevents._process.discretion import discreet
+from hightouch.htevents._process.interruption import is_instance, raise_interruption
+from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.waiting import bounded, is_budgeted
+from hightouch.htevents._queue.retry import MAX_RETRY_AFTER, Retries
 from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
-from hightouch.htevents.interruption import raise_interruption
-from hightouch.htevents.logs import log
 from hightouch.htevents.private_key import read_private_key
 from hightouch.htevents.request import is_token, normalize_proxies, shortened
-from hightouch.htevents.retry import MAX_RETRY_AFTER, Retries, parse_number
-from hightouch.htevents.settings import DefaultConfig, Timeout, is_instance
+from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import new_message_id
 from hightouch.htevents.utils import remove_trailing_slash
 
@@ -193,11 +194,11 @@ class OauthManager:
             'client_assertion': self._sign(),
             'scope': self.scope,
         }
-        answer = exchange.post(
+        answer = answers.post(
             self._session,
             self.auth_server + '/token',
             form,  # requests encodes it as a form
-            exchange.HEADERS,
+            answers.HEADERS,
             None,
             self.timeout,
             self._proxies,
@@ -244,7 +245,7 @@ class OauthManager:
             % (type(self._key).__name__, reason),
         )
 
-    def _read(self, answer: exchange.Answer, assertion: str) -> '_Token':
+    def _read(self, answer: answers.Answer, assertion: str) -> '_Token':
         clock_was_wrong = self._set_clock(answer)
         if 200 <= answer.status < 300:
             return self._read_token(answer)
@@ -270,7 +271,7 @@ class OauthManager:
             raise late
         raise OauthError(answer.status, code, text)
 
-    def _read_token(self, answer: exchange.Answer) -> '_Token':
+    def _read_token(self, answer: answers.Answer) -> '_Token':
         text = answer.fields.get('access_token')
         if not (answer.is_whole or is_token(text)):
             raise ConnectionError('The answer of the token server was cut short')
@@ -283,7 +284,7 @@ class OauthManager:
         now = self._clock()
         return _Token(str(text), now, _life(answer.fields.get('expires_in')))
 
-    def _set_clock(self, answer: exchange.Answer) -> bool:
+    def _set_clock(self, answer: answers.Answer) -> bool:
         """Go by the server's clock from now on; say whether that makes a difference."""
         now, before = self._clock(), self._skew
         self._skew = answer.time(now + before) - now
@@ -297,7 +298,7 @@ class OauthManager:
 
 
 def _prepare_key(value: Any) -> Callable[[], Any]:
-    import jwt  # noqa: F401 - here, and not on a consumer: see sessions.preload
+    import jwt  # noqa: F401 - here, and not on a consumer: see transport.preload
 
     return read_private_key(value)
 

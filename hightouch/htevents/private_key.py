@@ -8,9 +8,8 @@ import re
 from typing import Any, Callable, Dict
 from urllib.parse import unquote
 
+from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents.errors import ValidationError, name_of
-from hightouch.htevents.interruption import raise_interruption
-from hightouch.htevents.settings import is_instance
 
 _ENCRYPTED = 'one that is encrypted; store it without a passphrase'
 _PUBLIC = 'a public key'

@@ -7,16 +7,16 @@ import time
 from datetime import date, datetime
 from typing import Any, Dict, NamedTuple, Optional, Sequence
 
-from hightouch.htevents import exchange
+from hightouch.htevents._process import answers
+from hightouch.htevents._process.credentials import bare as bare
+from hightouch.htevents._process.credentials import masked, secrets_of
+from hightouch.htevents._process.discretion import discreet
+from hightouch.htevents._process.logs import log, printable
+from hightouch.htevents._process.proxies import normalize_proxies as normalize_proxies
 from hightouch.htevents._queue.batch import Batch
-from hightouch.htevents.credentials import bare as bare
-from hightouch.htevents.credentials import masked, secrets_of
-from hightouch.htevents.discretion import discreet
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import OauthError
-from hightouch.htevents.logs import log, printable
-from hightouch.htevents.proxies import normalize_proxies as normalize_proxies
 from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
@@ -117,7 +117,7 @@ def send(
     request = build(body, host, gzip)
     if log.is_enabled_for(logging.DEBUG):
         log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
-    answer = exchange.post(
+    answer = answers.post(
         session,
         request.url,
         request.data,
@@ -139,7 +139,7 @@ def send(
 
 def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
     """Give URL, headers and data of the request for a body."""
-    headers = dict(exchange.HEADERS)
+    headers = dict(answers.HEADERS)
     headers['Content-Type'] = 'application/json'
     if gzip:
         headers['Content-Encoding'] = 'gzip'
@@ -161,7 +161,7 @@ def is_token(value: Any) -> bool:
     return isinstance(value, str) and re.match(r'[!-~]+\Z', value) is not None
 
 
-def failure(answer: exchange.Answer, secrets: Sequence[str] = ()) -> APIError:
+def failure(answer: answers.Answer, secrets: Sequence[str] = ()) -> APIError:
     """Return the error that an answer is.
 
     :param secrets: masked in the error's text, if the answer repeats them

@@ -8,18 +8,17 @@ from functools import lru_cache, partial
 from numbers import Number
 from threading import TIMEOUT_MAX
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
+from hightouch.htevents._process.interruption import is_instance, raise_interruption
+from hightouch.htevents._process.waiting import Timeout as Timeout
 from hightouch.htevents.errors import ValidationError, name_of
-from hightouch.htevents.interruption import raise_interruption
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 else:
     RSAPrivateKey = Any  # takes long to import
 
-# As in requests: seconds, or a pair, for the connection and between bytes of an answer.
-Timeout = Union[float, Tuple[Optional[float], Optional[float]]]
 Proxies = Union[str, Mapping[str, Optional[str]]]
 # What `read_private_key` reads.
 PrivateKey = Union[str, bytes, bytearray, RSAPrivateKey]
@@ -83,15 +82,6 @@ def check_truth(values: Mapping[str, Any]) -> None:
         except Exception as error:
             raise_interruption(error)
             expect(False, name, 'a value that is true or false', value)
-
-
-def is_instance(value: Any, kinds: Any) -> bool:
-    """Whether it is of one of ``kinds``, or says so: isinstance() may run code of its."""
-    try:
-        return isinstance(value, kinds)
-    except Exception as error:
-        raise_interruption(error)
-    return False
 
 
 def is_number(value: Any) -> bool:

@@ -6,9 +6,10 @@ from os import urandom  # the original: a test may replace it, and ids are made 
 from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 
-from hightouch.htevents import fork, forms, utils
+from hightouch.htevents import forms, utils
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.errors import ValidationError, name_of
-from hightouch.htevents.interruption import raise_interruption
 
 # Ids made of one read of the system's random numbers: the call costs more than an id.
 _IDS_PER_READ = 256

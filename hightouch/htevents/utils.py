@@ -6,10 +6,10 @@ from sys import getsizeof
 from typing import Any, Iterable, List, Optional, Set, Sized
 
 from hightouch.htevents import findings, forms
-from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents.findings import Finding, Path
 from hightouch.htevents.forms import Fallback, NotSendable
-from hightouch.htevents.interruption import raise_interruption
 
 # Levels of dicts and lists in a message. Deeper ones become null, because a reader of JSON
 # may be recursive. 100 are for a value of the application, the others for the dicts around

@@ -8,9 +8,9 @@ over when all events before the mark were taken, and none of them is in flight.
 import threading
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+from hightouch.htevents._process.waiting import Deadline, Signal, monotonic
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.stores import BATCH_BYTES, Counter, Store
-from hightouch.htevents.concurrency import Deadline, Signal, monotonic
 from hightouch.htevents.errors import DamageError, describe
 
 

@@ -19,11 +19,11 @@ import threading
 from sys import maxsize
 from typing import Any, Callable, Dict, List, Optional
 
-from hightouch.htevents import fork
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.waiting import Deadline, Signal, monotonic
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.ledger import Flush, Ledger
 from hightouch.htevents._queue.stores import BATCH_BYTES, Store
-from hightouch.htevents.concurrency import Deadline, Signal, monotonic
 
 # Seconds before a second look at events that could not be taken.
 LOOK_AGAIN = 0.05
@@ -154,7 +154,7 @@ class Queue:
         """
         deadline = Deadline(idle)
         with self._collecting:
-            # A call, not a loop: see concurrency.unlocking about 3.13.
+            # A call, not a loop: see waiting.unlocking about 3.13.
             return self._collect(wakeup, running, size, interval, deadline)
 
     def is_attended(self) -> bool:

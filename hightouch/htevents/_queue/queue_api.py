@@ -5,9 +5,9 @@ import threading
 from time import sleep
 from typing import Any, Callable, List, Optional
 
+from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.queue import Queue
-from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.encoding import encode
 
 

@@ -3,10 +3,10 @@
 from types import CoroutineType
 from typing import Any, Callable, Dict, List, Optional
 
-from hightouch.htevents.concurrency import delivering, delivery_depth
+from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.waiting import delivering, delivery_depth
 from hightouch.htevents.errors import describe
-from hightouch.htevents.interruption import raise_interruption
-from hightouch.htevents.logs import log
 
 OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
 OnSuccess = Callable[[List[Dict[str, Any]]], Any]

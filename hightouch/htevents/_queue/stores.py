@@ -10,7 +10,7 @@ from operator import length_hint
 from sys import maxsize as _UNBOUNDED
 from typing import Any, Callable, Deque, Iterator, List, Optional, Sequence
 
-from hightouch.htevents.concurrency import Signal, monotonic
+from hightouch.htevents._process.waiting import Signal, monotonic
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import DamageError, MessageTooLargeError, is_retryable
 from hightouch.htevents.findings import Finding, Findings

@@ -6,12 +6,12 @@ from itertools import count
 from time import time
 from typing import Any, Iterator, List, Optional
 
+from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.logs import log as logger
+from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Counter
 from hightouch.htevents._spool.directory import Directory, Owner
 from hightouch.htevents._spool.log import Log, Writer, event_record
-from hightouch.htevents.concurrency import monotonic
-from hightouch.htevents.interruption import raise_interruption
-from hightouch.htevents.logs import log as logger
 
 # Bytes of a log after which the next one begins; less in a small spool.
 LOG_BYTES = 4 << 20

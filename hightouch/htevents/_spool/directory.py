@@ -21,6 +21,7 @@ import sys
 import uuid
 from typing import Any, Dict, Iterator, List, Optional, Set
 
+from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._queue.stores import Counter
 from hightouch.htevents._spool.log import HEADER, Log, Writer
 from hightouch.htevents._spool.ownership import (
@@ -31,7 +32,6 @@ from hightouch.htevents._spool.ownership import (
     open_plain,
 )
 from hightouch.htevents.errors import ValidationError
-from hightouch.htevents.interruption import raise_interruption
 from hightouch.htevents.version import VERSION
 
 try:

@@ -18,15 +18,15 @@ from time import time
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 from weakref import WeakSet
 
+from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.logs import log as logger
+from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Store
 from hightouch.htevents._spool.appender import RETRY_INTERVAL, Appender
 from hightouch.htevents._spool.directory import Directory, Owner
 from hightouch.htevents._spool.log import Log
 from hightouch.htevents._spool.policy import DurablePolicy
-from hightouch.htevents.concurrency import monotonic
 from hightouch.htevents.errors import DamageError
-from hightouch.htevents.interruption import raise_interruption
-from hightouch.htevents.logs import log as logger
 
 # Seconds between looks around for what dead processes left: while events flow, and while
 # they do not (an idle client wakes up for nothing else).

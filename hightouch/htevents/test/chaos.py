@@ -37,7 +37,8 @@ from typing import (
 
 import requests
 
-from hightouch.htevents import Client, retry
+from hightouch.htevents import Client
+from hightouch.htevents._queue import retry
 from hightouch.htevents._spool.directory import stream_name
 from hightouch.htevents.collector import Collector, Fault, Received
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, List
 import mock
 import requests
 
+from hightouch.htevents._process.transport import Lease
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
 from hightouch.htevents._queue.stores import MemoryStore
@@ -17,7 +18,6 @@ from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
 from hightouch.htevents.errors import NotDeliveredError, ValidationError
 from hightouch.htevents.request import APIError
-from hightouch.htevents.sessions import Lease
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import (
     LIMIT,
@@ -288,7 +288,7 @@ class UploadTest(TestCase):
                 with mock.patch(
                     'hightouch.htevents.%s.post' % module, side_effect=outcomes
                 ) as post, mock.patch(
-                    'hightouch.htevents.retry.wait_time', lambda *_: 0
+                    'hightouch.htevents._queue.retry.wait_time', lambda *_: 0
                 ):
                     client.track('user', 'event')
                     self.assertTrue(client.flush(LIMIT))
@@ -310,7 +310,7 @@ class RetryTest(TestCase):
                 raise outcome
 
         with mock.patch('hightouch.htevents.consumer.post', post), mock.patch(
-            'hightouch.htevents.retry.wait_time', lambda *_: 0
+            'hightouch.htevents._queue.retry.wait_time', lambda *_: 0
         ):
             Consumer(None, TEST_WRITE_KEY, retries=retries).request([TRACK])
 

@@ -12,7 +12,7 @@ import unittest
 from datetime import datetime, timezone
 from typing import Any, Callable
 
-from hightouch.htevents.concurrency import scopes
+from hightouch.htevents._process.waiting import scopes
 from hightouch.htevents.test.support import TestCase, no_threads
 
 EVENTS = 200

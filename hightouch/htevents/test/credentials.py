@@ -11,8 +11,8 @@ from typing import Any
 import mock
 import requests
 
+from hightouch.htevents._process.credentials import bare, split_credentials
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.credentials import bare, split_credentials
 from hightouch.htevents.test.exchange import RawServer
 from hightouch.htevents.test.support import (
     LIMIT,

@@ -14,8 +14,8 @@ import mock
 import requests
 
 from hightouch.htevents import request
+from hightouch.htevents._process.answers import BODY_LIMIT
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.exchange import BODY_LIMIT
 from hightouch.htevents.oauth_manager import OauthManager
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import LIMIT, Recorder, TestCase, make_key

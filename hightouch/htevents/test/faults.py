@@ -370,7 +370,7 @@ class DeliveryFaultTest(TestCase):
             Fault(429, {'Retry-After': 'Wed, 21 Oct 2015 07:28:00 GMT'}),
             Fault(503),
         )
-        with mock.patch('hightouch.htevents.retry.wait_time', record):
+        with mock.patch('hightouch.htevents._queue.retry.wait_time', record):
             self.sent()
         self.assertEqual(waits, [7, 0, None])
 

@@ -19,17 +19,12 @@ from typing import Any, Callable, List, Optional
 import mock
 import requests.exceptions
 
-from hightouch.htevents import (
-    concurrency,
-    consumer,
-    delivery,
-    exchange,
-    lifecycle,
-    oauth_manager,
-)
+from hightouch.htevents import consumer, delivery, oauth_manager
+from hightouch.htevents._process import answers, waiting
+from hightouch.htevents._process import exit as process_exit
+from hightouch.htevents._process.interruption import is_interruption, raise_interruption
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.errors import BeforeSendError
-from hightouch.htevents.interruption import is_interruption, raise_interruption
 from hightouch.htevents.test.support import (
     LIMIT,
     Recorder,
@@ -39,7 +34,7 @@ from hightouch.htevents.test.support import (
     no_threads,
 )
 
-PACKAGE = os.path.dirname(exchange.__file__)
+PACKAGE = os.path.dirname(consumer.__file__)
 
 
 class TimeIsUp(Exception):
@@ -204,8 +199,8 @@ class InterruptionTest(TestCase):
     def test_while_a_body_is_read(self) -> None:
         self.collector.script(Fault(200, {'Transfer-Encoding': 'chunked'}))
         client = self.client(sync_mode=True)
-        reached = mock.Mock(wraps=exchange._read_pieces)
-        with mock.patch.object(exchange, '_read_pieces', reached):
+        reached = mock.Mock(wraps=answers._read_pieces)
+        with mock.patch.object(answers, '_read_pieces', reached):
             self.interrupt(
                 partial(client.track, 'user', 'event'),
                 TimeIsUpToo(),
@@ -575,7 +570,7 @@ class InterruptionTest(TestCase):
                 self.assertTrue(clients[-1].track('user', name)[0], place)
                 self.assertTrue(self.arrives(name), place)
 
-        for module in (delivery, lifecycle, consumer, concurrency):
+        for module in (delivery, process_exit, consumer, waiting):
             check(module)
 
     def arrives(self, name: str) -> bool:

@@ -17,7 +17,8 @@ from typing import Any, List
 
 import mock
 
-from hightouch.htevents import Client, delivery, lifecycle, stamps
+from hightouch.htevents import Client, delivery, stamps
+from hightouch.htevents._process import exit as process_exit
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.test.support import (
     LIMIT,
@@ -70,10 +71,10 @@ class ExitTest(TestCase):
             'report = lambda error, batch: lost.extend(batch)\n'
             'client = Client("key", url, shutdown_timeout=1, on_error=report)\n'
             'for number in range(500): client.track("user", "event")\n'
-            'from hightouch.htevents import lifecycle\n'
-            'atexit.unregister(lifecycle.end)\n'
+            'from hightouch.htevents._process import exit as process_exit\n'
+            'atexit.unregister(process_exit.end)\n'
             'def end():\n'
-            '    lifecycle.end()\n'
+            '    process_exit.end()\n'
             '    print(len(lost), time.monotonic() - start < 15)\n'
             'atexit.register(end)\n'
         )
@@ -108,14 +109,14 @@ class ExitTest(TestCase):
     def test_tracking_after_our_own_end_returns_false(self) -> None:
         output = self.run_quietly(
             'import atexit\n'
-            'from hightouch.htevents import lifecycle\n'
-            'atexit.unregister(lifecycle.end)\n'
+            'from hightouch.htevents._process import exit as process_exit\n'
+            'atexit.unregister(process_exit.end)\n'
             'used, unused = Client("key", url), Client("key", url)\n'
             'used.track("user", "event")\n'
             'def late():\n'
             '    print(used.track("user", "late")[0], unused.track("user", "x")[0])\n'
             'atexit.register(late)\n'
-            'atexit.register(lifecycle.end)\n'
+            'atexit.register(process_exit.end)\n'
         )
         self.assertEqual(output.split(), ['False', 'False'])
         self.assertEqual(len(self.collector.events), 1)
@@ -622,7 +623,7 @@ class ForkInsideTest(TestCase):
         finally:
             if pids[0] == 0:
                 accepted &= client.track('user', 'child')[0]
-                registered = client._delivery in lifecycle._state.active
+                registered = client._delivery in process_exit._state.active
                 delivered = client.shutdown(LIMIT)
                 os._exit(0 if accepted and registered and delivered else 1)
         self.assertEqual(os.waitpid(pids[0], 0)[1], 0)
@@ -669,7 +670,7 @@ class DroppedTest(TestCase):
             del client
             gc.collect()
         self.collector.start()
-        self.assertIn(mine, lifecycle._state.active)
+        self.assertIn(mine, process_exit._state.active)
         self.assertTrue(mine.shutdown(LIMIT))  # as the exit does
         self.assertEqual(len(self.collector.events), 1)
 
@@ -677,15 +678,15 @@ class DroppedTest(TestCase):
 class FirstEventTest(TestCase):
     def test_a_client_that_is_shut_down_during_it_stays_nowhere(self) -> None:
         client = self.client()
-        add = lifecycle.add
+        add = process_exit.add
 
         def shut_down_and_add(added: Any) -> None:
             client.shutdown(LIMIT)
             add(added)
 
-        with mock.patch.object(lifecycle, 'add', shut_down_and_add):
+        with mock.patch.object(process_exit, 'add', shut_down_and_add):
             self.assertFalse(client.track('user', 'event')[0])
-        self.assertNotIn(client._delivery, lifecycle._state.active)
+        self.assertNotIn(client._delivery, process_exit._state.active)
 
 
 class UwsgiTest(TestCase):
@@ -712,7 +713,7 @@ class GarbageTest(TestCase):
     def wait_for_the_end(self) -> None:
         """Wait until no client is registered for the end of the process."""
         deadline = time.monotonic() + LIMIT
-        while lifecycle._state.active:
+        while process_exit._state.active:
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.005)
 
@@ -733,7 +734,7 @@ class GarbageTest(TestCase):
     def test_1000_clients_that_were_shut_down_leave_nothing_behind(self) -> None:
         result = run_program(
             _HEAD + 'import gc, logging, threading, weakref\n'
-            'from hightouch.htevents import lifecycle, sessions\n'
+            'from hightouch.htevents._process import exit as process_exit, transport\n'
             'gone = []\n'
             'for number in range(1000):\n'
             '    client = Client("key", url, log_handler=logging.StreamHandler())\n'
@@ -742,8 +743,8 @@ class GarbageTest(TestCase):
             'del client\n'
             'gc.collect()\n'
             'print([each for each in gone if each() is not None])\n'
-            'print(threading.active_count(), lifecycle._state.active)\n'
-            'print(sessions._shared.session, Client.log.handlers)\n',
+            'print(threading.active_count(), process_exit._state.active)\n'
+            'print(transport._shared.session, Client.log.handlers)\n',
             self.collector.url,
         )
         self.assertEqual(result.stderr, '')

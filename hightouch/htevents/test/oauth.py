@@ -11,8 +11,8 @@ import mock
 import requests
 
 from hightouch.htevents import request
+from hightouch.htevents._process.waiting import Deadline, within
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.concurrency import Deadline, within
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.test.support import (
     LIMIT,

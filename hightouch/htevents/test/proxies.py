@@ -3,7 +3,7 @@ import os
 import mock
 import requests
 
-from hightouch.htevents.proxies import is_loopback, proxies_for
+from hightouch.htevents._process.proxies import is_loopback, proxies_for
 from hightouch.htevents.test.support import LIMIT, TestCase, make_key
 
 

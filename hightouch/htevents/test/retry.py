@@ -5,8 +5,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, List
 
 from hightouch.htevents import request
+from hightouch.htevents._process.answers import parse_retry_after
+from hightouch.htevents._queue.retry import wait_time
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.retry import parse_retry_after, wait_time
 from hightouch.htevents.test.support import LIMIT, TestCase
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import mock
 import requests
 
-from hightouch.htevents import request, sessions
+from hightouch.htevents import request
+from hightouch.htevents._process import transport
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.test.support import (
     LIMIT,
@@ -35,7 +36,7 @@ class TaggingAdapter(requests.adapters.HTTPAdapter):
 
 class SessionTest(TestCase):
     def test_clients_share_a_session_that_ends_with_the_last(self) -> None:
-        one, two = sessions.Lease(), sessions.Lease()
+        one, two = transport.Lease(), transport.Lease()
         shared = one.get()
         self.assertIs(two.get(), shared)
         one.close()
@@ -49,15 +50,15 @@ class SessionTest(TestCase):
         """As a signal handler raises it; a lock may be left held (up to Python 3.9)."""
 
         def use() -> None:
-            lease = sessions.Lease()
+            lease = transport.Lease()
             lease.get()
             lease.close()
 
-        patch = mock.patch.object(sessions, '_shared', sessions._Shared())
+        patch = mock.patch.object(transport, '_shared', transport._Shared())
         patch.start()
         self.addCleanup(patch.stop)
         count = 0
-        for place in interruptions(lambda: use, sessions.__file__):
+        for place in interruptions(lambda: use, transport.__file__):
             other = threading.Thread(target=use, daemon=True)
             other.start()
             other.join(LIMIT)
@@ -115,7 +116,7 @@ class SessionTest(TestCase):
             self.assertEqual(len(set(ids)), len(ids), target)
 
     def test_a_childs_child_does_not_close_the_sockets_of_its_grandparent(self) -> None:
-        shared = sessions._Shared()
+        shared = transport._Shared()
         first = weakref.ref(shared.get())
         for _ in range(2):
             shared._after_fork()
@@ -161,7 +162,7 @@ class SessionTest(TestCase):
             def get_token(self) -> str:
                 return self._token
 
-        with sessions.Lease() as session:
+        with transport.Lease() as session:
             for settings in (
                 {},
                 {'oauth_manager': Tokens('one')},
@@ -190,7 +191,7 @@ class SessionTest(TestCase):
         )
 
     def test_a_session_may_be_used_again_after_it_was_closed(self) -> None:
-        with sessions.Lease() as session:
+        with transport.Lease() as session:
             for _ in range(2):
                 request.post('key', self.collector.url, session=session, batch=[])
                 session.close()
@@ -202,7 +203,7 @@ class SessionTest(TestCase):
             return merged['proxies'].get('http')
 
         url = 'http://nowhere.invalid'
-        with sessions.Lease() as session:
+        with transport.Lease() as session:
             with mock.patch.dict(
                 os.environ, {'http_proxy': 'http://p:1', 'no_proxy': ''}
             ):
@@ -213,7 +214,7 @@ class SessionTest(TestCase):
                 self.assertIsNone(proxies())
 
     def test_a_user_that_comes_while_the_last_one_goes_keeps_its_session(self) -> None:
-        one, two = sessions.Lease(), sessions.Lease()
+        one, two = transport.Lease(), transport.Lease()
         got = []
 
         class Users(set):  # type: ignore[type-arg]
@@ -223,8 +224,8 @@ class SessionTest(TestCase):
                 got.append(two.get())
                 return False
 
-        shared = sessions._Shared()
-        patch = mock.patch.object(sessions, '_shared', shared)
+        shared = transport._Shared()
+        patch = mock.patch.object(transport, '_shared', shared)
         patch.start()
         self.addCleanup(patch.stop)
         one.get()
@@ -240,8 +241,8 @@ class SessionTest(TestCase):
         def send() -> None:
             request.post('key', collector.url, session=session, batch=[])
 
-        with mock.patch.object(sessions, 'POOL_SIZE', 4), LogCatcher() as log:
-            with Collector() as collector, sessions.Lease() as session:
+        with mock.patch.object(transport, 'POOL_SIZE', 4), LogCatcher() as log:
+            with Collector() as collector, transport.Lease() as session:
                 together = threading.Barrier(20)
                 collector.script(*[lambda _: together.wait(LIMIT) and 200 or 200] * 20)
                 threads = [threading.Thread(target=send) for _ in range(20)]
@@ -267,7 +268,7 @@ class SessionTest(TestCase):
 
         own = requests.Session()
         for session in (None, own):
-            with sessions.Lease(session) as used, Collector(strict=False) as collector:
+            with transport.Lease(session) as used, Collector(strict=False) as collector:
                 collector.script(200, 'hang')
                 request.post('key', collector.url, session=used, batch=[])
                 before = signal.signal(signal.SIGALRM, handler)
@@ -278,7 +279,7 @@ class SessionTest(TestCase):
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
                     signal.signal(signal.SIGALRM, before)
-                with sessions.Lease(session) as next_one:
+                with transport.Lease(session) as next_one:
                     self.assertEqual(next_one is used, session is own)
                     request.post('key', collector.url, session=next_one, batch=[])
                 self.assertEqual(collector.connections, 2)

@@ -25,12 +25,12 @@ from hightouch.htevents import (
     ExpiredError,
     ValidationError,
 )
+from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._spool import appender, directory, log, ownership, store
 from hightouch.htevents._spool.directory import stream_name
 from hightouch.htevents._spool.report import waiting
 from hightouch.htevents.collector import Fault
-from hightouch.htevents.concurrency import Deadline
 from hightouch.htevents.test import support
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import LIMIT, LogCatcher, Recorder

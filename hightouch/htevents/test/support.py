@@ -15,7 +15,8 @@ import unittest
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 from unittest import mock
 
-from hightouch.htevents import Client, retry
+from hightouch.htevents import Client
+from hightouch.htevents._queue import retry
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.delivery import Delivery
 from hightouch.htevents.encoding import encode

@@ -14,7 +14,8 @@ from typing import Any, Callable, List
 
 import mock
 
-from hightouch.htevents import Client, delivery, lifecycle
+from hightouch.htevents import Client, delivery
+from hightouch.htevents._process import exit as process_exit
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.test import support
 from hightouch.htevents.test.support import LIMIT, Recorder
@@ -312,7 +313,7 @@ class EndTest(TestCase):
         gc.collect()
         self.assertIsNone(gone())
         self.assertTrue(self.collector.wait_for(1, LIMIT))
-        self.wait_until(lambda: not lifecycle._state.active)
+        self.wait_until(lambda: not process_exit._state.active)
 
     def test_a_shutdown_does_not_wait_longer_than_it_may(self) -> None:
         self.collector.script('hang')

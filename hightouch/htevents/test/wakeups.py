@@ -3,9 +3,9 @@ import threading
 import unittest
 from typing import Any, List
 
+from hightouch.htevents._process.waiting import Signal
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.stores import BATCH_BYTES, MemoryStore
-from hightouch.htevents.concurrency import Signal
 from hightouch.htevents.test.support import LIMIT
 
 

@@ -6,15 +6,19 @@ the token of a token server; nothing in it can raise, take memory, or keep us wa
 
 import io
 import json
+import re
 from typing import Any, List, Mapping, Optional, Tuple
 
-from hightouch.htevents import sessions
-from hightouch.htevents.concurrency import Deadline, bounded
-from hightouch.htevents.credentials import basic, mask, secrets_of, split_credentials
-from hightouch.htevents.interruption import is_interruption, raise_interruption
-from hightouch.htevents.proxies import all_proxies, proxies_for
-from hightouch.htevents.retry import parse_http_date, parse_retry_after
-from hightouch.htevents.settings import Timeout
+from hightouch.htevents._process import transport
+from hightouch.htevents._process.credentials import (
+    basic,
+    mask,
+    secrets_of,
+    split_credentials,
+)
+from hightouch.htevents._process.interruption import is_interruption, raise_interruption
+from hightouch.htevents._process.proxies import all_proxies, proxies_for
+from hightouch.htevents._process.waiting import Deadline, Timeout, bounded
 from hightouch.htevents.version import NAME, VERSION
 
 # Bytes of a body that are read, before and after it is decompressed.
@@ -29,6 +33,15 @@ HEADERS: Mapping[str, str] = {
 
 # Seconds that the body of a success may take whose sender needs nothing of it.
 UNNEEDED_BODY_WAIT = 0.5
+
+_NUMBER = re.compile(r'[0-9]+(\.[0-9]+)?\Z')
+
+# The three forms that HTTP knows: today's, that of RFC 850, and that of C's asctime.
+_DATE = re.compile(
+    r'([A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT'
+    r'|[A-Z][a-z]+, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT'
+    r'|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4})\Z'
+)
 
 
 class Answer:
@@ -106,7 +119,7 @@ def post(
         # body without bounds, and raise.
         answers.append(_read(response, timeout, needs_body))
 
-    with sessions.Lease(session) as opened:
+    with transport.Lease(session) as opened:
         try:
             response = opened.post(
                 place,
@@ -124,7 +137,7 @@ def post(
                 note(response)  # a stand-in, or of a hook of the user's own
         except BaseException as error:
             if is_interruption(error) or not isinstance(error, Exception):
-                sessions.forget(opened)  # any lock in there may be held
+                transport.forget(opened)  # any lock in there may be held
             raise_interruption(error, wrapped=True)
             if not (answers and isinstance(error, Exception)):
                 mask(error, secrets_of([url, *all_proxies(opened, proxies)]))
@@ -292,6 +305,44 @@ def _header(response: Any, name: str) -> str:
     headers = getattr(response, 'headers', None)
     value = headers.get(name) if headers else None
     return value.strip(' \t') if isinstance(value, str) else ''
+
+
+# -- headers -------------------------------------------------------------------------
+
+
+def parse_retry_after(value: str, now: float) -> Optional[float]:
+    """Read a Retry-After header: seconds, or an HTTP date; None if it is neither.
+
+    :param now: seconds since the epoch: by the clock of the server, if it told
+    :returns: seconds from now, never negative
+    """
+    seconds = parse_number(value)
+    if seconds is not None:
+        return seconds
+    moment = parse_http_date(value)
+    return None if moment is None else max(0.0, moment - now)
+
+
+def parse_number(value: str) -> Optional[float]:
+    """Read a whole or decimal number of plain digits; None if it is not one."""
+    value = value.strip(' \t')
+    return float(value) if _NUMBER.match(value) else None
+
+
+def parse_http_date(value: str) -> Optional[int]:
+    """Read an HTTP date: seconds since the epoch; None if it is not one."""
+    if not _DATE.match(value.strip(' \t')):
+        return None
+    # Here, because few answers need it; and requests has imported both already.
+    import calendar
+    from datetime import datetime
+    from email.utils import parsedate
+
+    try:
+        date = parsedate(value)
+        return date and calendar.timegm(datetime(*date[:6]).timetuple())
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
 
 
 # -- credentials ---------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """When to try again."""
 
-import re
 from typing import Callable, Optional
 
 from hightouch.htevents.errors import is_retryable
@@ -17,15 +16,6 @@ MIN_WAIT = 0.1
 
 # Seconds that a server may ask for; what it asks beyond is cut to this.
 MAX_RETRY_AFTER = 300.0
-
-_NUMBER = re.compile(r'[0-9]+(\.[0-9]+)?\Z')
-
-# The three forms that HTTP knows: today's, that of RFC 850, and that of C's asctime.
-_DATE = re.compile(
-    r'([A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT'
-    r'|[A-Z][a-z]+, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT'
-    r'|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4})\Z'
-)
 
 
 def is_final(error: BaseException) -> bool:
@@ -70,38 +60,3 @@ def wait_time(attempt: int, retry_after: Optional[float] = None) -> float:
 
     back_off = full_jitter(min(MAX_WAIT, BASE * 2.0 ** min(attempt, 16)))
     return max(MIN_WAIT, float(back_off), min(retry_after or 0.0, MAX_RETRY_AFTER))
-
-
-def parse_retry_after(value: str, now: float) -> Optional[float]:
-    """Read a Retry-After header: seconds, or an HTTP date; None if it is neither.
-
-    :param now: seconds since the epoch: by the clock of the server, if it told
-    :returns: seconds from now, never negative
-    """
-    seconds = parse_number(value)
-    if seconds is not None:
-        return seconds
-    moment = parse_http_date(value)
-    return None if moment is None else max(0.0, moment - now)
-
-
-def parse_number(value: str) -> Optional[float]:
-    """Read a whole or decimal number of plain digits; None if it is not one."""
-    value = value.strip(' \t')
-    return float(value) if _NUMBER.match(value) else None
-
-
-def parse_http_date(value: str) -> Optional[int]:
-    """Read an HTTP date: seconds since the epoch; None if it is not one."""
-    if not _DATE.match(value.strip(' \t')):
-        return None
-    # Here, because few answers need it; and requests has imported both already.
-    import calendar
-    from datetime import datetime
-    from email.utils import parsedate
-
-    try:
-        date = parsedate(value)
-        return date and calendar.timegm(datetime(*date[:6]).timetuple())
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None

@@ -8,7 +8,7 @@ from functools import wraps
 from types import FrameType
 from typing import Any, Callable, List, TypeVar
 
-from hightouch.htevents.interruption import causes, handler_of
+from hightouch.htevents._process.interruption import causes, handler_of
 
 # Of a generator or a coroutine: the CO_ flags of inspect, which takes long to import.
 _SUSPENDS = 0x20 | 0x80 | 0x100 | 0x200
@@ -71,5 +71,6 @@ def drop_own_frames(error: BaseException) -> None:
 
 
 def _is_ours(module: Any) -> bool:
-    package, _, name = str(module).rpartition('.')
-    return package == __package__ or (package, name) == ('hightouch', 'htevents')
+    names = str(module).split('.')
+    # The tests of the package stand for applications.
+    return names[:2] == ['hightouch', 'htevents'] and names[2:3] != ['test']

@@ -15,9 +15,10 @@ from types import BuiltinFunctionType
 from typing import Any, List, Tuple
 from weakref import WeakKeyDictionary
 
-from hightouch.htevents import fork, lifecycle
-from hightouch.htevents.concurrency import Deadline, monotonic
-from hightouch.htevents.logs import log
+from hightouch.htevents._process import exit as process_exit
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.waiting import Deadline, monotonic
 
 # Seconds after which a signal is raised again, as long as our handler has not run.
 _RAISE_AGAIN = 0.1
@@ -69,7 +70,7 @@ class _Drain:
         after that wait: perhaps never. Workers begin such a wait when their work is done,
         and just then a pool ends them.
         """
-        if not any(map(lifecycle.is_worker, lifecycle.MULTIPROCESSING)):
+        if not any(map(process_exit.is_worker, process_exit.MULTIPROCESSING)):
             return
         if self._wakeup or threading.current_thread() is not threading.main_thread():
             return

@@ -4,8 +4,8 @@ import os
 from functools import lru_cache
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from hightouch.htevents._process.interruption import is_instance
 from hightouch.htevents.errors import ValidationError, name_of
-from hightouch.htevents.settings import is_instance
 
 # As requests takes them, by scheme; None: not that of the environment.
 _Proxies = Dict[str, Optional[str]]
@@ -116,7 +116,7 @@ def _place(url: str) -> Tuple[str, Optional[int]]:
 
 
 def _address(host: str) -> Any:
-    from ipaddress import ip_address  # there already: see sessions.preload
+    from ipaddress import ip_address  # there already: see transport.preload
 
     try:
         return ip_address(host)

@@ -9,8 +9,8 @@ import os
 from operator import is_not
 from typing import Any, Dict, List, Sequence, Set, Tuple
 
-from hightouch.htevents import fork
-from hightouch.htevents.logs import log
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.logs import log
 
 # Hosts that are remembered, and idle sockets to one of them that are kept open.
 POOL_SIZE = 100

@@ -10,8 +10,8 @@ import sys
 import weakref
 from typing import Any, Set
 
-from hightouch.htevents import fork
-from hightouch.htevents.concurrency import Deadline
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.waiting import Deadline
 
 # multiprocessing and its forks: with dill, and for Celery.
 MULTIPROCESSING = ('multiprocessing', 'multiprocess', 'billiard')

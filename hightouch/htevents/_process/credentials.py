@@ -4,7 +4,7 @@ import re
 import sys
 from typing import Any, Iterable, Iterator, List, Set, Tuple
 
-from hightouch.htevents.interruption import causes
+from hightouch.htevents._process.interruption import causes
 
 # What comes before the place of a URL, and before that of a malformed one.
 _START = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*:)?//')

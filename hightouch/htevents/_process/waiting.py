@@ -6,10 +6,10 @@ import threading
 import time
 from functools import partial, wraps
 from types import FrameType
-from typing import Any, Callable, Dict, List, Optional, TypeVar
+from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
 
-from hightouch.htevents import fork
-from hightouch.htevents.interruption import is_below, raise_interruption
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.interruption import is_below, raise_interruption
 
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
 # be over. time_machine replaces time.monotonic inside of C. freezegun replaces it, and
@@ -19,6 +19,9 @@ if hasattr(time, 'clock_gettime'):
     monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 else:
     monotonic = partial(time.perf_counter)
+
+# Seconds, or a pair, for the connection and between bytes of an answer, as in requests.
+Timeout = Union[float, Tuple[Optional[float], Optional[float]]]
 
 _Call = TypeVar('_Call', bound=Callable[..., Any])
 

@@ -42,6 +42,15 @@ def raise_interruption(error: BaseException, wrapped: bool = False) -> None:
         del found, each, error
 
 
+def is_instance(value: Any, kinds: Any) -> bool:
+    """Whether it is of one of ``kinds``, or says so: isinstance() may run code of its."""
+    try:
+        return isinstance(value, kinds)
+    except Exception as error:
+        raise_interruption(error)
+    return False
+
+
 def is_interruption(error: BaseException) -> bool:
     """Whether a signal handler raised ``error``, or what it was made of."""
     return any(handler_of(each) for each in causes(error, sys._getframe(1)))

@@ -12,9 +12,12 @@ import traceback
 from types import CodeType, FrameType
 from typing import Any, Callable, Dict, List, Optional
 
-from hightouch.htevents import fork
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.interruption import (
+    is_called_by_a_signal,
+    raise_interruption,
+)
 from hightouch.htevents.errors import name_of
-from hightouch.htevents.interruption import is_called_by_a_signal, raise_interruption
 
 logger = logging.getLogger('hightouch')
 logger.addHandler(logging.NullHandler())
@@ -207,7 +210,7 @@ def is_echo() -> bool:
 
 
 # Below which a delivery makes lines, and the packages that make them.
-_PLACES = (__name__, 'hightouch.htevents.exchange')
+_PLACES = (__name__, 'hightouch.htevents._process.answers')
 _SPEAKERS = ('hightouch', 'requests', 'urllib3', 'charset_normalizer', 'chardet')
 
 

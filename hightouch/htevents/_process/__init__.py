@@ -1,0 +1,1 @@
+"""One per process: its forks, exit, signals, sockets, logs and waits."""
