@@ -10,12 +10,12 @@ from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents import encoding, settings
-from hightouch.htevents._process import fork, logs, transport
+from hightouch.htevents._process import fork, logs
 from hightouch.htevents._process.credentials import bare
 from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.logs import log
-from hightouch.htevents._process.waiting import delivery_depth, scopes
+from hightouch.htevents._process.waiting import delivering_threads, is_delivering
 from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
@@ -208,9 +208,11 @@ class Client:
             )
 
         encoding.preload()
+        oauth_manager, lease = self.oauth_manager, None
         if send:
-            transport.preload()
-        lease, oauth_manager = transport.Lease(session), self.oauth_manager
+            from hightouch.htevents._process.transport import Lease
+
+            lease = Lease(session)
 
         def make_consumer() -> Consumer:
             # Refers to nothing of the client: see Delivery.
@@ -235,7 +237,7 @@ class Client:
             make_consumer,
             threads=0 if sync_mode else thread,
             shutdown_timeout=shutdown_timeout,
-            lease=lease,
+            release=None if lease is None else lease.close,
             on_end=logs.attach(debug, log_handler),
         )
         self.queue = queue = QueueApi(
@@ -608,7 +610,9 @@ class Client:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
         if not self.send:
             return True, message
-        if threading.get_ident() in scopes.all and delivery_depth() and logs.is_echo():
+        # The first condition is the cheap one.
+        is_inside = threading.get_ident() in delivering_threads and is_delivering()
+        if is_inside and logs.is_echo():
             self._refuse_echo()
             return False, message
         if self.debug:

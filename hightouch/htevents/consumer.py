@@ -16,12 +16,7 @@ from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.interruption import causes, raise_interruption
 from hightouch.htevents._process.logs import log, outlive, text_of
-from hightouch.htevents._process.waiting import (
-    Deadline,
-    Signal,
-    delivering,
-    within,
-)
+from hightouch.htevents._process.waiting import Deadline, Signal, bounded, delivers
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
@@ -175,13 +170,8 @@ class Consumer(threading.Thread):
         self._is_served = True
         self._ended.set()
 
+    @delivers
     def _deliver_all(self, idle: Optional[float], on_batch: Callable[[], None]) -> bool:
-        with delivering():  # from here on: a finalizer that flushes must not wait for us
-            return self._deliver_each(idle, on_batch)
-
-    def _deliver_each(
-        self, idle: Optional[float], on_batch: Callable[[], None]
-    ) -> bool:
         pid = getpid()
         while getpid() == pid and (self.running or self._source.store.has_begun()):
             try:
@@ -272,30 +262,29 @@ class Consumer(threading.Thread):
         ledger, policy = self._source.ledger, self._source.store.policy
         retries = Retries(policy.most_retries(self.retries), policy.is_final)
         is_last = self._cut_short = False
-        with within(self._deadline):
-            while True:
-                try:
-                    return self._post(batch)
-                except Exception as error:
-                    raise_interruption(error, wrapped=True)
-                    ledger.note_error(error)
-                    if _is_of_setup(error) or self._is_only_kept(error):
-                        self._warn_of_setup(error)
-                    if self._lease is not None and not is_of_network(error):
-                        self._lease.renew()
-                    delay = retries.next_wait(error)
-                    if delay is None or is_last:
-                        self._cut_short = is_last
+        while True:
+            try:
+                return self._post(batch)
+            except Exception as error:
+                raise_interruption(error, wrapped=True)
+                ledger.note_error(error)
+                if _is_of_setup(error) or self._is_only_kept(error):
+                    self._warn_of_setup(error)
+                if self._lease is not None and not is_of_network(error):
+                    self._lease.renew()
+                delay = retries.next_wait(error)
+                if delay is None or is_last:
+                    self._cut_short = is_last
+                    raise
+                if not self._wait(delay):
+                    is_last = True  # for more there is no time
+                    if not self._wait(MIN_WAIT):
+                        self._cut_short = True
                         raise
-                    if not self._wait(delay):
-                        is_last = True  # for more there is no time
-                        if not self._wait(MIN_WAIT):
-                            self._cut_short = True
-                            raise
-                    is_last = is_last or not self.running
-                    if isinstance(batch, Batch) and any(policy.expired(batch.bodies)):
-                        raise
-                ledger.note_retry()
+                is_last = is_last or not self.running
+                if isinstance(batch, Batch) and any(policy.expired(batch.bodies)):
+                    raise
+            ledger.note_retry()
 
     def _is_only_kept(self, error: Exception) -> bool:
         """Whether it ends no event only because these are on the disk: a redirect, say."""
@@ -336,7 +325,7 @@ class Consumer(threading.Thread):
             self.write_key,
             self.host,
             gzip=self.gzip,
-            timeout=self.timeout,
+            timeout=bounded(self.timeout, self._deadline.remaining()),
             proxies=self.proxies,
             oauth_manager=self.oauth_manager,
             batch=batch,
@@ -344,6 +333,7 @@ class Consumer(threading.Thread):
 
     # -- a batch ---------------------------------------------------------------------
 
+    @delivers
     def deliver(self, batch: Batch) -> str:
         """Deliver a batch, or the part of it that the server takes, and acknowledge it.
 
@@ -357,16 +347,15 @@ class Consumer(threading.Thread):
         todo = [batch]
         lost: List[Tuple[Exception, Batch]] = []
         outcomes = [DELIVERED]
-        with delivering():
-            try:
-                while todo:
-                    outcomes.append(self._deliver_part(todo, lost))
-            except BaseException:  # of the application: see interruption
-                for part in todo:
-                    self._source.put_back(part)
-                raise
-            finally:
-                self._fail(lost)
+        try:
+            while todo:
+                outcomes.append(self._deliver_part(todo, lost))
+        except BaseException:  # of the application: see interruption
+            for part in todo:
+                self._source.put_back(part)
+            raise
+        finally:
+            self._fail(lost)
         return max(outcomes, key=_WORST.index)
 
     def _deliver_part(
@@ -416,15 +405,12 @@ class Consumer(threading.Thread):
             drop_own_frames(error)
             return error
 
+    @delivers
     def drain(self, limit: Optional[int] = None) -> None:
         """Deliver what waits in a client's queue, until the deadline.
 
         :param limit: messages after which to stop; None: when nothing waits
         """
-        with delivering():
-            self._drain(limit)
-
-    def _drain(self, limit: Optional[int]) -> None:
         count = 0
         while not self._deadline.over and (limit is None or count < limit):
             batch = self._source.take_now(self.upload_size)

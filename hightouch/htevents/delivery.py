@@ -16,8 +16,7 @@ from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.logs import is_in_a_line, log
 from hightouch.htevents._process.waiting import (
     Deadline,
-    delivering,
-    delivery_depth,
+    is_delivering,
     monotonic,
     start_thread,
     unlocking,
@@ -53,7 +52,7 @@ class Delivery:
     :param make_consumer: makes a consumer
     :param threads: consumers to run; 0 in ``sync_mode``
     :param shutdown_timeout: seconds that interpreter exit may take
-    :param lease: closed after the last request
+    :param release: called after the last request, perhaps several times; or None
     :param on_end: called once when everything has ended
     """
 
@@ -63,14 +62,14 @@ class Delivery:
         make_consumer: Callable[[], Consumer],
         threads: int,
         shutdown_timeout: Optional[float],
-        lease: Any,
+        release: Optional[Callable[[], None]],
         on_end: Callable[[], None],
     ) -> None:
         self.queue = queue
         self.shutdown_timeout = shutdown_timeout
         self._make_consumer = make_consumer
         self._threads = threads
-        self._lease = lease
+        self._release = release or _nothing
         self._ending = [on_end]  # popped by the one call that ends everything
         self._on_start = _nothing
         self._make()
@@ -127,12 +126,11 @@ class Delivery:
         """
         if self._state != RUNNING and not self._prepare():
             return self.queue.refuse()
-        if delivery_depth():
+        if is_delivering():
             return self.queue.offer(body)
         ledger, consumer = self.queue.ledger, self._make_consumer()
         ledger.recover()
-        with delivering():
-            delivered = consumer.deliver(ledger.admit(body)) == DELIVERED
+        delivered = consumer.deliver(ledger.admit(body)) == DELIVERED
         if ledger.has_waiting():  # from a callback, or an interrupted call
             # One generation only: a callback that tracks for each failure would
             # otherwise keep the application in here for ever.
@@ -212,7 +210,7 @@ class Delivery:
 
     def _thread_ended(self, in_time: bool) -> None:
         if self._state == CLOSED:
-            self._lease.close()  # taken anew by a request that outlasted the shutdown
+            self._release()  # taken anew by a request that outlasted the shutdown
             return
         ledger = self.queue.ledger
         waits = ledger.has_waiting() or ledger.is_urgent()
@@ -231,7 +229,7 @@ class Delivery:
     def flush(self, timeout: Optional[float]) -> bool:
         """Send now what waits; see `Client.flush`."""
         self.start()
-        if delivery_depth() or self._holds_lock() or is_in_a_line():
+        if is_delivering() or self._holds_lock() or is_in_a_line():
             # The code below us goes on only when we return, and a consumer may wait for
             # it, or for a lock of a log handler: so we wait for nothing.
             return self.queue.begin_flush()
@@ -245,7 +243,7 @@ class Delivery:
 
     def _flush(self, deadline: Deadline) -> bool:
         ledger = self.queue.ledger
-        if delivery_depth() == 0:
+        if not is_delivering():
             ledger.recover()
         # In this order: a thread that ends rests first, and then looks for a flush.
         flush = self.queue.start_flush()
@@ -273,7 +271,7 @@ class Delivery:
         """Deliver what is left, report what is not delivered in time, end the threads."""
         if self._state < CLOSING:
             self._state = CLOSING
-        if delivery_depth():  # a callback: the thread below it waits for us
+        if is_delivering():  # a callback: the thread below it waits for us
             self._drain(deadline)
             complete = self.queue.flush(deadline, but_here=True)
             complete = self._give_up() and complete
@@ -338,7 +336,7 @@ class Delivery:
             consumer.pause()
         process_exit.discard(self)
         self.queue.release()
-        self._lease.close()
+        self._release()
         try:
             self._ending.pop()()
         except IndexError:

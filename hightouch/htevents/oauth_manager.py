@@ -7,18 +7,23 @@ import threading
 import time
 from typing import Any, Callable, Optional, Tuple
 
-from hightouch.htevents._process import answers, fork
-from hightouch.htevents._process.answers import parse_number
+from hightouch.htevents._process import fork
+from hightouch.htevents._process.answers import Answer, parse_number
 from hightouch.htevents._process.credentials import bare, secrets_of, split_credentials
 from hightouch.htevents._process.discretion import discreet
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.logs import log
-from hightouch.htevents._process.waiting import bounded, is_budgeted
+from hightouch.htevents._process.waiting import Timeout, bounded
 from hightouch.htevents._queue.retry import MAX_RETRY_AFTER, Retries
 from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
 from hightouch.htevents.private_key import read_private_key
-from hightouch.htevents.request import is_token, normalize_proxies, shortened
-from hightouch.htevents.settings import DefaultConfig, Timeout
+from hightouch.htevents.request import (
+    HEADERS,
+    is_token,
+    normalize_proxies,
+    shortened,
+)
+from hightouch.htevents.settings import DefaultConfig
 from hightouch.htevents.stamps import new_message_id
 from hightouch.htevents.utils import remove_trailing_slash
 
@@ -53,8 +58,8 @@ class OauthManager:
     :param auth_server: base URL of the token server
     :param scope: what the token is for
     :param timeout: seconds for the connection and between bytes of the answer
-    :param max_retries: tries after the first, within one `get_token`; 0: none. In a
-        delivery there are none: its own retries are the ones that count
+    :param max_retries: tries after the first, within one `get_token`; 0: none. A delivery
+        counts its own retries instead
     :param proxies: as in ``request.post``
     :param session: the ``requests.Session`` to use; None: the process's
     :param sleep: how to wait, for tests
@@ -111,19 +116,15 @@ class OauthManager:
     def get_token(self) -> str:
         """Give a token that is valid now.
 
-        Blocks while one is asked for, with ``max_retries`` waits in between; in a delivery
-        no longer than that may take.
+        Blocks while one is asked for, with ``max_retries`` waits in between.
 
         :raises APIError: when the server refuses, or does not give one
         :raises requests.RequestException: when there is no answer
-        :raises TimeoutError: when that was too short for an answer
         """
-        if is_budgeted():
-            return self._get_token()
         retries = Retries(self.max_retries)
         while True:
             try:
-                return self._get_token()
+                return self._get_token(None)
             except Exception as error:
                 raise_interruption(error)
                 delay = retries.next_wait(error)
@@ -131,32 +132,44 @@ class OauthManager:
                     raise
             self._sleep(delay)
 
-    def _get_token(self) -> str:
+    @discreet
+    def get_token_within(self, timeout: Optional[Timeout]) -> str:
+        """Return a token that is valid now; ask the server at most once.
+
+        For a delivery, whose own retries are the ones that count.
+
+        :param timeout: of a request, and also for a token that another thread asks for
+        """
+        if getattr(self.get_token, '__func__', None) is not OauthManager.get_token:
+            return self.get_token()  # a subclass or a test has its own
+        return self._get_token(timeout)
+
+    def _get_token(self, timeout: Optional[Timeout]) -> str:
         token = self._token
         now = self._clock()
+        left = timeout[1] if isinstance(timeout, tuple) else timeout
         if token is not None and now < token.renew_at:
             return token.text
         if token is not None and now < token.expires_at:
-            return self._renewed(token)
-        left = bounded(None)
+            return self._renewed(token, left)
         lock = self._lock
         try:
             if not lock.acquire(timeout=-1 if left is None else left):
                 raise TimeoutError('No OAuth token in time: one is being asked for.')
             token = self._token
             if token is None or self._clock() >= token.expires_at:
-                token = self._token = self._ask()
+                token = self._token = self._ask(left)
             return token.text
         finally:
             _release(lock)
 
-    def _renewed(self, token: '_Token') -> str:
+    def _renewed(self, token: '_Token', left: Optional[float]) -> str:
         # The old one is good for a while: one thread renews, the others do not wait,
         # and a server that is down costs nothing yet.
         lock, problem = self._lock, ''
         try:
             if lock.acquire(False) and self._token is token:
-                self._token = self._ask()
+                self._token = self._ask(left)
         except Exception as error:
             raise_interruption(error)
             problem = name_of(type(error))
@@ -187,22 +200,25 @@ class OauthManager:
 
     # -- asking ----------------------------------------------------------------------
 
-    def _ask(self) -> '_Token':
+    def _ask(self, left: Optional[float]) -> '_Token':
+        from urllib.parse import urlencode  # imported by requests
+
+        from hightouch.htevents._process import transport
+
         form = {
             'grant_type': 'client_credentials',
             'client_assertion_type': ASSERTION_TYPE,
             'client_assertion': self._sign(),
             'scope': self.scope,
         }
-        answer = answers.post(
+        answer = transport.post(
             self._session,
             self.auth_server + '/token',
-            form,  # requests encodes it as a form
-            answers.HEADERS,
+            urlencode(form).encode('ascii'),
+            dict(HEADERS, **{'Content-Type': 'application/x-www-form-urlencoded'}),
             None,
-            self.timeout,
+            bounded(self.timeout, left),
             self._proxies,
-            needs_body=True,
         )
         return self._read(answer, form['client_assertion'])
 
@@ -245,7 +261,7 @@ class OauthManager:
             % (type(self._key).__name__, reason),
         )
 
-    def _read(self, answer: answers.Answer, assertion: str) -> '_Token':
+    def _read(self, answer: Answer, assertion: str) -> '_Token':
         clock_was_wrong = self._set_clock(answer)
         if 200 <= answer.status < 300:
             return self._read_token(answer)
@@ -271,7 +287,7 @@ class OauthManager:
             raise late
         raise OauthError(answer.status, code, text)
 
-    def _read_token(self, answer: answers.Answer) -> '_Token':
+    def _read_token(self, answer: Answer) -> '_Token':
         text = answer.fields.get('access_token')
         if not (answer.is_whole or is_token(text)):
             raise ConnectionError('The answer of the token server was cut short')
@@ -284,7 +300,7 @@ class OauthManager:
         now = self._clock()
         return _Token(str(text), now, _life(answer.fields.get('expires_in')))
 
-    def _set_clock(self, answer: answers.Answer) -> bool:
+    def _set_clock(self, answer: Answer) -> bool:
         """Go by the server's clock from now on; say whether that makes a difference."""
         now, before = self._clock(), self._skew
         self._skew = answer.time(now + before) - now
@@ -298,7 +314,7 @@ class OauthManager:
 
 
 def _prepare_key(value: Any) -> Callable[[], Any]:
-    import jwt  # noqa: F401 - here, and not on a consumer: see transport.preload
+    import jwt  # noqa: F401 - here, and not on a consumer: see transport
 
     return read_private_key(value)
 

@@ -5,9 +5,9 @@ import logging
 import re
 import time
 from datetime import date, datetime
-from typing import Any, Dict, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
-from hightouch.htevents._process import answers
+from hightouch.htevents._process.answers import ENCODINGS, Answer
 from hightouch.htevents._process.credentials import bare as bare
 from hightouch.htevents._process.credentials import masked, secrets_of
 from hightouch.htevents._process.discretion import discreet
@@ -20,6 +20,14 @@ from hightouch.htevents.errors import OauthError
 from hightouch.htevents.settings import DefaultConfig, Timeout
 from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
+from hightouch.htevents.version import NAME, VERSION
+
+# Headers of every request. They say what we can decompress: requests would say more where
+# it finds the packages.
+HEADERS: Mapping[str, str] = {
+    'User-Agent': '%s/%s' % (NAME, VERSION),
+    'Accept-Encoding': ENCODINGS,
+}
 
 DEFAULT_HOST = 'https://us-east-1.hightouch-events.com'
 PATH = '/v1/batch'
@@ -107,17 +115,13 @@ def send(
 
     :param write_key: masked, should an answer repeat it
     """
-    token = None if oauth_manager is None else oauth_manager.get_token()
-    if token is not None and not is_token(token):
-        raise OauthError(
-            0,
-            'invalid_token',
-            'oauth_manager: expected get_token() to give a str of visible ASCII',
-        )
+    from hightouch.htevents._process import transport  # it imports requests
+
+    token = None if oauth_manager is None else _token_of(oauth_manager, timeout)
     request = build(body, host, gzip)
     if log.is_enabled_for(logging.DEBUG):
         log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
-    answer = answers.post(
+    answer = transport.post(
         session,
         request.url,
         request.data,
@@ -137,10 +141,25 @@ def send(
     raise error
 
 
+def _token_of(oauth_manager: Any, timeout: Optional[Timeout]) -> str:
+    # Ours makes no retries then: those of the request are the ones that count.
+    get_within = getattr(type(oauth_manager), 'get_token_within', None)
+    if get_within is None:
+        token = oauth_manager.get_token()
+    else:
+        token = get_within(oauth_manager, timeout)
+    if not is_token(token):
+        raise OauthError(
+            0,
+            'invalid_token',
+            'oauth_manager: expected get_token() to return a str of visible ASCII',
+        )
+    return str(token)
+
+
 def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
     """Give URL, headers and data of the request for a body."""
-    headers = dict(answers.HEADERS)
-    headers['Content-Type'] = 'application/json'
+    headers = dict(HEADERS, **{'Content-Type': 'application/json'})
     if gzip:
         headers['Content-Encoding'] = 'gzip'
         body = _compressed(body)
@@ -161,7 +180,7 @@ def is_token(value: Any) -> bool:
     return isinstance(value, str) and re.match(r'[!-~]+\Z', value) is not None
 
 
-def failure(answer: answers.Answer, secrets: Sequence[str] = ()) -> APIError:
+def failure(answer: Answer, secrets: Sequence[str] = ()) -> APIError:
     """Return the error that an answer is.
 
     :param secrets: masked in the error's text, if the answer repeats them

@@ -1,7 +1,7 @@
-"""One exchange with a server: posts, and reads the answer within bounds.
+"""Reads the answer of a server within bounds.
 
 The status decides what an answer means. Its body may help to explain an error, and holds
-the token of a token server; nothing in it can raise, take memory, or keep us waiting.
+the token of a token server. Nothing in a body can raise, take memory, or keep us waiting.
 """
 
 import io
@@ -9,30 +9,14 @@ import json
 import re
 from typing import Any, List, Mapping, Optional, Tuple
 
-from hightouch.htevents._process import transport
-from hightouch.htevents._process.credentials import (
-    basic,
-    mask,
-    secrets_of,
-    split_credentials,
-)
-from hightouch.htevents._process.interruption import is_interruption, raise_interruption
-from hightouch.htevents._process.proxies import all_proxies, proxies_for
-from hightouch.htevents._process.waiting import Deadline, Timeout, bounded
-from hightouch.htevents.version import NAME, VERSION
+from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.waiting import Deadline, Timeout
 
 # Bytes of a body that are read, before and after it is decompressed.
 BODY_LIMIT = 64 << 10
 
-# Of every request. It says what we can decompress, because requests says more where it
-# finds the packages.
-HEADERS: Mapping[str, str] = {
-    'User-Agent': '%s/%s' % (NAME, VERSION),
-    'Accept-Encoding': 'gzip, deflate',
-}
-
-# Seconds that the body of a success may take whose sender needs nothing of it.
-UNNEEDED_BODY_WAIT = 0.5
+# The encodings that `read` can decompress, for the header Accept-Encoding.
+ENCODINGS = 'gzip, deflate'
 
 _NUMBER = re.compile(r'[0-9]+(\.[0-9]+)?\Z')
 
@@ -56,7 +40,9 @@ class Answer:
 
     def __init__(self, response: Any, body: Optional[bytes], is_whole: bool) -> None:
         self.response = response
-        self.status = int(response.status_code)
+        self.status = response.status_code
+        if not isinstance(self.status, int):
+            raise TypeError('expected a response, got a mock')
         self.body = body or b''
         self.is_whole = is_whole
         self.payload: Any = None
@@ -93,75 +79,21 @@ class Answer:
         return parse_retry_after(self.header('Retry-After'), self.time(now))
 
 
-def post(
-    session: Any,
-    url: str,
-    data: Any,
-    headers: Mapping[str, str],
-    token: Optional[str],
-    timeout: Optional[Timeout],
-    proxies: Optional[Mapping[str, Optional[str]]],
-    needs_body: bool = False,
-) -> Answer:
-    """Post ``data``; raises when no answer comes.
+# -- the body ------------------------------------------------------------------------
 
-    :param session: a ``requests.Session`` of the user's own; None: the process's
-    :param token: of OAuth, if the server needs one
-    :param timeout: seconds for the connection and for each wait for the answer's headers,
-        or a pair of them; its body may take that long as well, as a whole
-    :param needs_body: whether a success is worth nothing without its body
+
+def read(response: Any, timeout: Optional[Timeout]) -> Answer:
+    """Read a response, whose body was not read yet.
+
+    :param timeout: seconds that the body may take as a whole, or a pair whose second part
+        says so; None: no bound
     """
-    answers: List[Answer] = []
-    place, credentials = split_credentials(url)
-
-    def note(response: Any, *args: Any, **kwargs: Any) -> None:
-        # Before any other hook, and what requests does with redirects: both may read a
-        # body without bounds, and raise.
-        answers.append(_read(response, timeout, needs_body))
-
-    with transport.Lease(session) as opened:
-        try:
-            response = opened.post(
-                place,
-                data=data,
-                headers=dict(headers),
-                auth=_authentication(token, opened, credentials),
-                timeout=bounded(timeout),
-                proxies=proxies_for(place, opened, proxies),
-                # A redirect would carry the write key to where nobody meant it to go.
-                allow_redirects=False,
-                stream=True,
-                hooks={'response': [note] + _hooks(opened)},
-            )
-            if not (answers and answers[-1].response is response):
-                note(response)  # a stand-in, or of a hook of the user's own
-        except BaseException as error:
-            if is_interruption(error) or not isinstance(error, Exception):
-                transport.forget(opened)  # any lock in there may be held
-            raise_interruption(error, wrapped=True)
-            if not (answers and isinstance(error, Exception)):
-                mask(error, secrets_of([url, *all_proxies(opened, proxies)]))
-                raise  # else a hook has raised: for the status, say
-        return answers[-1]
-
-
-def _hooks(session: Any) -> List[Any]:
-    """Return the hooks of a session: requests forgets them for those of a request."""
-    hooks = getattr(session, 'hooks', None)
-    found = hooks.get('response') if isinstance(hooks, dict) else None
-    return [found] if callable(found) else list(found or ())
-
-
-# -- the answer ----------------------------------------------------------------------
-
-
-def _read(response: Any, timeout: Optional[Timeout], needs_body: bool) -> Answer:
     body = getattr(response, '_content', None)
     if body is False and response.raw is not None:  # of requests, and not read yet
         limit = timeout[1] if isinstance(timeout, tuple) else timeout
-        body, is_whole = _received(response, limit, needs_body)
+        body, is_whole = _received(response, limit)
         body = _decompressed(body, _header(response, 'Content-Encoding'))
-        # For those who get the response.
+        # For callers that get the response.
         response._content, response._content_consumed = body, True
         return Answer(response, body, is_whole)
     if not isinstance(body, bytes):
@@ -170,23 +102,19 @@ def _read(response: Any, timeout: Optional[Timeout], needs_body: bool) -> Answer
     return Answer(response, body, True)
 
 
-def _received(
-    response: Any, limit: Optional[float], needs_body: bool
-) -> Tuple[bytes, bool]:
-    """Read a body as far as we want it, and say whether that is all of it.
+def _received(response: Any, limit: Optional[float]) -> Tuple[bytes, bool]:
+    """Read the beginning of a body; return it, and whether it is the whole body.
 
-    The connection ends if it is not.
+    The connection is closed if it is not.
     """
     raw = response.raw
-    stream = getattr(raw, '_fp', raw)  # of http.client, inside that of urllib3
+    stream = getattr(raw, '_fp', raw)  # of http.client, inside the one of urllib3
     pieces: List[bytes] = []
     whole = reusable = False
     bound = None
     try:
-        bound = _bind(stream, Deadline(bounded(limit)))
+        bound = _bind(stream, Deadline(limit))
         reusable = not _skip_informational(response, stream)
-        if 200 <= response.status_code < 300 and not needs_body and bound is not None:
-            bound.end_within(UNNEEDED_BODY_WAIT)
         whole = _read_pieces(stream, pieces)
     finally:
         _finish(raw, stream, whole and reusable, bound, limit)
@@ -267,10 +195,6 @@ class _Bounded(io.RawIOBase):
         self._file = file
         self._deadline = deadline
 
-    def end_within(self, seconds: float) -> None:
-        if self._deadline.leaves(seconds):
-            self._deadline = Deadline(seconds)
-
     def readable(self) -> bool:
         return True
 
@@ -343,27 +267,3 @@ def parse_http_date(value: str) -> Optional[int]:
         return date and calendar.timegm(datetime(*date[:6]).timetuple())
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-
-
-# -- credentials ---------------------------------------------------------------------
-
-
-def _authentication(token: Optional[str], session: Any, credentials: str) -> Any:
-    """Return the ``auth`` of a request: it keeps ~/.netrc out.
-
-    Without one, requests looks the host up there and replaces our header. A token comes
-    first, then the ``auth`` of a user's own session, then the credentials of the URL.
-    """
-    if token is not None:
-        header = 'Bearer ' + token
-    elif getattr(session, 'auth', None):
-        return None
-    else:
-        header = basic(credentials)
-
-    def apply(prepared: Any) -> Any:
-        if header:
-            prepared.headers['Authorization'] = header
-        return prepared
-
-    return apply

@@ -78,7 +78,8 @@ def outlive(error: BaseException, text: str) -> None:
 def _let_end(error: BaseException) -> None:
     """Raise what may end a thread: gevent its greenlet, and Ctrl-C the main thread."""
     raise_interruption(error)
-    is_main = threading.current_thread() is threading.main_thread()
+    # Not by current_thread(), which raises while a test replaces threading.Thread.
+    is_main = threading.get_ident() == threading.main_thread().ident
     if name_of(type(error)) == 'GreenletExit':
         raise error
     if is_main and isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -210,7 +211,7 @@ def is_echo() -> bool:
 
 
 # Below which a delivery makes lines, and the packages that make them.
-_PLACES = (__name__, 'hightouch.htevents._process.answers')
+_PLACES = (__name__, 'hightouch.htevents._process.transport')
 _SPEAKERS = ('hightouch', 'requests', 'urllib3', 'charset_normalizer', 'chardet')
 
 

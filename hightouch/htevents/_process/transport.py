@@ -1,202 +1,249 @@
-"""The sockets: one ``requests.Session`` for all clients of the process.
+"""Posts to a server, over connections that all clients of the process share.
 
-A session of each client's own would hold open a socket for each tenant. What could
-leak from one tenant to another through a shared one is switched off: it keeps no
-cookies, and knows no credentials.
+A session for each client would hold a socket open for each tenant. The shared session keeps no
+cookies and knows no credentials, so nothing can leak from one tenant to another. A user's own
+session is used through its public methods.
+
+This module is imported with the first client, because requests takes long to import. It also
+imports every module that a delivery needs. If a consumer imported one of them with its first
+request, a fork at that moment would leave the child with an import lock that nobody releases.
 """
 
+import encodings.idna  # noqa: F401 - requests imports it with the first host name
+import ipaddress  # noqa: F401 - see proxies
+import netrc  # noqa: F401 - requests imports it with the first redirect
 import os
-from operator import is_not
-from typing import Any, Dict, List, Sequence, Set, Tuple
+from functools import partial
+from queue import Empty
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+import backoff  # noqa: F401 - see retry
+from requests.cookies import RequestsCookieJar
+from requests.models import PreparedRequest
+from requests.sessions import HTTPAdapter, Session
 
 from hightouch.htevents._process import fork
+from hightouch.htevents._process.answers import Answer, read
+from hightouch.htevents._process.credentials import (
+    basic,
+    mask,
+    secrets_of,
+    split_credentials,
+)
+from hightouch.htevents._process.interruption import is_interruption, raise_interruption
 from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.proxies import all_proxies, proxies_for
+from hightouch.htevents._process.waiting import Timeout
 
 # Hosts that are remembered, and idle sockets to one of them that are kept open.
 POOL_SIZE = 100
 
-# What requests reads from the environment.
+# The environment variables that requests reads.
 _VARIABLES = tuple(
     name
     for scheme in ('http', 'https', 'all', 'no')
     for name in (scheme + '_proxy', scheme.upper() + '_PROXY')
 ) + ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'REQUEST_METHOD')
 
+# An application's test, or a tracer, may replace one. Then our requests take that way.
+_METHODS = (Session.post, Session.request, Session.send)
 
-class _Shared:
-    """The process's session, and who uses it.
+_Proxies = Optional[Mapping[str, Optional[str]]]
 
-    Has no lock: up to Python 3.9 the exception of a signal handler can leave one held.
-    What threads change at once are a set and a dict, each by one step of the interpreter.
+
+def post(
+    session: Any,
+    url: str,
+    data: bytes,
+    headers: Mapping[str, str],
+    token: Optional[str],
+    timeout: Optional[Timeout],
+    proxies: _Proxies,
+) -> Answer:
+    """Post ``data``; follow no redirect, which could carry the write key elsewhere.
+
+    :param session: a ``requests.Session`` of the user's own, or `Lease.get`; None: the
+        process's, for this request
+    :param token: of OAuth, if the server needs one
+    :param timeout: seconds for the connection, and for each wait for the answer's headers,
+        or a pair of them; the whole body may take as long as the headers
+    :raises requests.RequestException: when no answer comes
     """
-
-    def __init__(self) -> None:
-        self._forgotten: List[Any] = []
-        self._made: Dict[None, Tuple[Sequence[Any], Any]] = {}
-        self._after_fork()
-        fork.register(self)
-
-    def _after_fork(self) -> None:
-        # A child forgets its parent's sockets and does not close them: a TLS goodbye
-        # from here would end the parent's connection.
-        self._forgotten.append(self._made)
-        self.drop()
-        self.users: Set[Any] = set()
-
-    @property
-    def session(self) -> Any:
-        return self._made.get(None, (None, None))[1]
-
-    def get(self) -> Any:
-        ingredients = _ingredients()
-        made = self._made
-        if None in made and any(map(is_not, ingredients, made[None][0])):
-            # A test had replaced something (mock.patch), or has now: what was made then
-            # must not outlast it.
-            made = self._made = {}
-        if None not in made:
-            # Of threads that come here at once all get the same.
-            made.setdefault(None, (ingredients, _make_session()))
-        return made[None][1]
-
-    def drop(self) -> None:
-        self._made = {}  # no close: another thread may be using it
-
-    def discard(self, user: Any) -> None:
-        """Close the session with the last of its users; twice is harmless."""
-        self.users.discard(user)
-        if self.users:
-            return
-        made, self._made = self._made, {}
-        if None not in made:
-            return
-        # A new user adds itself, and then gets the session. So either it is seen here, or
-        # it has got a new one.
-        if self.users:
-            self._made.setdefault(None, made[None])
-        else:
-            made[None][1].close()
+    if session is None:
+        with Lease() as shared:
+            return post(shared, url, data, headers, token, timeout, proxies)
+    place, credentials = split_credentials(url)
+    authorization = basic(credentials) if token is None else 'Bearer ' + token
+    chosen = proxies_for(place, session, proxies)
+    answers: List[Answer] = []
+    try:
+        if type(session) is SharedSession and session.is_untouched():
+            response = session.send_bytes(
+                place, data, headers, authorization, timeout, chosen
+            )
+            return read(response, timeout)
+        has_auth = token is None and getattr(session, 'auth', None)
+        _post_publicly(
+            answers,
+            session,
+            place,
+            data=data,
+            headers=dict(headers),
+            # Without an ``auth``, requests replaces a header by credentials of ~/.netrc.
+            auth=None if has_auth else partial(_authorize, authorization),
+            timeout=timeout,
+            proxies=chosen,
+        )
+    except BaseException as error:
+        if is_interruption(error) or not isinstance(error, Exception):
+            forget(session)  # any lock in there may be held
+        raise_interruption(error, wrapped=True)
+        if not (answers and isinstance(error, Exception)):
+            mask(error, secrets_of([url, *all_proxies(session, proxies)]))
+            raise  # otherwise a hook has raised: for the status, say
+    return answers[-1]
 
 
-_shared = _Shared()
-
-
-def _ingredients() -> Sequence[Any]:
-    """Return what a session is made of, as these names have it now."""
-    from requests import adapters, cookies, models, sessions
-
-    return (
-        sessions.Session,
-        sessions.PreparedRequest,
-        sessions.get_environ_proxies,
-        models.Request,
-        adapters.HTTPAdapter,
-        adapters.PoolManager,
-        cookies.RequestsCookieJar,
-    )
-
-
-def _no_auth(prepared: Any) -> Any:
+def _authorize(header: str, prepared: Any) -> Any:
+    if header:
+        prepared.headers['Authorization'] = header
     return prepared
 
 
-def _make_session() -> Any:
-    import requests.sessions
-    from requests.adapters import HTTPAdapter
-    from requests.cookies import RequestsCookieJar
-    from requests.models import Request
+def _post_publicly(
+    answers: List[Answer], session: Any, place: str, **given: Any
+) -> None:
+    """Post by the public method of a session; append to ``answers``."""
 
-    class NoCookies(RequestsCookieJar):
-        """A jar that stays empty.
+    def note(response: Any, *args: Any, **kwargs: Any) -> None:
+        # Before any other hook, and before requests handles redirects: both may read a
+        # body without bounds, and raise.
+        answers.append(read(response, given['timeout']))
 
-        A cookie policy would do, but versions of requests copy a jar without it.
-        """
-
-        def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None:
-            pass
-
-    class Session(requests.sessions.Session):
-        """Keeps what is the same for each request: that is half of its calls."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            # The last key and what belongs to it, in one step: threads share a session.
-            self._template: Tuple[Any, Any] = (None, None)
-            self._merged: Tuple[Any, Any] = (None, None)
-
-        def prepare_request(self, request: Any) -> Any:
-            """Prepare what `request.send` sends as the last one to the same place."""
-            if not (isinstance(request.data, bytes) and request.auth):
-                return super().prepare_request(request)
-            key = (request.method, request.url, dict(request.headers))
-            known, template = self._template
-            if known != key:
-                # Without its body and credentials: those are each request's own.
-                method, url, headers = key
-                blank = Request(method, url, headers, auth=_no_auth)
-                template = super().prepare_request(blank)
-                self._template = (key, template)
-            prepared = template.copy()
-            prepared.body = request.data
-            prepared.hooks = request.hooks
-            prepared.prepare_auth(request.auth)  # sets the length as well
-            return prepared
-
-        def merge_environment_settings(
-            self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
-        ) -> Any:
-            """Ask the environment again only when it has changed."""
-            given = (url, dict(proxies or {}), stream, verify, cert)
-            key = (given, [os.environ.get(name) for name in _VARIABLES])
-            known, settings = self._merged
-            if known != key:
-                # With a copy: it changes the dict, and that is a part of the key.
-                settings = super().merge_environment_settings(
-                    url, dict(given[1]), stream, verify, cert
-                )
-                self._merged = (key, settings)
-            return dict(settings, proxies=dict(settings['proxies'] or {}))
-
-    class Adapter(HTTPAdapter):
-        """Looks the pool of connections up again only for another place."""
-
-        _pool: Tuple[Any, Any] = (None, None)
-
-        def get_connection_with_tls_context(
-            self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
-        ) -> Any:
-            key = (request.url, verify, dict(proxies or {}), cert)
-            known, pool = self._pool
-            if known != key or pool.pool is None:  # that is: it was closed
-                pool = super().get_connection_with_tls_context(
-                    request, verify, proxies, cert
-                )
-                self._pool = (key, pool)
-            return pool
-
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, **kwargs)
-            _use_stacks(self.poolmanager)
-
-        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-            manager = super().proxy_manager_for(*args, **kwargs)
-            _use_stacks(manager)
-            return manager
-
-        def close(self) -> None:
-            self._pool = (None, None)
-            super().close()
-
-    session = Session()
-    session.cookies = NoCookies()
-    for prefix in ('https://', 'http://'):
-        session.mount(
-            prefix, Adapter(pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE)
-        )
-    return session
+    hooks = {'response': [note] + _hooks(session)}
+    response = session.post(
+        place, allow_redirects=False, stream=True, hooks=hooks, **given
+    )
+    if not (answers and answers[-1].response is response):
+        note(response)  # a stand-in, or the response of a hook of the user's own
 
 
-class _Stack:
+def _hooks(session: Any) -> List[Any]:
+    """Return the hooks of a session: requests forgets them for those of a request."""
+    hooks = getattr(session, 'hooks', None)
+    found = hooks.get('response') if isinstance(hooks, dict) else None
+    return [found] if callable(found) else list(found or ())
+
+
+# -- the session of the process ------------------------------------------------------
+
+
+class SharedSession(Session):
+    """Sends prepared requests through its adapters, and leaves out all that we do not want.
+
+    Cookies, redirects, ~/.netrc and hooks are left out. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cookies = NoCookies()
+        self._templates: Dict[Any, PreparedRequest] = {}
+        # The last key and its settings, as one value: threads share a session.
+        self._merged: Tuple[Any, Any] = (None, None)
+        for prefix in ('https://', 'http://'):
+            self.mount(
+                prefix, Adapter(pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE)
+            )
+
+    def is_untouched(self) -> bool:
+        return (Session.post, Session.request, Session.send) == _METHODS
+
+    def send_bytes(
+        self,
+        place: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        authorization: str,
+        timeout: Optional[Timeout],
+        proxies: _Proxies,
+    ) -> Any:
+        """Post bytes; return the ``requests.Response``, whose body is not read yet."""
+        prepared = self._template(place, headers).copy()
+        prepared.body = data
+        prepared.headers['Content-Length'] = str(len(data))
+        if authorization:
+            prepared.headers['Authorization'] = authorization
+        settings = self.merge_environment_settings(place, proxies, True, None, None)
+        adapter: Any = self.get_adapter(place)
+        return adapter.send(prepared, timeout=timeout, **settings)
+
+    def _template(self, place: str, headers: Mapping[str, str]) -> PreparedRequest:
+        """Return what all requests to a place have in common; raise for a wrong URL."""
+        key = (place, tuple(headers.items()))
+        template = self._templates.get(key)
+        if template is None:
+            if len(self._templates) >= POOL_SIZE:
+                self._templates = {}
+            template = PreparedRequest()
+            template.prepare('POST', place, {**self.headers, **headers})
+            self._templates[key] = template
+        return template
+
+    def merge_environment_settings(
+        self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
+    ) -> Any:
+        """Read the environment again only when it has changed."""
+        given = (url, dict(proxies or {}), stream, verify, cert)
+        key = (given, [os.environ.get(name) for name in _VARIABLES])
+        known, settings = self._merged
+        if known != key:
+            # With a copy: requests changes the dict, which is a part of the key.
+            settings = super().merge_environment_settings(
+                url, dict(given[1]), stream, verify, cert
+            )
+            self._merged = (key, settings)
+        return dict(settings, proxies=dict(settings['proxies'] or {}))
+
+
+class NoCookies(RequestsCookieJar):
+    """A jar that stays empty. Some versions of requests copy a jar without its policy."""
+
+    def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class Adapter(HTTPAdapter):
+    """Looks the pool of connections up only for another place than the last one."""
+
+    _pool: Tuple[Any, Any] = (None, None)
+
+    def get_connection_with_tls_context(
+        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        key = (request.url, verify, dict(proxies or {}), cert)
+        known, pool = self._pool
+        if known != key or pool.pool is None:  # that is: it was closed
+            pool = super().get_connection_with_tls_context(
+                request, verify, proxies, cert
+            )
+            self._pool = (key, pool)
+        return pool
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _use_stacks(self.poolmanager)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        _use_stacks(manager)
+        return manager
+
+    def close(self) -> None:
+        self._pool = (None, None)
+        super().close()
+
+
+class Stack:
     """What urllib3 asks of a ``queue.LifoQueue`` for its connections; has no lock.
 
     The exception of a signal handler that interrupts a lock of queue's can leave it held.
@@ -218,8 +265,6 @@ class _Stack:
         try:
             return self._items.pop()
         except IndexError:
-            from queue import Empty  # imported by urllib3
-
             raise Empty
 
     def qsize(self) -> int:
@@ -230,23 +275,62 @@ def _use_stacks(manager: Any) -> None:
     # Old releases of urllib3 know no classes but their own.
     classes = getattr(manager, 'pool_classes_by_scheme', {})
     manager.pool_classes_by_scheme = {
-        scheme: type(made.__name__, (made,), {'QueueCls': _Stack})
+        scheme: type(made.__name__, (made,), {'QueueCls': Stack})
         for scheme, made in classes.items()
     }
 
 
-def preload() -> None:
-    """Import what sending needs, on the thread of the application.
+# -- who uses it ---------------------------------------------------------------------
 
-    Were it imported by a consumer, with its first request, a fork at that moment would
-    leave the child with a module's import lock that nobody ever releases.
+
+class _Shared:
+    """The process's session, and who uses it.
+
+    Has no lock: up to Python 3.9 the exception of a signal handler can leave one held.
+    Threads change a set and a dict here, each by one step of the interpreter.
     """
-    import encodings.idna  # noqa: F401 - requests imports it with the first host name
-    import ipaddress  # noqa: F401 - we do: see proxies
-    import netrc  # noqa: F401 - requests imports it with the first redirect
 
-    import backoff  # noqa: F401
-    import requests  # noqa: F401
+    def __init__(self) -> None:
+        self._forgotten: List[Any] = []
+        self._made: Dict[None, SharedSession] = {}
+        self._after_fork()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        # A child forgets its parent's sockets and does not close them: a TLS goodbye
+        # from here would end the parent's connection.
+        self._forgotten.append(self._made)
+        self.drop()
+        self.users: Set[Any] = set()
+
+    @property
+    def session(self) -> Optional[SharedSession]:
+        return self._made.get(None)
+
+    def get(self) -> SharedSession:
+        # Threads that come here together all get the same session.
+        return self._made.get(None) or self._made.setdefault(None, SharedSession())
+
+    def drop(self) -> None:
+        self._made = {}  # no close: another thread may be using it
+
+    def discard(self, user: Any) -> None:
+        """Close the session with the last of its users; twice is harmless."""
+        self.users.discard(user)
+        if self.users:
+            return
+        made, self._made = self._made, {}
+        if None not in made:
+            return
+        # A new user adds itself, and then gets the session. So either it is seen here, or
+        # it has got a new one.
+        if self.users:
+            self._made.setdefault(None, made[None])
+        else:
+            made[None].close()
+
+
+_shared = _Shared()
 
 
 class Lease:
@@ -260,7 +344,8 @@ class Lease:
         self._own = session
         # A forked child must not close its parent's sockets, see _Shared.
         self._forgotten: List[Any] = []
-        fork.register(self)
+        if session is not None:
+            fork.register(self)
 
     def _after_fork(self) -> None:
         self._forgotten.append(_forget_sockets(self._own))
@@ -272,15 +357,12 @@ class Lease:
         return _shared.get()
 
     def renew(self) -> None:
-        """Have the next `get` open a new session, because this one seems to be broken.
-
-        So it is when a test had replaced anything at all that requests is made of.
-        """
+        """Let the next `get` open a new session, because this one seems to be broken."""
         if self._own is None:
             _shared.drop()
 
     def close(self) -> None:
-        """End the lease; twice is harmless. Used again, it is a new one."""
+        """End the lease; twice is harmless. A lease that is used again is a new one."""
         _shared.discard(self)
 
     def __enter__(self) -> Any:
@@ -291,21 +373,19 @@ class Lease:
 
 
 def forget(session: Any) -> None:
-    """Use nothing of a session again that another exchange has left as it was."""
-    if session is _shared.session:
-        _shared.drop()
-    else:
+    """Never again use what a session left behind when its request was interrupted."""
+    if type(session) is not SharedSession:
         _forget_sockets(session)
+    elif session is _shared.session:
+        _shared.drop()
 
 
-def _forget_sockets(session: Any) -> List[Any]:
-    """Have a user's session open other connections from now on.
+def _forget_sockets(session: Any) -> Sequence[Any]:
+    """Let a user's session open other connections from now on.
 
     :returns: the old ones, which a forked child has to keep: they are its parent's
     """
     forgotten: List[Any] = []
-    if session is None:
-        return forgotten
     try:
         for adapter in session.adapters.values():
             forgotten.append(vars(adapter).copy())

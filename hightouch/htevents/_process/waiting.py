@@ -6,10 +6,9 @@ import threading
 import time
 from functools import partial, wraps
 from types import FrameType
-from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, List, Optional, Set, Tuple, TypeVar, Union
 
-from hightouch.htevents._process import fork
-from hightouch.htevents._process.interruption import is_below, raise_interruption
+from hightouch.htevents._process.interruption import raise_interruption
 
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
 # be over. time_machine replaces time.monotonic inside of C. freezegun replaces it, and
@@ -162,115 +161,12 @@ class Deadline:
         return self._end is not None and monotonic() >= self._end
 
 
-class _Entry:
-    """A context that a thread is in.
+def bounded(timeout: Any, left: Optional[float]) -> Any:
+    """Return a request's timeout that ends within the seconds that are left.
 
-    A signal handler may raise before its end is noted. So what counts is whether the frame
-    that entered it is still on the stack.
+    :param timeout: None: no bound; each part of a pair is bounded
+    :param left: None: no bound
     """
-
-    frame: Optional[FrameType] = None
-
-    def enter(self, entries: List[Any], frame: FrameType) -> None:
-        self.frame = frame
-        _present(entries).append(self)
-
-    def leave(self, entries: List[Any]) -> None:
-        self.frame = None  # else the frame and what it holds would stay with us
-        _present(entries)
-
-
-def _present(entries: List[Any]) -> List[Any]:
-    """Return the entries without those that were left, which are the last."""
-    while entries and not is_below(entries[-1].frame, sys._getframe()):
-        entries.pop()
-    return entries
-
-
-class _Scope:
-    """The deliveries that a thread is inside of, and what it works `within`."""
-
-    __slots__ = ('deliveries', 'budgets')
-
-    def __init__(self) -> None:
-        self.deliveries: List['delivering'] = []
-        self.budgets: List['within'] = []
-
-
-class _Scopes:
-    """The scopes of the threads that have one, or greenlets.
-
-    Not a ``threading.local``: all greenlets would share that, if gevent is patched after
-    our import. So who we are is asked for with each call.
-    """
-
-    def __init__(self) -> None:
-        # By thread: a caller may see for itself whether its own is in there.
-        # Changed by dict.setdefault and dict.pop only, which are atomic.
-        self.all: Dict[int, _Scope] = {}
-        fork.register(self)
-
-    def _after_fork(self) -> None:
-        ident = threading.get_ident()
-        self.all = {ident: self.all.get(ident, _Scope())}
-
-    def present(self) -> Optional[_Scope]:
-        return self.all.get(threading.get_ident())
-
-    def enter(self) -> _Scope:
-        return self.all.setdefault(threading.get_ident(), _Scope())
-
-    def leave(self, scope: _Scope) -> None:
-        if not (scope.deliveries or scope.budgets):
-            self.all.pop(threading.get_ident(), None)
-
-
-scopes = _Scopes()
-
-
-class within(_Entry):
-    """Bound what the current thread waits for in a stretch of code: see `bounded`.
-
-    For what lies between us and the wait, and takes no deadline: a method that a subclass
-    may have replaced, or the application's own OAuth manager. Who opens one retries what
-    fails in it; nothing in it does so on its own.
-    """
-
-    def __init__(self, deadline: Deadline) -> None:
-        self.deadline = deadline
-
-    def __enter__(self) -> 'within':
-        self._scope = scopes.enter()
-        self.enter(self._scope.budgets, sys._getframe(1))
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.leave(self._scope.budgets)
-        scopes.leave(self._scope)
-
-
-def budget() -> within:
-    """What the current thread works `within`."""
-    return _innermost_budget() or within(Deadline(None))
-
-
-def is_budgeted() -> bool:
-    """Whether the current thread works `within` something."""
-    return _innermost_budget() is not None
-
-
-def _innermost_budget() -> Optional[within]:
-    scope = scopes.present()
-    budgets = [] if scope is None else _present(scope.budgets)
-    return budgets[-1] if budgets else None
-
-
-def bounded(timeout: Any) -> Any:
-    """Return what is left for a step that may take ``timeout`` seconds.
-
-    :param timeout: None: no bound; of a pair each part is bounded
-    """
-    left = budget().deadline.remaining()
     if left is None:
         return timeout
     left = max(left, LAST_TRY)
@@ -279,24 +175,41 @@ def bounded(timeout: Any) -> Any:
     return left if timeout is None else min(timeout, left)
 
 
-class delivering(_Entry):
-    """Mark a stretch of code in which the current thread delivers a batch.
+# The threads that may be inside a delivery: a hint, which costs a lookup. A signal handler
+# that raises can leave a thread in it, so `is_delivering` looks at the stack as well.
+delivering_threads: Set[int] = set()
 
-    A signal handler, a ``__del__`` or a callback may call the library from in there.
-    Such a call must not deliver by itself: the connection pool's and the OAuth
-    manager's locks may be held by this very thread.
+# The code of the frames that mark a delivery.
+_DELIVERING: Set[Any] = set()
+
+
+def delivers(function: _Call) -> _Call:
+    """Mark a function inside of which the current thread delivers, or runs a callback.
+
+    A signal handler, a finalizer or a callback may call the library from inside of it. Such
+    a call must not wait for a delivery: it may be the one that it has interrupted.
     """
 
-    def __enter__(self) -> None:
-        self._scope = scopes.enter()
-        self.enter(self._scope.deliveries, sys._getframe(1))
+    @wraps(function)
+    def delivering(*args: Any, **kwargs: Any) -> Any:
+        ident = threading.get_ident()
+        is_outermost = ident not in delivering_threads
+        delivering_threads.add(ident)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if is_outermost:
+                delivering_threads.discard(ident)
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.leave(self._scope.deliveries)
-        scopes.leave(self._scope)
+    _DELIVERING.add(getattr(delivering, '__code__'))
+    return delivering  # type: ignore[return-value]
 
 
-def delivery_depth() -> int:
-    """How many deliveries the current thread is inside of."""
-    scope = scopes.present()
-    return 0 if scope is None else len(_present(scope.deliveries))
+def is_delivering() -> bool:
+    """Whether the current thread is inside a delivery, however deep."""
+    frame: Optional[FrameType] = None
+    if threading.get_ident() in delivering_threads:
+        frame = sys._getframe(1)
+    while frame is not None and frame.f_code not in _DELIVERING:
+        frame = frame.f_back
+    return frame is not None

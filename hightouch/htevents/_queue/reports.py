@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log
-from hightouch.htevents._process.waiting import delivering, delivery_depth
+from hightouch.htevents._process.waiting import delivers
 from hightouch.htevents.errors import describe
 
 OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
@@ -28,15 +28,11 @@ def report_loss(
         number = len(messages) if count is None else count
         log.error('Lost %d event(s) for %s: %s', number, host, describe(error))
     finally:
-        if on_error is None:
-            pass
-        elif delivery_depth():  # a callback of that delivery, not of one inside it
+        if on_error is not None:
             call(on_error, 'on_error', error, messages)
-        else:
-            with delivering():
-                call(on_error, 'on_error', error, messages)
 
 
+@delivers
 def call(callback: Callable[..., Any], name: str, *args: Any) -> None:
     """Call a callback of the application; nothing that it raises ends the delivery."""
     try:

@@ -12,7 +12,6 @@ import unittest
 from datetime import datetime, timezone
 from typing import Any, Callable
 
-from hightouch.htevents._process.waiting import scopes
 from hightouch.htevents.test.support import TestCase, no_threads
 
 EVENTS = 200
@@ -54,11 +53,6 @@ def calls(function: Callable[[], Any]) -> int:
 
 
 class CostTest(TestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        # What a call that a test interrupted has left, until the next delivery.
-        scopes.all.clear()
-
     def track(self, client: Any) -> None:
         for _ in range(EVENTS):
             client.track('user', 'Order Completed', PROPERTIES, {'ip': '203.0.113.7'})

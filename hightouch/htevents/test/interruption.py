@@ -408,10 +408,9 @@ class InterruptionTest(TestCase):
         self.reached.clear()
         asking.start()
         self.assertTrue(self.reached.wait(LIMIT))
-        with mock.patch.object(oauth_manager, 'bounded') as reached:
-            reached.return_value = None
+        with mock.patch.object(manager, '_lock', wraps=manager._lock) as lock:
             self.interrupt(
-                manager.get_token, TimeIsUpToo(), reached=lambda: reached.called
+                manager.get_token, TimeIsUpToo(), reached=lambda: lock.acquire.called
             )
         self.done.set()
         asking.join(LIMIT)

@@ -280,7 +280,7 @@ class ForkTest(TestCase):
                     Fault(status=307, headers={'Location': self.collector.url}),
                 )
                 result = run_program(
-                    _HEAD + 'from hightouch.htevents import retry\n'
+                    _HEAD + 'from hightouch.htevents._queue import retry\n'
                     'retry.BASE = 0\n'
                     'client = Client("key", %s)\n'
                     'before = set(sys.modules)\n'

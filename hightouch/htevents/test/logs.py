@@ -7,7 +7,11 @@ import tempfile
 from asyncio import CancelledError
 from typing import Any, Iterator, List
 
+import mock
+
 from hightouch.htevents import Client
+from hightouch.htevents._process.logs import outlive
+from hightouch.htevents._process.waiting import Signal, start_thread
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.test.support import (
     LIMIT,
@@ -248,6 +252,22 @@ class LineTest(TestCase):
             self.assertTrue(self.collector.wait_for(1, LIMIT))
         lines = log.lines(logging.WARNING)
         self.assertEqual(len([each for each in lines if 'goes on' in each]), 2)
+
+    def test_nor_does_a_test_that_replaces_threads(self) -> None:
+        raised: List[BaseException] = []
+        ended = Signal()
+
+        def fail() -> None:
+            try:
+                outlive(ValueError(), 'The consumer goes on after an error')
+            except BaseException as error:
+                raised.append(error)
+            ended.set()
+
+        with mock.patch('threading.Thread'), contextlib.redirect_stderr(io.StringIO()):
+            start_thread(fail)
+            self.assertTrue(ended.wait(LIMIT))
+        self.assertEqual(raised, [])
 
     def test_the_text_of_an_error_stays_on_the_last_line_of_its_traceback(self) -> None:
         def on_error(error: Exception, batch: Any) -> None:

@@ -11,7 +11,6 @@ import mock
 import requests
 
 from hightouch.htevents import request
-from hightouch.htevents._process.waiting import Deadline, within
 from hightouch.htevents.collector import Fault
 from hightouch.htevents.consumer import Consumer
 from hightouch.htevents.test.support import (
@@ -345,8 +344,8 @@ class OauthTest(TestCase):
         other.start()
         try:
             self.assertTrue(asked.wait(LIMIT))
-            with self.assertRaises(TimeoutError), within(Deadline(0.01)):
-                manager.get_token()
+            with self.assertRaises(TimeoutError):
+                manager.get_token_within(0.01)
         finally:
             answer.set()
             other.join(LIMIT)
