@@ -118,7 +118,7 @@ class Consumer(threading.Thread):
         self.on_success: Optional[OnSuccess] = check_callable('on_success', on_success)
         self.running = True
         self._lease = lease
-        self._wakeup = Signal()
+        self.wakeup = Signal()
         self._ended = Signal()
         self._ident: Optional[int] = None  # of the thread that serves it
         # Whether a client runs it, on a thread that ends while it is idle: see `serve`.
@@ -175,7 +175,7 @@ class Consumer(threading.Thread):
         pid = getpid()
         while getpid() == pid and (self.running or self._source.store.has_begun()):
             try:
-                batch = self._take(idle)
+                batch = self._source.take(self, idle)
                 if batch is None:
                     break
                 on_batch()
@@ -183,7 +183,7 @@ class Consumer(threading.Thread):
                     return False  # we are ending, and the server does not answer
             except BaseException as error:  # of a handler of the log, say
                 outlive(error, 'The consumer goes on after an error')
-                self._wakeup.wait(1)  # a second try must not spin
+                self.wakeup.wait(1)  # a second try must not spin
         return True
 
     def is_here(self) -> bool:
@@ -204,7 +204,7 @@ class Consumer(threading.Thread):
     def pause(self) -> None:
         """End the thread after the batch it is delivering; does not wait for it."""
         self.running = False
-        self._source.store.wake(self._wakeup)
+        self._source.store.wake(self.wakeup)
 
     def hurry(self, deadline: Deadline, keeps: bool = False) -> None:
         """Do not wait beyond ``deadline`` before a retry: try once more, then give up.
@@ -214,7 +214,7 @@ class Consumer(threading.Thread):
         """
         self._deadline.become(deadline)  # also for a delivery that has begun
         self._keeps = keeps
-        self._wakeup.set()
+        self.wakeup.set()
 
     def next(self) -> List[Any]:
         """Take the next batch, waiting for it at most ``upload_interval`` seconds.
@@ -224,7 +224,7 @@ class Consumer(threading.Thread):
 
         :returns: messages; an empty list when none came
         """
-        batch = self._take(idle=self.upload_interval)
+        batch = self._source.take(self, self.upload_interval)
         if batch is None:
             return []
         if isinstance(self.queue, QueueApi):
@@ -234,16 +234,8 @@ class Consumer(threading.Thread):
 
     def upload(self) -> bool:
         """Take the next batch and deliver it; True when all of it was delivered."""
-        batch = self._take(idle=self.upload_interval)
+        batch = self._source.take(self, self.upload_interval)
         return batch is not None and self.deliver(batch) == DELIVERED
-
-    def _take(self, idle: Optional[float]) -> Optional[Batch]:
-        return self._source.take(
-            self._wakeup, self._is_running, self.upload_size, self.upload_interval, idle
-        )
-
-    def _is_running(self) -> bool:
-        return self.running
 
     def holds_lock(self) -> bool:
         """Whether this thread has a lock that a delivery may wait for.
@@ -282,7 +274,7 @@ class Consumer(threading.Thread):
                         self._cut_short = True
                         raise
                 is_last = is_last or not self.running
-                if isinstance(batch, Batch) and any(policy.expired(batch.bodies)):
+                if isinstance(batch, Batch) and any(policy.expired(batch.items)):
                     raise
             ledger.note_retry()
 
@@ -309,7 +301,7 @@ class Consumer(threading.Thread):
             left = delay.remaining() or 0
             if not self._deadline.leaves(left):
                 return False
-            self._wakeup.wait(left)
+            self.wakeup.wait(left)
         return True
 
     def _post(self, batch: Any) -> None:
@@ -341,69 +333,17 @@ class Consumer(threading.Thread):
 
         :returns: `DELIVERED`, `REFUSED` or `PUT_BACK`
         """
-        if not batch.items:
-            self.report_damage()
-            return DELIVERED
-        todo = [batch]
-        lost: List[Tuple[Exception, Batch]] = []
-        outcomes = [DELIVERED]
-        try:
-            while todo:
-                outcomes.append(self._deliver_part(todo, lost))
-        except BaseException:  # of the application: see interruption
-            for part in todo:
-                self._source.put_back(part)
-            raise
-        finally:
-            self._fail(lost)
-        return max(outcomes, key=_WORST.index)
+        if batch.items:
+            return BatchDelivery(self, self._source, batch).run()
+        self.report_damage()
+        return DELIVERED
 
-    def _deliver_part(
-        self, todo: List[Batch], lost: List[Tuple[Exception, Batch]]
-    ) -> str:
-        """Deliver the last batch of ``todo``; put its parts there if it has to be split."""
-        part, ledger = todo[-1], self._source.ledger
+    def keeps(self, error: Exception) -> bool:
+        """Whether events that met an error go back to the queue, to be sent later."""
         policy = self._source.store.policy
-        if not ledger.holds(part):
-            todo.pop()
-            return REFUSED  # given up by a shutdown, or forked away
-        expired = policy.expired(part.bodies)
-        if any(expired):
-            todo.pop()
-            parts = ledger.replace(part, part.divided(expired))
-            if parts is not None:
-                lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
-                todo.extend(parts[1:] if len(parts[1]) else ())
-            return REFUSED
-        error = self._attempt(part)
-        if error is None:
-            todo.pop()
-            self._succeed(part)
-            return DELIVERED
-        if any(policy.expired(part.bodies)):
-            return REFUSED  # while it was retried: part it, and go on
-        todo.pop()
-        if _is_splittable(error, part):
-            halves = ledger.replace(part, part.halves())
-            todo.extend(reversed(halves or ()))
-            return DELIVERED if halves else REFUSED  # as the halves will be
-        if self._is_kept(error):
-            self._source.put_back(part)
-            return PUT_BACK
-        lost.append((error, part))
-        return REFUSED
-
-    def _attempt(self, batch: Batch) -> Optional[Exception]:
-        """Return the error of a request; None when it was delivered."""
-        # An application may have a request of its own, which knows lists of dicts.
-        is_ours = getattr(self.request, '__func__', None) is _original_request
-        try:
-            self.request(batch if is_ours else batch.messages())
-            return None
-        except Exception as error:
-            raise_interruption(error, wrapped=True)
-            drop_own_frames(error)
-            return error
+        if policy.durable:
+            return not policy.is_final(error)
+        return self._keeps and self._cut_short and is_retryable(error)
 
     @delivers
     def drain(self, limit: Optional[int] = None) -> None:
@@ -419,31 +359,6 @@ class Consumer(threading.Thread):
             count += len(batch)
             if self.deliver(batch) == PUT_BACK:
                 return
-
-    def _is_kept(self, error: Exception) -> bool:
-        policy = self._source.store.policy
-        if policy.durable:
-            return not policy.is_final(error)
-        return self._keeps and self._cut_short and is_retryable(error)
-
-    def _succeed(self, batch: Batch) -> None:
-        if not self._source.ledger.claim(batch, delivered=True):
-            return
-        try:
-            if self.on_success is not None:
-                call(self.on_success, 'on_success', batch.messages())
-        finally:
-            self._source.acknowledge(batch, delivered=True)
-
-    def _fail(self, lost: List[Tuple[Exception, Batch]]) -> None:
-        # One report for each kind of error, not one for each half of a split batch.
-        kinds: Dict[str, List[Tuple[Exception, Batch]]] = {}
-        for error, batch in lost:
-            if self._source.ledger.claim(batch, delivered=False):
-                kinds.setdefault(describe(error), []).append((error, batch))
-        with ExitStack() as reports:  # all of them, even if one is interrupted
-            for losses in reversed(list(kinds.values())):  # it begins with the last
-                reports.callback(self.report_lost, losses[0][0], [b for _, b in losses])
 
     def report_damage(self) -> None:
         """Report events that the store cannot read any more, with no lock held."""
@@ -473,6 +388,103 @@ class Consumer(threading.Thread):
         """Say once that events are lost: see `report_loss`."""
         host = bare(self.host or DEFAULT_HOST)
         report_loss(host, self.on_error, error, messages, count)
+
+
+class BatchDelivery:
+    """Delivers one batch: in parts, where the server refuses it as a whole.
+
+    :param consumer: sends the parts, and reports the lost ones
+    :param source: the queue that the batch was taken from
+    :param batch: has at least one event
+    """
+
+    def __init__(self, consumer: Consumer, source: Queue, batch: Batch) -> None:
+        self._consumer = consumer
+        self._source = source
+        self._todo = [batch]  # the next part is the last one
+        self._lost: List[Tuple[Exception, Batch]] = []
+
+    def run(self) -> str:
+        """Return the worst outcome of all parts."""
+        outcomes = [DELIVERED]
+        try:
+            while self._todo:
+                outcomes.append(self._deliver_next())
+        except BaseException:  # of the application: see interruption
+            for part in self._todo:
+                self._source.put_back(part)
+            raise
+        finally:
+            if self._lost:
+                self._report()
+        return max(outcomes, key=_WORST.index)
+
+    def _deliver_next(self) -> str:
+        part, ledger = self._todo[-1], self._source.ledger
+        policy = self._source.store.policy
+        if not ledger.holds(part):
+            self._todo.pop()
+            return REFUSED  # given up by a shutdown, or forked away
+        expired = policy.expired(part.items)
+        if any(expired):
+            self._take_out(part, expired)
+            return REFUSED
+        error = self._attempt(part)
+        if error is None:
+            self._todo.pop()
+            self._succeed(part)
+            return DELIVERED
+        if any(policy.expired(part.items)):
+            return REFUSED  # while it was retried: part it, and go on
+        self._todo.pop()
+        if _is_splittable(error, part):
+            halves = ledger.replace(part, part.halves())
+            self._todo.extend(reversed(halves or ()))
+            return DELIVERED if halves else REFUSED  # as the halves will be
+        if self._consumer.keeps(error):
+            self._source.put_back(part)
+            return PUT_BACK
+        self._lost.append((error, part))
+        return REFUSED
+
+    def _attempt(self, part: Batch) -> Optional[Exception]:
+        """Return the error of a request; None when it was delivered."""
+        # An application may have a request of its own, which knows lists of dicts.
+        is_ours = getattr(self._consumer.request, '__func__', None) is _original_request
+        try:
+            self._consumer.request(part if is_ours else part.messages())
+            return None
+        except Exception as error:
+            raise_interruption(error, wrapped=True)
+            drop_own_frames(error)
+            return error
+
+    def _take_out(self, part: Batch, expired: List[bool]) -> None:
+        self._todo.pop()
+        parts = self._source.ledger.replace(part, part.divided(expired))
+        if parts is not None:
+            self._lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
+            self._todo.extend(parts[1:] if len(parts[1]) else ())
+
+    def _succeed(self, part: Batch) -> None:
+        if self._source.ledger.claim(part, delivered=True):
+            try:
+                on_success = self._consumer.on_success
+                if on_success is not None:
+                    call(on_success, 'on_success', part.messages())
+            finally:
+                self._source.acknowledge(part, delivered=True)
+
+    def _report(self) -> None:
+        # One report for each kind of error, not one for each half of a split batch.
+        kinds: Dict[str, List[Tuple[Exception, Batch]]] = {}
+        for error, part in self._lost:
+            if self._source.ledger.claim(part, delivered=False):
+                kinds.setdefault(describe(error), []).append((error, part))
+        report = self._consumer.report_lost
+        with ExitStack() as reports:  # all of them, even if one is interrupted
+            for losses in reversed(list(kinds.values())):  # it begins with the last
+                reports.callback(report, losses[0][0], [part for _, part in losses])
 
 
 def _is_of_setup(error: Exception) -> bool:

@@ -119,7 +119,8 @@ def send(
 
     token = None if oauth_manager is None else _token_of(oauth_manager, timeout)
     request = build(body, host, gzip)
-    if log.is_enabled_for(logging.DEBUG):
+    is_logged = log.is_enabled_for(logging.DEBUG)
+    if is_logged:
         log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
     answer = transport.post(
         session,
@@ -130,7 +131,8 @@ def send(
         timeout,
         normalize_proxies(proxies),
     )
-    log.debug('answer: HTTP %d', answer.status)
+    if is_logged:
+        log.debug('answer: HTTP %d', answer.status)
     if 200 <= answer.status < 300:
         return answer.response
     secrets = [secret for secret in (write_key, token) if secret]

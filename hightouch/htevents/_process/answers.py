@@ -92,7 +92,9 @@ def read(response: Any, timeout: Optional[Timeout]) -> Answer:
     if body is False and response.raw is not None:  # of requests, and not read yet
         limit = timeout[1] if isinstance(timeout, tuple) else timeout
         body, is_whole = _received(response, limit)
-        body = _decompressed(body, _header(response, 'Content-Encoding'))
+        encoding = _header(response, 'Content-Encoding')
+        if encoding:
+            body = _decompressed(body, encoding)
         # For callers that get the response.
         response._content, response._content_consumed = body, True
         return Answer(response, body, is_whole)
@@ -114,7 +116,10 @@ def _received(response: Any, limit: Optional[float]) -> Tuple[bytes, bool]:
     bound = None
     try:
         bound = _bind(stream, Deadline(limit))
-        reusable = not _skip_informational(response, stream)
+        reusable = True
+        if 100 <= response.status_code < 200 and hasattr(stream, 'begin'):
+            reusable = False
+            _skip_informational(response, stream)
         whole = _read_pieces(stream, pieces)
     finally:
         _finish(raw, stream, whole and reusable, bound, limit)
@@ -141,20 +146,18 @@ def _finish(
         raise_interruption(error)  # else a stand-in, which lacks something
 
 
-def _skip_informational(response: Any, stream: Any) -> bool:
-    """Wait for the final answer after a 1xx, such as 103; say whether there was one.
+def _skip_informational(response: Any, stream: Any) -> None:
+    """Wait for the final answer after a 1xx, such as 103.
 
-    http.client takes a 1xx for the answer, and the final one for that to the next request.
+    http.client takes a 1xx for the answer, and would take the final one for the answer to
+    the next request.
     """
-    if not (100 <= response.status_code < 200 and hasattr(stream, 'begin')):
-        return False
     while 100 <= stream.status < 200:
-        stream.headers = None  # so that begin() reads another one
+        stream.headers = None  # begin() reads other ones then
         stream.begin()
     response.status_code, response.reason = stream.status, stream.reason
     response.headers.clear()
     response.headers.update(stream.headers.items())
-    return True
 
 
 def _read_pieces(stream: Any, pieces: List[bytes]) -> bool:

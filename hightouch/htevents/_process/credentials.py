@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import lru_cache
 from typing import Any, Iterable, Iterator, List, Set, Tuple
 
 from hightouch.htevents._process.interruption import causes
@@ -23,6 +24,7 @@ _LEAST = 3
 _MOST_TEXT = 2000
 
 
+@lru_cache(maxsize=100)
 def split_credentials(url: str) -> Tuple[str, str]:
     """Return a URL without its credentials, and these: '' when there are none."""
     found = _START.match(url)
@@ -50,6 +52,7 @@ def _guessed(url: str) -> str:
     return url[start.end() if start else 0 :].rpartition('@')[0]
 
 
+@lru_cache(maxsize=100)
 def basic(credentials: str) -> str:
     """Return the header that carries the credentials of a URL; '' for none."""
     if not credentials:

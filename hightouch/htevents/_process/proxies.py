@@ -18,7 +18,7 @@ def normalize_proxies(value: Any) -> Optional[_Proxies]:
         falsy: None
     :raises ValidationError: when it is something else
     """
-    if is_instance(value, str):
+    if value is not None and is_instance(value, str):
         value = value.strip()
     if not value:
         return None

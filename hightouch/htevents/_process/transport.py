@@ -77,7 +77,8 @@ def post(
     chosen = proxies_for(place, session, proxies)
     answers: List[Answer] = []
     try:
-        if type(session) is SharedSession and session.is_untouched():
+        methods = Session.post, Session.request, Session.send
+        if type(session) is SharedSession and methods == _METHODS:
             response = session.send_bytes(
                 place, data, headers, authorization, timeout, chosen
             )
@@ -154,9 +155,6 @@ class SharedSession(Session):
             self.mount(
                 prefix, Adapter(pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE)
             )
-
-    def is_untouched(self) -> bool:
-        return (Session.post, Session.request, Session.send) == _METHODS
 
     def send_bytes(
         self,

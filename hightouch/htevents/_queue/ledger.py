@@ -108,7 +108,8 @@ class Ledger:
             if batch.items:
                 return batch
             del self._in_flight[batch]
-            self._release_flushes()
+            if self._flushes:
+                self._release_flushes()
             return None
 
     def admit(self, body: bytes) -> Batch:
@@ -158,11 +159,12 @@ class Ledger:
             if not batch.counted:  # by a call that a signal handler interrupted
                 batch.counted = True
                 if delivered:
-                    self._delivered += len(batch)
+                    self._delivered += len(batch.items)
                 else:
-                    self._failed += len(batch)
+                    self._failed += len(batch.items)
             del self._in_flight[batch]
-            self._release_flushes()
+            if self._flushes:
+                self._release_flushes()
             return True
 
     def forget(self, batch: Batch) -> None:

@@ -17,7 +17,7 @@ several consumers, and while one sends, the next one collects.
 
 import threading
 from sys import maxsize
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.waiting import Deadline, Signal, monotonic
@@ -135,48 +135,33 @@ class Queue:
 
     # -- the consumers' side ---------------------------------------------------------
 
-    def take(
-        self,
-        wakeup: Signal,
-        running: Callable[[], bool],
-        size: int,
-        interval: float,
-        idle: Optional[float] = None,
-    ) -> Optional[Batch]:
-        """Wait for the next batch: a full one, or what came within ``interval``.
+    def take(self, taker: Any, idle: Optional[float] = None) -> Optional[Batch]:
+        """Wait for the next batch: a full one, or what came within ``upload_interval``.
 
-        :param wakeup: the calling consumer's own signal
-        :param running: asked after each wake-up; False ends the wait
-        :param size: messages that make a batch full
-        :param interval: seconds that the oldest message may wait for others
+        :param taker: a consumer: has ``upload_size``, ``upload_interval``, its own signal
+            ``wakeup``, and ``running``, which ends the wait when it becomes False
         :param idle: seconds to wait for a first message; None waits without bound
         :returns: None when there is none: not running, closed and empty, or idle is over
         """
         deadline = Deadline(idle)
         with self._collecting:
             # A call, not a loop: see waiting.unlocking about 3.13.
-            return self._collect(wakeup, running, size, interval, deadline)
+            return self._collect(taker, deadline)
 
     def is_attended(self) -> bool:
         """Whether a consumer collects, and will see an event that was put."""
         return bool(self._collecting.locked())
 
-    def _collect(
-        self,
-        wakeup: Signal,
-        running: Callable[[], bool],
-        size: int,
-        interval: float,
-        deadline: Deadline,
-    ) -> Optional[Batch]:
-        self._wakeup = wakeup
+    def _collect(self, taker: Any, deadline: Deadline) -> Optional[Batch]:
+        self._wakeup = wakeup = taker.wakeup
+        size, store = taker.upload_size, self.store
         while True:
-            is_running = running()
-            if not (is_running or self.store.has_begun()):
+            is_running = taker.running
+            if not (is_running or store.has_begun()):
                 return None
             # First what wakes us, then a look at the store: see the top.
             self._wake_at, self._wake_at_bytes = size, BATCH_BYTES
-            wait = self._wait_time(size, interval) if is_running else 0.0
+            wait = self._wait_time(size, taker.upload_interval) if is_running else 0.0
             if wait is None:
                 self._wake_at = 1
                 if self.ledger.has_waiting():
@@ -184,17 +169,17 @@ class Queue:
                 if self.closed or deadline.over:
                     return None
                 wait = deadline.remaining()
-                idle_wait = self.store.idle_wait()
+                idle_wait = store.idle_wait()
                 if idle_wait is not None:
                     wait = idle_wait if wait is None else min(wait, idle_wait)
             elif wait <= 0:
                 batch = self.take_now(size)
                 if batch is not None:
                     return batch
-                if self.store.has_damage():
+                if store.has_damage():
                     return Batch()  # for a consumer, which has to report it
                 wait = LOOK_AGAIN  # it cannot be read now, or another thread has it
-            self.store.wait(wakeup, wait)
+            store.wait(wakeup, wait)
             self._wake_at = self._wake_at_bytes = _NEVER
 
     def _wait_time(self, size: int, interval: float) -> Optional[float]:

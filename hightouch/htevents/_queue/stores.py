@@ -51,8 +51,11 @@ class Policy:
         """Whether an error says that the events will never be taken."""
         return not is_retryable(error)
 
-    def expired(self, bodies: Sequence[bytes]) -> List[bool]:
-        """Say of each event whether it became too old while it waited; [] for none."""
+    def expired(self, items: Sequence[Any]) -> List[bool]:
+        """Return for each event whether it became too old while it waited; [] for none.
+
+        :param items: see `Batch.items`
+        """
         return []
 
 
@@ -239,6 +242,9 @@ class MemoryStore(Store):
             return 0
         items.append((body, monotonic(), next(self._numbers)))
         return waiting + 1
+
+    def look(self, size: int) -> int:
+        return len(self.ready)
 
     def take_back(self, body: bytes) -> bool:
         """Remove an event that was put last; False if it was taken."""

@@ -2,7 +2,7 @@
 
 import json
 from datetime import datetime, timedelta, timezone
-from typing import List, Sequence
+from typing import Any, List, Sequence
 
 from hightouch.htevents._queue.stores import Policy
 from hightouch.htevents.errors import (
@@ -30,8 +30,8 @@ class DurablePolicy(Policy):
             and error.status in FINAL_STATUSES
         )
 
-    def expired(self, bodies: Sequence[bytes]) -> List[bool]:
-        return are_expired(bodies)
+    def expired(self, items: Sequence[Any]) -> List[bool]:
+        return are_expired([item[0] for item in items])
 
 
 def are_expired(bodies: Sequence[bytes]) -> List[bool]:

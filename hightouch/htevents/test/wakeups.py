@@ -1,6 +1,7 @@
 import random
 import threading
 import unittest
+from types import SimpleNamespace
 from typing import Any, List
 
 from hightouch.htevents._process.waiting import Signal
@@ -25,21 +26,20 @@ class WakeTest(unittest.TestCase):
     def wakes_for_a_batch(self, size: int, length: int) -> int:
         """Offer messages of about ``length`` bytes until a batch of ``size`` is full."""
         sizes, queue, wakeup = random.Random(1), Queue(MemoryStore(0)), CountingSignal()
-        batches: List[Any] = []
-        taker = threading.Thread(
-            target=lambda: batches.append(
-                queue.take(wakeup, lambda: True, size, 100 * LIMIT)
-            )
+        taker = SimpleNamespace(
+            running=True, wakeup=wakeup, upload_size=size, upload_interval=100 * LIMIT
         )
-        taker.start()
+        batches: List[Any] = []
+        thread = threading.Thread(target=lambda: batches.append(queue.take(taker)))
+        thread.start()
         count = filled = 0
         while count < size and filled < BATCH_BYTES:
             self.assertEqual(batches, [], (size, length, count, filled))
             body = b'x' * sizes.randint(1, 2 * length)
             queue.offer(body)
             count, filled = count + 1, filled + len(body) + 1
-        taker.join(LIMIT)
-        self.assertFalse(taker.is_alive(), (size, length, count, filled))
+        thread.join(LIMIT)
+        self.assertFalse(thread.is_alive(), (size, length, count, filled))
         self.assertLessEqual(count - 1, len(batches[0]))
         return wakeup.calls
 
