@@ -63,7 +63,7 @@ _WORST = (DELIVERED, REFUSED, PUT_BACK)
 class Consumer(threading.Thread):
     """A daemon thread that sends what it finds in a queue.
 
-    :param queue: that of a client, or a ``queue.Queue`` of message dicts
+    :param queue: ``client.queue``, or a ``queue.Queue`` of message dicts
     :param write_key: the key that the batches are sent with
     :param upload_size: most messages in a batch
     :param host: base URL of the server; None is the default one
@@ -73,10 +73,10 @@ class Consumer(threading.Thread):
     :param retries: how often a failed request is sent again; 0 never
     :param timeout: seconds for the connection, and between bytes of the answer
     :param proxies: as in ``requests``
-    :param oauth_manager: gives tokens through ``get_token()``
+    :param oauth_manager: returns tokens through ``get_token()``
     :param on_success: called with the list of messages that were acknowledged
-    :param lease: gives the ``requests.Session`` to send with through ``get()``, and after
-        ``renew()`` a new one
+    :param lease: returns the ``requests.Session`` to send with through ``get()``, and a new
+        one after ``renew()``
     """
 
     @discreet
@@ -147,7 +147,7 @@ class Consumer(threading.Thread):
 
         :param idle_after: seconds without an event after which it returns; None: never
         :param on_batch: called when a batch was taken, and is about to be sent
-        :returns: False when it ended because no more can be delivered in time
+        :returns: False when it ended for lack of time
         """
         self._ident = threading.get_ident()
         self._ended.wait(0)
@@ -166,7 +166,7 @@ class Consumer(threading.Thread):
             self._ident = None
 
     def rest(self) -> None:
-        """Note that it is a client's, and no thread serves it now: `join` returns."""
+        """Mark it as a client's consumer that no thread serves now: `join` returns."""
         self._is_served = True
         self._ended.set()
 
@@ -180,10 +180,12 @@ class Consumer(threading.Thread):
                     break
                 on_batch()
                 if self.deliver(batch) == PUT_BACK:
-                    return False  # we are ending, and the server does not answer
-            except BaseException as error:  # of a handler of the log, say
+                    return (
+                        False  # the client is closing, and the server does not answer
+                    )
+            except BaseException as error:  # raised by a log handler, for example
                 outlive(error, 'The consumer goes on after an error')
-                self.wakeup.wait(1)  # a second try must not spin
+                self.wakeup.wait(1)  # must not spin
         return True
 
     def is_here(self) -> bool:
@@ -191,7 +193,7 @@ class Consumer(threading.Thread):
         return self._ident == threading.get_ident()
 
     def is_alive(self) -> bool:
-        """Whether it takes care of events: also while it is idle, and needs no thread."""
+        """Whether it delivers events. An idle consumer is alive without a thread."""
         return self.running if self._is_served else super().is_alive()
 
     def join(self, timeout: Optional[float] = None) -> None:
@@ -199,7 +201,7 @@ class Consumer(threading.Thread):
         if not self._is_served:
             super().join(timeout)
         elif self._ended.wait(timeout):
-            self._ended.set()  # for the next who waits
+            self._ended.set()  # for the next caller
 
     def pause(self) -> None:
         """End the thread after the batch it is delivering; does not wait for it."""
@@ -240,10 +242,10 @@ class Consumer(threading.Thread):
     def holds_lock(self) -> bool:
         """Whether this thread has a lock that a delivery may wait for.
 
-        Below a signal handler, that is.
+        The caller may be a signal handler that has interrupted the delivery.
         """
         manager = self.oauth_manager
-        # An application's own manager may be anything.
+        # The manager of an application may lack it.
         is_held = getattr(type(manager), 'is_held', None)
         return is_held is not None and bool(is_held(manager))
 
@@ -269,7 +271,7 @@ class Consumer(threading.Thread):
                     self._cut_short = is_last
                     raise
                 if not self._wait(delay):
-                    is_last = True  # for more there is no time
+                    is_last = True  # no time is left for more
                     if not self._wait(MIN_WAIT):
                         self._cut_short = True
                         raise
@@ -279,12 +281,12 @@ class Consumer(threading.Thread):
             ledger.note_retry()
 
     def _is_only_kept(self, error: Exception) -> bool:
-        """Whether it ends no event only because these are on the disk: a redirect, say."""
+        """Whether an error would end the events if they were not on the disk: a redirect."""
         policy = self._source.store.policy
         return policy.durable and not (is_retryable(error) or policy.is_final(error))
 
     def _warn_of_setup(self, error: Exception) -> None:
-        # At once: until the last retry it may take minutes, with a spool for ever.
+        # Before the last retry, which may take minutes. With a spool there is no last one.
         if self._source.warned_of_setup:
             return
         self._source.warned_of_setup = True
@@ -361,7 +363,7 @@ class Consumer(threading.Thread):
                 return
 
     def report_damage(self) -> None:
-        """Report events that the store cannot read any more, with no lock held."""
+        """Report events that the store can no longer read. No lock is held."""
         for error in self._source.ledger.take_damage():
             try:
                 self.report(error, [], error.count)
@@ -449,7 +451,7 @@ class BatchDelivery:
 
     def _attempt(self, part: Batch) -> Optional[Exception]:
         """Return the error of a request; None when it was delivered."""
-        # An application may have a request of its own, which knows lists of dicts.
+        # An application may have replaced it: then it gets a list of dicts.
         is_ours = getattr(self._consumer.request, '__func__', None) is _original_request
         try:
             self._consumer.request(part if is_ours else part.messages())
@@ -488,11 +490,11 @@ class BatchDelivery:
 
 
 def _is_of_setup(error: Exception) -> bool:
-    """Whether somebody has to mend something here: TLS, or a file that cannot be read."""
+    """Whether a setting has to be corrected: TLS, or a file that cannot be read."""
     if isinstance(error, APIError):
         return False
     if type(error) is OSError:
-        return True  # as requests says that there is no such certificate
+        return True  # requests raises it for a certificate that does not exist
     return any(
         isinstance(each, (FileNotFoundError, PermissionError))
         or 'SSLError' in map(name_of, type(each).__mro__)

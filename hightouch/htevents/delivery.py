@@ -26,7 +26,7 @@ from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents.consumer import DELIVERED, Consumer
 from hightouch.htevents.errors import NotDeliveredError
 
-# Seconds beyond the end of a client's time in which a callback may still return.
+# Seconds by which a running callback may exceed the time of a shutdown.
 LAST_CALLBACK = 0.1
 
 # Seconds without an event after which a thread ends, until the next event.
@@ -43,7 +43,7 @@ _unlocking = unlocking(lambda delivery: delivery.queue.locks())
 
 
 class Delivery:
-    """Between a client and its consumers; knows no message and no HTTP.
+    """Runs the consumers of a client. It does not know messages or HTTP.
 
     Consumers refer to this object, never to the client: a client that is dropped
     without a shutdown is garbage, and its consumers end when the queue is empty.
@@ -78,7 +78,7 @@ class Delivery:
     def _make(self) -> None:
         self._state = NEW
         # Made with the first event, because a thread object takes as much memory as a
-        # queue; by setdefault, so that threads that make them together get the same.
+        # queue. Threads that make them together get the same ones, by setdefault.
         self._made: Dict[str, List[Consumer]] = {}
         self._resting: List[Consumer] = []  # the consumers without a thread
         # Whether a thread was started that has not taken its consumer yet.
@@ -87,7 +87,9 @@ class Delivery:
 
     def _after_fork(self) -> None:
         for consumer in self._present:
-            consumer.running = False  # if one of them forked, it must not go on
+            consumer.running = (
+                False  # a consumer that forked must not continue in the child
+            )
         self._make()
 
     @property
@@ -109,7 +111,7 @@ class Delivery:
     # -- events ----------------------------------------------------------------------
 
     def put(self, body: bytes, block_timeout: float = 0) -> bool:
-        """Queue an encoded message; see that a consumer delivers it."""
+        """Queue an encoded message, and start a consumer if none collects."""
         if self._state != RUNNING and not self._prepare():
             return self.queue.refuse()
         accepted = self.queue.offer(body, block_timeout)
@@ -138,14 +140,14 @@ class Delivery:
         return delivered
 
     def start(self) -> None:
-        """See that a consumer delivers what waits, or what dead processes left."""
+        """Start a consumer for waiting events, also for events that dead processes left."""
         if self._state == NEW:
             self._prepare()
         if self._resting and not self.queue.is_attended():
             self._start_thread()
 
     def _prepare(self) -> bool:
-        """Do what is done once in a process, with the first event; False if that is late."""
+        """Prepare for the first event in this process; return False if it comes too late."""
         if self._state > RUNNING or self.queue.closed or process_exit.is_over():
             return False
         made = self._made
@@ -175,9 +177,9 @@ class Delivery:
             self._starting = True
             if not start_thread(self._serve, getpid()):
                 self._starting = False
-                # Events wait for a flush, the exit, or the next try.
+                # The events wait for a flush, the exit, or the next event.
                 self._next_start = monotonic() + START_RETRY_INTERVAL
-        except BaseException:  # of a signal handler: the thread runs, or it does not
+        except BaseException:  # raised by a signal handler
             self._starting = False
             raise
 
@@ -185,13 +187,13 @@ class Delivery:
         """Run a consumer on this thread until it is idle."""
         try:
             consumer = self._resting.pop()
-        except IndexError:  # a thread too many
+        except IndexError:  # another thread took the last consumer
             self._starting = False
             return self._thread_ended(True)
         self._starting = False
         in_time = True
         try:
-            # A consumer of a spool looks for what dead processes leave.
+            # A consumer of a spool looks for events of dead processes.
             idle_after = None if self.queue.store.policy.durable else IDLE_AFTER
             in_time = consumer.serve(idle_after, self._batch_taken)
         finally:
@@ -201,7 +203,7 @@ class Delivery:
                 self._thread_ended(in_time and consumer.running)
 
     def _batch_taken(self) -> None:
-        """Let another consumer collect, while the one that did so sends."""
+        """Let another consumer collect while this one sends."""
         queue = self.queue
         if self._resting and (
             queue.ledger.has_waiting() or queue.store.may_have_more()
@@ -210,13 +212,13 @@ class Delivery:
 
     def _thread_ended(self, in_time: bool) -> None:
         if self._state == CLOSED:
-            self._release()  # taken anew by a request that outlasted the shutdown
+            self._release()  # a request that outlasted the shutdown has taken it again
             return
         ledger = self.queue.ledger
         waits = ledger.has_waiting() or ledger.is_urgent()
         if waits and in_time and self._resting:
-            self._start_thread()  # an event came in the last moment, or a flush
-        # A call that is CLOSING ends everything itself.
+            self._start_thread()  # an event or a flush came just before the end
+        # In CLOSING, `finish` ends everything.
         elif self._state == DRAINING and not (waits or self._has_threads()):
             self._end()
 
@@ -227,11 +229,11 @@ class Delivery:
 
     @_unlocking
     def flush(self, timeout: Optional[float]) -> bool:
-        """Send now what waits; see `Client.flush`."""
+        """Send the waiting events now; see `Client.flush`."""
         self.start()
         if is_delivering() or self._holds_lock() or is_in_a_line():
-            # The code below us goes on only when we return, and a consumer may wait for
-            # it, or for a lock of a log handler: so we wait for nothing.
+            # The interrupted code continues only when we return, and a consumer may wait for
+            # it, or for a lock of a log handler. So this call waits for nothing.
             return self.queue.begin_flush()
         return self._flush(Deadline(timeout))
 
@@ -245,14 +247,14 @@ class Delivery:
         ledger = self.queue.ledger
         if not is_delivering():
             ledger.recover()
-        # In this order: a thread that ends rests first, and then looks for a flush.
+        # In this order: a thread that ends first rests its consumer, then looks for a flush.
         flush = self.queue.start_flush()
         if self._state != CLOSED and not self._has_threads():
             self._drain(deadline)
         return ledger.wait(flush, deadline)
 
     def _drain(self, deadline: Deadline) -> None:
-        """Deliver on this thread, because there is no other."""
+        """Deliver on this thread, because no other one runs."""
         consumer = self._make_consumer()
         consumer.hurry(deadline, keeps=True)
         consumer.drain()
@@ -271,16 +273,16 @@ class Delivery:
         """Deliver what is left, report what is not delivered in time, end the threads."""
         if self._state < CLOSING:
             self._state = CLOSING
-        if is_delivering():  # a callback: the thread below it waits for us
+        if is_delivering():  # in a callback, which holds up its own thread
             self._drain(deadline)
             complete = self.queue.flush(deadline, but_here=True)
             complete = self._give_up() and complete
         else:
             complete = self._flush(deadline)
-            # They end when the queue is empty: an event may have come with the flush.
+            # They end when the queue is empty. An event may have come during the flush.
             self._join_consumers(deadline)
             complete = self._give_up() and complete
-            # A callback that runs: otherwise the exit cuts it short.
+            # The exit would cut a running callback short.
             self.queue.ledger.wait_for_callbacks(deadline.extended(LAST_CALLBACK))
         for consumer in self._present:
             consumer.pause()
@@ -301,7 +303,7 @@ class Delivery:
         return self.finish(deadline)
 
     def _give_up(self) -> bool:
-        """Report what is lost now; return whether nothing is."""
+        """Report the events that are lost now; return whether none is lost."""
         ledger = self.queue.ledger
         lost = self.queue.give_up()
         if lost is not None:
@@ -315,9 +317,9 @@ class Delivery:
         return lost is None
 
     def retire(self) -> None:
-        """Let go of a client that was dropped: end once the queue is empty.
+        """End once the queue is empty: the client was dropped.
 
-        May run inside a finalizer: waits for no delivery.
+        May run inside a finalizer, so it waits for no delivery.
         """
         if self._state >= CLOSING or process_exit.is_over():
             return
@@ -330,7 +332,7 @@ class Delivery:
             self._end()
 
     def _end(self) -> None:
-        """Let go of everything. Twice is harmless, also by two threads."""
+        """Release everything. Twice is harmless, also by two threads."""
         self._state = CLOSED
         for consumer in self._present:
             consumer.pause()

@@ -1,6 +1,6 @@
 """Access tokens: signs a JWT, trades it for a token, keeps that until half its life.
 
-There is no thread here: who needs a token gets it, and when several do, one asks.
+No thread runs here: a caller that needs a token asks for it, and others wait for the answer.
 """
 
 import threading
@@ -39,7 +39,7 @@ DEFAULT_LIFE = 3600.0
 # Seconds before a renewal is tried again while the old token is still good.
 RENEW_PAUSE = 10.0
 
-# X-RateLimit-Reset by its size: milliseconds or seconds since 1970, else from now.
+# X-RateLimit-Reset by its size: milliseconds or seconds since 1970, otherwise from now.
 _MILLISECONDS_FROM = 1e11
 _SECONDS_FROM = 1e8
 
@@ -50,13 +50,13 @@ _SKEW_MESSAGES = ('token is expired', 'token used before issued')
 
 
 class OauthManager:
-    """Gives tokens for one OAuth client. Safe to use from several threads.
+    """Returns tokens for one OAuth client. Safe to use from several threads.
 
     :param client_id: the OAuth client
     :param client_key: its private RSA key: see `read_private_key`
     :param key_id: which of its keys this is
     :param auth_server: base URL of the token server
-    :param scope: what the token is for
+    :param scope: the permissions of the token
     :param timeout: seconds for the connection and between bytes of the answer
     :param max_retries: tries after the first, within one `get_token`; 0: none. A delivery
         counts its own retries instead
@@ -107,19 +107,19 @@ class OauthManager:
         fork.register(self)
 
     def _after_fork(self) -> None:
-        # Held while a token is asked for, I/O included: for those who wait, the answer
-        # is what they wait for, and one request serves all. Guards _token and _skew.
+        # Held while a token is requested, I/O included: other threads need the same
+        # answer, and one request serves all of them. Guards _token and _skew.
         # Re-entrant, because it knows its owner: see _release.
         self._lock: Any = threading.RLock()
 
     @discreet
     def get_token(self) -> str:
-        """Give a token that is valid now.
+        """Return a token that is valid now.
 
         Blocks while one is asked for, with ``max_retries`` waits in between.
 
         :raises APIError: when the server refuses, or does not give one
-        :raises requests.RequestException: when there is no answer
+        :raises requests.RequestException: without an answer
         """
         retries = Retries(self.max_retries)
         while True:
@@ -136,9 +136,9 @@ class OauthManager:
     def get_token_within(self, timeout: Optional[Timeout]) -> str:
         """Return a token that is valid now; ask the server at most once.
 
-        For a delivery, whose own retries are the ones that count.
+        For a delivery, which counts its own retries.
 
-        :param timeout: of a request, and also for a token that another thread asks for
+        :param timeout: of a request; also bounds the wait for another thread's request
         """
         if getattr(self.get_token, '__func__', None) is not OauthManager.get_token:
             return self.get_token()  # a subclass or a test has its own
@@ -193,7 +193,7 @@ class OauthManager:
         self._token = None
 
     def refuse_token(self, token: Optional[str]) -> None:
-        """Forget ``token``, unless it was replaced meanwhile."""
+        """Forget ``token``, unless another one has replaced it."""
         current = self._token
         if current is not None and current.text == token:
             self.clear_token()

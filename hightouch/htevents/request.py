@@ -22,8 +22,8 @@ from hightouch.htevents.stamps import iso_now
 from hightouch.htevents.utils import remove_trailing_slash
 from hightouch.htevents.version import NAME, VERSION
 
-# Headers of every request. They say what we can decompress: requests would say more where
-# it finds the packages.
+# Headers of every request. They name the encodings that we can decompress. requests would
+# name more where it finds the packages.
 HEADERS: Mapping[str, str] = {
     'User-Agent': '%s/%s' % (NAME, VERSION),
     'Accept-Encoding': ENCODINGS,
@@ -32,8 +32,8 @@ HEADERS: Mapping[str, str] = {
 DEFAULT_HOST = 'https://us-east-1.hightouch-events.com'
 PATH = '/v1/batch'
 
-# zlib's fastest level: for JSON of this kind it gives most of what the others give, for
-# a fraction of the host's CPU.
+# zlib's fastest level. It compresses our JSON nearly as well as the others, for a fraction
+# of the CPU time.
 GZIP_LEVEL = 1
 
 # Characters of an error body that go into an error's text.
@@ -82,7 +82,7 @@ def post(
     :param session: the ``requests.Session`` to use; None: the process's
     :returns: the ``requests.Response``
     :raises APIError: on an answer that is not 2xx
-    :raises requests.RequestException: when there was no answer
+    :raises requests.RequestException: without an answer
     """
     batch = kwargs.get('batch')
     if isinstance(batch, Batch) and len(kwargs) == 1:
@@ -144,7 +144,7 @@ def send(
 
 
 def _token_of(oauth_manager: Any, timeout: Optional[Timeout]) -> str:
-    # Ours makes no retries then: those of the request are the ones that count.
+    # Our manager makes no retries then: the retries of the request count.
     get_within = getattr(type(oauth_manager), 'get_token_within', None)
     if get_within is None:
         token = oauth_manager.get_token()
@@ -160,7 +160,7 @@ def _token_of(oauth_manager: Any, timeout: Optional[Timeout]) -> str:
 
 
 def build(body: bytes, host: Optional[str], gzip: bool) -> Request:
-    """Give URL, headers and data of the request for a body."""
+    """Return URL, headers and data of the request for a body."""
     headers = dict(HEADERS, **{'Content-Type': 'application/json'})
     if gzip:
         headers['Content-Encoding'] = 'gzip'
@@ -178,7 +178,7 @@ def _compressed(body: bytes) -> bytes:
 
 
 def is_token(value: Any) -> bool:
-    """Whether a header can carry it: for anything else an error would quote the token."""
+    """Whether a header can carry it. For other values, an error would quote the token."""
     return isinstance(value, str) and re.match(r'[!-~]+\Z', value) is not None
 
 
@@ -197,15 +197,15 @@ def failure(answer: Answer, secrets: Sequence[str] = ()) -> APIError:
 
 
 def shortened(value: Any, secrets: Sequence[str] = ()) -> str:
-    """Make a text of what a server sent: short, on one line, without our secrets."""
+    """Return a text from a server on one line, short, and without our secrets."""
     text = masked(value if isinstance(value, str) else json.dumps(value), secrets)
     return printable(' '.join(text.split()), MAX_ERROR_TEXT)
 
 
 def _drop_token(oauth_manager: Any, token: Optional[str]) -> None:
-    # Several threads may be told that an old token is refused, when one of them has got
-    # a new one already: ours clears only the one that was refused. Another's manager
-    # has to know get_token and clear_token only.
+    # Several threads may be told that an old token is refused, when one of them has a new
+    # token already. So ours clears only the refused token. The manager of an application
+    # needs to have only get_token and clear_token.
     refuse = getattr(type(oauth_manager), 'refuse_token', None)
     if refuse is None:
         oauth_manager.clear_token()

@@ -20,7 +20,7 @@ ENCODINGS = 'gzip, deflate'
 
 _NUMBER = re.compile(r'[0-9]+(\.[0-9]+)?\Z')
 
-# The three forms that HTTP knows: today's, that of RFC 850, and that of C's asctime.
+# The three forms of a date in HTTP: the current one, RFC 850, and C's asctime.
 _DATE = re.compile(
     r'([A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT'
     r'|[A-Z][a-z]+, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT'
@@ -29,13 +29,13 @@ _DATE = re.compile(
 
 
 class Answer:
-    """What a server said.
+    """The answer of a server.
 
     :ivar response: the ``requests.Response``
     :ivar status: HTTP status
     :ivar body: the beginning of its body, decompressed
-    :ivar is_whole: whether that is all of it
-    :ivar payload: the body, read as JSON; None if it is none
+    :ivar is_whole: whether ``body`` is all of it
+    :ivar payload: the body, read as JSON; None if it is not JSON
     """
 
     def __init__(self, response: Any, body: Optional[bytes], is_whole: bool) -> None:
@@ -47,10 +47,10 @@ class Answer:
         self.is_whole = is_whole
         self.payload: Any = None
         try:
-            # A stand-in for a response, of an application's test, may have no body.
+            # The mock response of an application's test may have no body.
             self.payload = response.json() if body is None else json.loads(body)
         except Exception as error:
-            # Each version of requests and Python has an error of its own for this.
+            # The class of the error depends on the version of requests and Python.
             raise_interruption(error)
 
     @property
@@ -59,11 +59,11 @@ class Answer:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The payload if it is an object, else an empty one."""
+        """The payload if it is an object, otherwise an empty one."""
         return self.payload if isinstance(self.payload, dict) else {}
 
     def header(self, name: str) -> str:
-        """Return a header; '' when there is none."""
+        """Return a header; '' when the answer lacks it."""
         return _header(self.response, name)
 
     def time(self, default: float) -> float:
@@ -72,9 +72,9 @@ class Answer:
         return default if moment is None else moment
 
     def retry_after(self, now: float) -> Optional[float]:
-        """Return the seconds that the server asks us to wait; None if it does not say.
+        """Return the seconds that the server asks us to wait; None if it does not ask.
 
-        :param now: the time by our clock, for a server that tells nothing of its own
+        :param now: the time by our clock, for a server that does not tell its time
         """
         return parse_retry_after(self.header('Retry-After'), self.time(now))
 
@@ -133,7 +133,7 @@ def _finish(
     bound: Optional['_Bounded'],
     limit: Optional[float],
 ) -> None:
-    """Give the connection back: as it was, or else closed, to be opened again."""
+    """Return the connection to its pool. A connection that is not reusable is closed first."""
     try:
         stream.close()
         connection = getattr(raw, '_connection', None)
@@ -143,7 +143,9 @@ def _finish(
             bound.socket.settimeout(limit)
         raw.release_conn()
     except Exception as error:
-        raise_interruption(error)  # else a stand-in, which lacks something
+        raise_interruption(
+            error
+        )  # otherwise a test's stand-in, which lacks an attribute
 
 
 def _skip_informational(response: Any, stream: Any) -> None:
@@ -173,14 +175,14 @@ def _read_pieces(stream: Any, pieces: List[bytes]) -> bool:
             if not piece or missing == 0:
                 return not missing
     except Exception as error:
-        # It is cut short, or not what HTTP allows: the status is what counts.
+        # The body is cut short, or violates HTTP. Only the status counts.
         raise_interruption(error, wrapped=True)
     return False
 
 
 def _bind(stream: Any, deadline: Deadline) -> Optional['_Bounded']:
-    """Have all that is read from a connection arrive in time, however slowly it drips."""
-    # Of http.client's reader and its socket. A stand-in has none, and does not wait.
+    """Let every read from a connection end with a deadline, however slowly bytes come."""
+    # The reader of http.client and its socket. A mock has neither and does not wait.
     file = getattr(stream, 'fp', None)
     socket = getattr(getattr(file, 'raw', None), '_sock', None)
     if socket is None or not hasattr(file, 'readinto1'):
@@ -218,14 +220,14 @@ def _decompressed(body: bytes, encoding: str) -> bytes:
 
     windows = {
         'gzip': [32 + zlib.MAX_WBITS],
-        'deflate': [zlib.MAX_WBITS, -zlib.MAX_WBITS],  # some servers leave its head out
+        'deflate': [zlib.MAX_WBITS, -zlib.MAX_WBITS],  # some servers omit its header
     }
     for window in windows.get(encoding.lower(), []):
         try:
             return zlib.decompressobj(window).decompress(body, BODY_LIMIT)
         except zlib.error:
             pass
-    return body  # it is not compressed, whatever is said of it
+    return body  # it is not compressed, although its header says so
 
 
 def _header(response: Any, name: str) -> str:
@@ -238,7 +240,7 @@ def _header(response: Any, name: str) -> str:
 
 
 def parse_retry_after(value: str, now: float) -> Optional[float]:
-    """Read a Retry-After header: seconds, or an HTTP date; None if it is neither.
+    """Read a Retry-After header, seconds or an HTTP date; return None for anything else.
 
     :param now: seconds since the epoch: by the clock of the server, if it told
     :returns: seconds from now, never negative
@@ -260,7 +262,7 @@ def parse_http_date(value: str) -> Optional[int]:
     """Read an HTTP date: seconds since the epoch; None if it is not one."""
     if not _DATE.match(value.strip(' \t')):
         return None
-    # Here, because few answers need it; and requests has imported both already.
+    # Imported here, because few answers need them. requests has loaded both.
     import calendar
     from datetime import datetime
     from email.utils import parsedate

@@ -45,7 +45,7 @@ _VARIABLES = tuple(
     for name in (scheme + '_proxy', scheme.upper() + '_PROXY')
 ) + ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'REQUEST_METHOD')
 
-# An application's test, or a tracer, may replace one. Then our requests take that way.
+# If an application's test or a tracer replaces one of them, our requests go through it.
 _METHODS = (Session.post, Session.request, Session.send)
 
 _Proxies = Optional[Mapping[str, Optional[str]]]
@@ -62,8 +62,8 @@ def post(
 ) -> Answer:
     """Post ``data``; follow no redirect, which could carry the write key elsewhere.
 
-    :param session: a ``requests.Session`` of the user's own, or `Lease.get`; None: the
-        process's, for this request
+    :param session: a user's ``requests.Session``, or the result of `Lease.get`. None: the
+        session of the process
     :param token: of OAuth, if the server needs one
     :param timeout: seconds for the connection, and for each wait for the answer's headers,
         or a pair of them; the whole body may take as long as the headers
@@ -97,11 +97,11 @@ def post(
         )
     except BaseException as error:
         if is_interruption(error) or not isinstance(error, Exception):
-            forget(session)  # any lock in there may be held
+            forget(session)  # the interrupted code may have left a lock held
         raise_interruption(error, wrapped=True)
         if not (answers and isinstance(error, Exception)):
             mask(error, secrets_of([url, *all_proxies(session, proxies)]))
-            raise  # otherwise a hook has raised: for the status, say
+            raise  # otherwise a hook has raised, because of the status for example
     return answers[-1]
 
 
@@ -117,8 +117,8 @@ def _post_publicly(
     """Post by the public method of a session; append to ``answers``."""
 
     def note(response: Any, *args: Any, **kwargs: Any) -> None:
-        # Before any other hook, and before requests handles redirects: both may read a
-        # body without bounds, and raise.
+        # This is the first hook, and comes before the redirects of requests: both may read
+        # a body without bounds, and raise.
         answers.append(read(response, given['timeout']))
 
     hooks = {'response': [note] + _hooks(session)}
@@ -126,11 +126,11 @@ def _post_publicly(
         place, allow_redirects=False, stream=True, hooks=hooks, **given
     )
     if not (answers and answers[-1].response is response):
-        note(response)  # a stand-in, or the response of a hook of the user's own
+        note(response)  # a mock, or the response that a user's hook returned
 
 
 def _hooks(session: Any) -> List[Any]:
-    """Return the hooks of a session: requests forgets them for those of a request."""
+    """Return the hooks of a session: the hooks of a request would replace them."""
     hooks = getattr(session, 'hooks', None)
     found = hooks.get('response') if isinstance(hooks, dict) else None
     return [found] if callable(found) else list(found or ())
@@ -140,9 +140,9 @@ def _hooks(session: Any) -> List[Any]:
 
 
 class SharedSession(Session):
-    """Sends prepared requests through its adapters, and leaves out all that we do not want.
+    """Sends prepared requests straight through its adapters.
 
-    Cookies, redirects, ~/.netrc and hooks are left out. Safe to use from several threads.
+    So there are no cookies, redirects, ~/.netrc or hooks. Safe to use from several threads.
     """
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class SharedSession(Session):
         return adapter.send(prepared, timeout=timeout, **settings)
 
     def _template(self, place: str, headers: Mapping[str, str]) -> PreparedRequest:
-        """Return what all requests to a place have in common; raise for a wrong URL."""
+        """Return the part that all requests to a place share; raise for a wrong URL."""
         key = (place, tuple(headers.items()))
         template = self._templates.get(key)
         if template is None:
@@ -195,7 +195,7 @@ class SharedSession(Session):
         key = (given, [os.environ.get(name) for name in _VARIABLES])
         known, settings = self._merged
         if known != key:
-            # With a copy: requests changes the dict, which is a part of the key.
+            # A copy, because requests changes the dict, which is a part of the key.
             settings = super().merge_environment_settings(
                 url, dict(given[1]), stream, verify, cert
             )
@@ -220,7 +220,7 @@ class Adapter(HTTPAdapter):
     ) -> Any:
         key = (request.url, verify, dict(proxies or {}), cert)
         known, pool = self._pool
-        if known != key or pool.pool is None:  # that is: it was closed
+        if known != key or pool.pool is None:  # None: it was closed
             pool = super().get_connection_with_tls_context(
                 request, verify, proxies, cert
             )
@@ -242,9 +242,9 @@ class Adapter(HTTPAdapter):
 
 
 class Stack:
-    """What urllib3 asks of a ``queue.LifoQueue`` for its connections; has no lock.
+    """The idle connections of a pool: the methods of ``queue.LifoQueue`` that urllib3 calls.
 
-    The exception of a signal handler that interrupts a lock of queue's can leave it held.
+    It has no lock. A signal handler that raises inside ``queue`` can leave its lock held.
     """
 
     def __init__(self, maxsize: int) -> None:
@@ -253,7 +253,7 @@ class Stack:
 
     def put(self, item: Any, block: bool = True, timeout: Any = None) -> None:
         if item is None:
-            return  # the place of a connection that is not open: there is always one
+            return  # a placeholder for a connection that is not open
         if len(self._items) >= self._maxsize:
             item.close()
         else:
@@ -270,7 +270,7 @@ class Stack:
 
 
 def _use_stacks(manager: Any) -> None:
-    # Old releases of urllib3 know no classes but their own.
+    # Old releases of urllib3 do not let the classes be chosen.
     classes = getattr(manager, 'pool_classes_by_scheme', {})
     manager.pool_classes_by_scheme = {
         scheme: type(made.__name__, (made,), {'QueueCls': Stack})
@@ -282,10 +282,10 @@ def _use_stacks(manager: Any) -> None:
 
 
 class _Shared:
-    """The process's session, and who uses it.
+    """The session of the process, and its users.
 
-    Has no lock: up to Python 3.9 the exception of a signal handler can leave one held.
-    Threads change a set and a dict here, each by one step of the interpreter.
+    It has no lock: up to Python 3.9 the exception of a signal handler can leave one held.
+    Threads change a set and a dict, each by one step of the interpreter.
     """
 
     def __init__(self) -> None:
@@ -313,15 +313,15 @@ class _Shared:
         self._made = {}  # no close: another thread may be using it
 
     def discard(self, user: Any) -> None:
-        """Close the session with the last of its users; twice is harmless."""
+        """Close the session with its last user; twice is harmless."""
         self.users.discard(user)
         if self.users:
             return
         made, self._made = self._made, {}
         if None not in made:
             return
-        # A new user adds itself, and then gets the session. So either it is seen here, or
-        # it has got a new one.
+        # A new user adds itself before it gets the session. So it is either seen here, or
+        # has a new session already.
         if self.users:
             self._made.setdefault(None, made[None])
         else:
@@ -334,13 +334,13 @@ _shared = _Shared()
 class Lease:
     """The right to use a session, until `close`; safe to use from several threads.
 
-    :param session: the user's own, given back as it is and never closed; None shares
-        the process's, opened when it is first asked for, closed with the last lease
+    :param session: the user's session, which is never closed. None: the session of the
+        process, which is opened with its first use and closed with the last lease
     """
 
     def __init__(self, session: Any = None) -> None:
         self._own = session
-        # A forked child must not close its parent's sockets, see _Shared.
+        # A forked child must not close its parent's sockets: see _Shared.
         self._forgotten: List[Any] = []
         if session is not None:
             fork.register(self)
@@ -360,7 +360,7 @@ class Lease:
             _shared.drop()
 
     def close(self) -> None:
-        """End the lease; twice is harmless. A lease that is used again is a new one."""
+        """End the lease; twice is harmless. The next `get` begins a new one."""
         _shared.discard(self)
 
     def __enter__(self) -> Any:
@@ -371,7 +371,7 @@ class Lease:
 
 
 def forget(session: Any) -> None:
-    """Never again use what a session left behind when its request was interrupted."""
+    """Abandon the connections and locks of a session whose request was interrupted."""
     if type(session) is not SharedSession:
         _forget_sockets(session)
     elif session is _shared.session:
@@ -381,14 +381,14 @@ def forget(session: Any) -> None:
 def _forget_sockets(session: Any) -> Sequence[Any]:
     """Let a user's session open other connections from now on.
 
-    :returns: the old ones, which a forked child has to keep: they are its parent's
+    :returns: the old ones. A forked child has to keep them, because its parent uses them
     """
     forgotten: List[Any] = []
     try:
         for adapter in session.adapters.values():
             forgotten.append(vars(adapter).copy())
-            # As if it came out of a pickle, for which adapters leave sockets out.
+            # As after pickling, which leaves the sockets of an adapter out.
             adapter.__setstate__(adapter.__getstate__())
-    except Exception:  # not of the kind that requests makes
+    except Exception:  # the session is not made by requests
         log.warning('A forked child shares the sockets of its session', exc_info=True)
     return forgotten

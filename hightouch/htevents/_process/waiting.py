@@ -13,7 +13,7 @@ from hightouch.htevents._process.interruption import raise_interruption
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
 # be over. time_machine replaces time.monotonic inside of C. freezegun replaces it, and
 # time.perf_counter, wherever a module has one: also here, if it is at work when we are
-# imported. Neither knows clock_gettime (which Windows lacks), nor looks into a partial.
+# imported. Both leave clock_gettime (which Windows lacks) and a partial alone.
 if hasattr(time, 'clock_gettime'):
     monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 else:
@@ -24,30 +24,30 @@ Timeout = Union[float, Tuple[Optional[float], Optional[float]]]
 
 _Call = TypeVar('_Call', bound=Callable[..., Any])
 
-# Seconds that a step may take which is tried although time is over already.
+# Seconds for a last step, when no time is left.
 LAST_TRY = 0.1
 
 
 class Signal:
     """A wake-up call for one waiting thread; calls made before it waits are kept, once.
 
-    A raw lock used as a binary semaphore. Not a ``threading.Event``: that one holds a
-    lock of its own inside ``set()``, so a signal handler or a ``__del__`` that runs in
-    there and sets it again would wait for itself for ever. Here a call is one C call.
+    A raw lock used as a binary semaphore, and not a ``threading.Event``: ``Event.set()``
+    holds a lock, so a signal handler or a finalizer that runs inside it and calls it again
+    would wait for itself for ever. Here each method is one call of C.
     """
 
     __slots__ = ('_lock',)
 
     def __init__(self) -> None:
-        # Held while no call is pending. Whoever waits acquires it, whoever calls
-        # releases it; it guards nothing.
+        # Held while no call is pending. `wait` acquires it, and `set` releases it. It
+        # guards nothing.
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def set(self) -> None:
         """Wake the waiting thread, or let its next `wait` return immediately."""
         if not self._lock.locked():
-            return  # a call is pending already: one is enough
+            return  # one pending call is enough
         try:
             self._lock.release()
         except RuntimeError as error:
@@ -63,14 +63,13 @@ class Signal:
 
 
 def start_thread(function: Callable[..., Any], *args: Any) -> bool:
-    """Run a function on a new thread, which nobody waits for; False if there is none.
+    """Run a function on a new thread that nobody waits for; return whether it started.
 
-    The reason may be a limit of the system, an interpreter that is shutting down, or an
-    isolated sub-interpreter, which has no daemons.
+    No thread starts at a limit of the system, while the interpreter shuts down, and in an
+    isolated sub-interpreter, which has no daemon threads.
 
-    Not by ``threading.Thread``: its ``start()`` waits for the new thread to run, and takes a
-    lock of threading's, which a signal handler or a finalizer may have interrupted. This is
-    one call of C.
+    ``threading.Thread.start()`` waits for the new thread to run, and takes a lock which a
+    signal handler or a finalizer may have interrupted. This is one call of C.
     """
     if not getattr(_thread, 'daemon_threads_allowed', bool(1).__bool__)():
         return False
@@ -86,10 +85,10 @@ def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
     """Make a decorator that has a method leave locks as it found them.
 
     Up to Python 3.9 the exception of a signal handler may come between the end of a
-    ``with`` block and the release of its lock; from 3.13 on it leaves the block, or a
-    ``try`` without its ``finally``, where it comes at the end of a turn of a loop in there.
+    ``with`` block and the release of its lock. From 3.13 on an exception at the end of a
+    loop's turn leaves the ``with`` or ``try`` around the loop without its clean-up.
 
-    :param locks: gives those that a call of the method may hold, re-entrant ones
+    :param locks: returns the re-entrant locks that a call of the method may hold
     """
 
     def decorate(method: _Call) -> _Call:
@@ -98,7 +97,7 @@ def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
 
         @wraps(method)
         def unlocked(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # By the code that a signal handler has interrupted to come here.
+            # The locks of the code that a signal handler interrupted to call us.
             held = [lock for lock in locks(self) if lock._is_owned()]
             try:
                 return method(self, *args, **kwargs)
@@ -138,7 +137,7 @@ class Deadline:
         self._end = timeout
 
     def remaining(self) -> Optional[float]:
-        """Seconds left, never below 0; None when there is no end."""
+        """Return the seconds left, never below 0; None without an end."""
         return None if self._end is None else max(0.0, self._end - monotonic())
 
     def leaves(self, seconds: float) -> bool:
@@ -146,11 +145,11 @@ class Deadline:
         return self._end is None or monotonic() + seconds < self._end
 
     def become(self, other: 'Deadline') -> None:
-        """End when ``other`` does, for all who have this one."""
+        """End when ``other`` does, for every holder of this deadline."""
         self._end = other._end
 
     def extended(self, seconds: float) -> 'Deadline':
-        """Give a deadline that ends later than this one."""
+        """Return a deadline that ends later than this one."""
         later = Deadline(None)
         if self._end is not None:
             later._end = self._end + seconds
@@ -187,7 +186,7 @@ def delivers(function: _Call) -> _Call:
     """Mark a function inside of which the current thread delivers, or runs a callback.
 
     A signal handler, a finalizer or a callback may call the library from inside of it. Such
-    a call must not wait for a delivery: it may be the one that it has interrupted.
+    a call must not wait for a delivery: it may have interrupted that delivery.
     """
 
     @wraps(function)

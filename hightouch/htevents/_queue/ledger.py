@@ -1,8 +1,8 @@
-"""The books of a queue: what is on its way, what became of the rest, and who waits for it.
+"""The books of a queue: batches in flight, counts of outcomes, and callers that flush.
 
-What was accepted is what waits in the store, plus what is in flight, plus what was delivered
-and what failed: the counts add up by construction. A flush is a mark in the store: it is
-over when all events before the mark were taken, and none of them is in flight.
+The accepted events are the ones in the store, in flight, delivered and failed, so the counts
+add up by construction. A flush is a mark in the store. It is over when all events before the
+mark were taken, and none of them is in flight.
 """
 
 import threading
@@ -17,7 +17,7 @@ from hightouch.htevents.errors import DamageError, describe
 class Stats(NamedTuple):
     """Counts of events; ``accepted == delivered + failed + pending`` at all times.
 
-    :ivar accepted: events that a call answered True, and with ``spool_dir`` those that
+    :ivar accepted: events that a call answered True. With ``spool_dir`` also events that
         were taken over from a process that died
     :ivar delivered: events that the collector acknowledged
     :ivar failed: events that were given up, each reported through ``on_error``
@@ -27,7 +27,7 @@ class Stats(NamedTuple):
     :ivar oldest_pending_age: seconds since the oldest pending event was accepted,
         None when none is pending
     :ivar last_error: the last error of a request, as a short text without payload;
-        None when there was none
+        None before the first one
     :ivar durable: None without ``spool_dir``; False while events cannot be made durable
         (or some that were are not durable now); True otherwise
     :ivar damaged_files: files of the spool that were found damaged, and set aside
@@ -135,14 +135,14 @@ class Ledger:
         return parts
 
     def put_back(self, batch: Batch) -> None:
-        """Give a batch back undelivered, to the next consumer that takes one."""
+        """Return a batch undelivered; the next consumer takes it."""
         with self.lock:
             if batch in self._in_flight and batch not in self._put_back:
                 self._put_back.append(batch)
                 batch.owner = None
 
     def claim(self, batch: Batch, delivered: bool) -> bool:
-        """Announce the outcome of a batch; False when it was given up meanwhile."""
+        """Announce the outcome of a batch; return False if a shutdown has given it up."""
         with self.lock:
             if batch not in self._in_flight:
                 return False
@@ -150,7 +150,7 @@ class Ledger:
             return True
 
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
-        """Close the books on a batch, after its callbacks; False if it was given up."""
+        """Count the outcome of a batch after its callbacks; False if it was given up."""
         if delivered or batch in self._in_flight:
             self._store.resolve(batch.items)
         with self.lock:
@@ -168,12 +168,12 @@ class Ledger:
             return True
 
     def forget(self, batch: Batch) -> None:
-        """Drop a batch from the books: its taker acknowledges it elsewhere."""
+        """Drop a batch from the books: its taker acknowledges it itself."""
         with self.lock:
             self._in_flight.pop(batch, None)
 
     def take_damage(self) -> List[DamageError]:
-        """Return what tells of events that the store has lost, once each."""
+        """Return the errors of events that the store has lost, each once."""
         with self.lock:
             found = self._store.damage()
             self._untold += sum(each.count for each in found)
@@ -187,7 +187,7 @@ class Ledger:
             self._release_flushes()
 
     def recover(self) -> None:
-        """Take care of batches of this thread whose delivery a signal handler ended.
+        """Settle batches of this thread whose delivery a signal handler ended.
 
         The exception of the handler may come in any step of a delivery. Only for a thread
         that is inside no delivery.
@@ -204,7 +204,7 @@ class Ledger:
                 self.forget(batch)
 
     def give_up(self) -> Optional[Batch]:
-        """Give up all that is pending. The store's lock has to be held, if it has one.
+        """Abandon all pending events. The caller holds the store's lock, if there is one.
 
         :returns: a batch of the events that are lost, to be reported and acknowledged
         """
@@ -240,7 +240,7 @@ class Ledger:
         return self._last_error
 
     def release(self) -> None:
-        """End all waiting: nothing will be resolved any more."""
+        """End all waiting: from here on nothing is resolved."""
         self._released = True
         with self.lock:
             self._release_flushes()
@@ -248,7 +248,7 @@ class Ledger:
     # -- flush and stats -------------------------------------------------------------
 
     def has_waiting(self) -> bool:
-        """Whether there is something to take."""
+        """Whether events can be taken."""
         return bool(self._put_back) or self._store.waiting() > 0
 
     def is_urgent(self) -> bool:

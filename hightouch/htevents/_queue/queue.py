@@ -41,7 +41,7 @@ class Queue:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.closed = False
-        # Whether its consumers have warned of a setting that somebody has to mend.
+        # Whether its consumers have warned of a setting that has to be corrected.
         self.warned_of_setup = False
         self._make()
         fork.register(self)
@@ -88,7 +88,7 @@ class Queue:
         if waiting >= self._wake_at or self._bytes >= self._wake_at_bytes:
             self._wakeup.set()
         if self.closed and self.store.take_back(body):
-            # The last batch may have been taken before this event came.
+            # The last batch may have been taken before this event was put.
             return self.refuse()
         return True
 
@@ -114,7 +114,7 @@ class Queue:
         try:
             self._room.remove(signal)
         except ValueError:
-            # We were woken, perhaps for room that we do not need or came too late for.
+            # We were woken, but perhaps did not use the room: wake the next one.
             self.wake_room(1)
 
     def wake_room(self, count: int) -> None:
@@ -136,12 +136,12 @@ class Queue:
     # -- the consumers' side ---------------------------------------------------------
 
     def take(self, taker: Any, idle: Optional[float] = None) -> Optional[Batch]:
-        """Wait for the next batch: a full one, or what came within ``upload_interval``.
+        """Wait for the next batch: a full one, or the events of one ``upload_interval``.
 
         :param taker: a consumer: has ``upload_size``, ``upload_interval``, its own signal
             ``wakeup``, and ``running``, which ends the wait when it becomes False
         :param idle: seconds to wait for a first message; None waits without bound
-        :returns: None when there is none: not running, closed and empty, or idle is over
+        :returns: None if the taker stopped, the queue is closed and empty, or ``idle`` is over
         """
         deadline = Deadline(idle)
         with self._collecting:
@@ -198,7 +198,7 @@ class Queue:
         return min(left, store.pause())
 
     def take_now(self, size: int) -> Optional[Batch]:
-        """Take what is there, at most ``size`` messages; None when nothing is."""
+        """Take the waiting messages, at most ``size``; return None without one."""
         self.store.fetch(size)
         batch = self.ledger.take(size)
         if batch is not None:
@@ -209,12 +209,12 @@ class Queue:
         return batch
 
     def put_back(self, batch: Batch) -> None:
-        """Give a batch back undelivered, to the next consumer that takes one."""
+        """Return a batch undelivered; the next consumer takes it."""
         self.ledger.put_back(batch)
         self._wakeup.set()
 
     def acknowledge(self, batch: Batch, delivered: bool) -> bool:
-        """Close the books on a batch; False if it was given up meanwhile."""
+        """Count the outcome of a batch; return False if a shutdown has given it up."""
         known = self.ledger.acknowledge(batch, delivered)
         if self._room:
             self.wake_room(len(batch))
@@ -223,11 +223,11 @@ class Queue:
         return known
 
     def wake(self) -> None:
-        """Let the collecting consumer look whether something has changed."""
+        """Let the collecting consumer look at the queue again."""
         self.store.wake(self._wakeup)
 
     def give_up(self) -> Optional[Batch]:
-        """Give up all that is pending: see `Ledger.give_up`."""
+        """Abandon all pending events: see `Ledger.give_up`."""
         if self.store.lock is None:
             return self.ledger.give_up()
         with self.store.lock:  # first: a thread that has it may ask the ledger
@@ -240,26 +240,26 @@ class Queue:
         self.wake_room(len(self._room))
 
     def flush(self, deadline: Deadline, but_here: bool = False) -> bool:
-        """Wait until all that was accepted before this call is resolved.
+        """Wait until every event that was accepted before this call is resolved.
 
-        :param but_here: leave out what the calling thread delivers: it is in a callback
+        :param but_here: leave out the batches of the calling thread, which is in a callback
         :returns: False when time ran out
         """
         return self.ledger.wait(self.start_flush(but_here), deadline)
 
     def start_flush(self, but_here: bool = False) -> Flush:
-        """Start the sending; return what to wait for: see `Ledger.wait`."""
+        """Start the sending; return the flush to wait for: see `Ledger.wait`."""
         flush = self.ledger.begin_flush(self.store.mark(), but_here)
         self.wake()
         return flush
 
     def begin_flush(self) -> bool:
-        """Start the sending; say whether this thread delivers all that is pending."""
+        """Start the sending; return whether this thread delivers all pending events."""
         self.ledger.hasten(self.store.mark())
         self.wake()
         return self.ledger.is_idle_but_here()
 
     def release(self) -> None:
-        """End all waiting, and let go of files: nothing will be resolved any more."""
+        """End all waiting, and release files: from here on nothing is resolved."""
         self.ledger.release()
         self.store.close()

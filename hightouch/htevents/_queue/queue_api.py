@@ -1,4 +1,4 @@
-"""What users of ``queue.Queue`` ask of ``client.queue``."""
+"""The methods of ``queue.Queue``, for users of ``client.queue``."""
 
 import queue as queue_module
 import threading
@@ -27,7 +27,7 @@ class QueueApi:
         self.source = source
         self.maxsize = maxsize
         self._put = put
-        # Of a batch that was handed out, its last message has the batch.
+        # One entry for each message that was handed out: the last one of a batch is the batch.
         self._handed_out: List[Optional[Batch]] = []
 
     def qsize(self) -> int:
@@ -42,7 +42,7 @@ class QueueApi:
     def put(
         self, item: Any, block: bool = True, timeout: Optional[float] = None
     ) -> None:
-        """Put a message (a dict); raise ``queue.Full`` when there is no room."""
+        """Put a message (a dict); raise ``queue.Full`` without room."""
         wait = (threading.TIMEOUT_MAX if timeout is None else timeout) if block else 0
         if not self._put(encode(item)[0], wait):
             raise queue_module.Full
@@ -51,7 +51,7 @@ class QueueApi:
         self.put(item, block=False)
 
     def get(self, block: bool = True, timeout: Optional[float] = None) -> Any:
-        """Take one message (a dict); raise ``queue.Empty`` when there is none.
+        """Take one message (a dict); raise ``queue.Empty`` without one.
 
         ``task_done`` acknowledges it.
         """
@@ -74,7 +74,7 @@ class QueueApi:
         return batch.messages()
 
     def task_done(self) -> None:
-        """Say that the oldest message handed out is done; raise ValueError if none is.
+        """Mark the oldest message handed out as done; raise ValueError without one.
 
         A batch is acknowledged with its last message.
         """
@@ -86,5 +86,5 @@ class QueueApi:
             self.source.acknowledge(batch, delivered=True)
 
     def join(self) -> None:
-        """Wait, without bound, until all that was put is acknowledged."""
+        """Wait, without bound, until every message is acknowledged."""
         self.source.flush(Deadline(None))

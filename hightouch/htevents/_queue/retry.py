@@ -14,7 +14,7 @@ MAX_WAIT = 30.0
 # Seconds that every wait takes at least.
 MIN_WAIT = 0.1
 
-# Seconds that a server may ask for; what it asks beyond is cut to this.
+# The longest wait, in seconds, that a server may ask for.
 MAX_RETRY_AFTER = 300.0
 
 
@@ -26,7 +26,7 @@ class Retries:
     """The retries of one request.
 
     :param limit: how many there may be
-    :param is_final: says whether an error is one that no retry can help
+    :param is_final: returns whether no retry can help against an error
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Retries:
     def next_wait(self, error: BaseException) -> Optional[float]:
         """Return the seconds to wait before the next try; None when ``error`` stands."""
         if getattr(error, 'token_refused', False) and not self._token_renewed:
-            self._token_renewed = True  # the next try gets a new one: none has failed
+            self._token_renewed = True  # does not count: the next try gets a new token
             return MIN_WAIT
         if self._failed >= self._limit or self._is_final(error):
             return None
         self._failed += 1
-        # Anything, in an error of the application's own.
+        # An error class of the application may have anything here.
         advice = getattr(error, 'retry_after', None)
         return wait_time(self._failed - 1, advice if is_number(advice) else None)
 
@@ -53,8 +53,8 @@ class Retries:
 def wait_time(attempt: int, retry_after: Optional[float] = None) -> float:
     """Return the seconds to wait after failed attempt number ``attempt`` (0 the first).
 
-    ``random(0, min(MAX_WAIT, BASE * 2 ** attempt))``, or what the server asked for if
-    that is longer.
+    ``random(0, min(MAX_WAIT, BASE * 2 ** attempt))``, or the longer wait that the server
+    asked for.
     """
     from backoff import full_jitter
 

@@ -38,9 +38,9 @@ class Counter:
 
 
 class Policy:
-    """What becomes of events that cannot be delivered: in memory, they are given up."""
+    """The fate of events that cannot be delivered. In memory, they are given up."""
 
-    # Whether events survive the process, so that it may leave them to the next one.
+    # Whether events survive the process, which may then leave them to the next one.
     durable = False
 
     def most_retries(self, retries: float) -> float:
@@ -60,7 +60,7 @@ class Policy:
 
 
 class Store:
-    """What a queue asks of a store, with the answers of a store in memory.
+    """The interface of a store, with the defaults of a store in memory.
 
     `put`, `waiting` and `mark` may be called from any thread, signal handler and finalizer,
     and block on nothing. The ledger's lock is held for `take`, `is_past` and `is_before`.
@@ -69,11 +69,11 @@ class Store:
     policy = Policy()
     # The events that can be taken, oldest first: see `Batch.items`.
     ready: Deque[Any]
-    # Held while files are read or written; re-entrant. None: there is none.
+    # Held while files are read or written; re-entrant. None: no lock is needed.
     lock: Any = None
     # Files of it that were found damaged.
     damaged_files = 0
-    # Whether the client takes no more events: those of dead processes are left alone then.
+    # Whether the client refuses new events. It also leaves events of dead processes alone.
     is_closing = False
 
     def put(self, body: bytes) -> int:
@@ -97,7 +97,7 @@ class Store:
         return self.waiting()
 
     def fetch(self, size: int) -> None:
-        """Do what takes time before up to ``size`` events are taken. No lock is held."""
+        """Prepare up to ``size`` events for `take`, which may take time. No lock is held."""
 
     def has_begun(self) -> bool:
         """Whether one consumer keeps messages that no other can take."""
@@ -135,7 +135,7 @@ class Store:
         return True
 
     def give_up(self, items: List[Any]) -> List[Any]:
-        """At the end: return what is lost of ``items``, and of the events that wait."""
+        """At the end, return the lost ones of ``items`` and of the waiting events."""
         return items
 
     def wait(self, wakeup: Signal, timeout: Optional[float]) -> None:
@@ -155,7 +155,7 @@ class Store:
         return None
 
     def left(self) -> int:
-        """Return how many events stay for the next client, after `give_up`."""
+        """Return how many events `give_up` has left to the next client."""
         return 0
 
     def is_durable(self) -> Optional[bool]:
@@ -171,11 +171,11 @@ class Store:
         return False
 
     def has_damage(self) -> bool:
-        """Whether there is something for `damage` to return."""
+        """Whether `damage` has errors to return."""
         return False
 
     def damage(self) -> List[DamageError]:
-        """Return, once each, what tells of events that cannot be read any more."""
+        """Return the errors of events that can no longer be read, each once."""
         return []
 
     def can_wait(self) -> bool:
@@ -186,7 +186,7 @@ class Store:
         return False
 
     def has_room_again(self) -> bool:
-        """Whether it is not full, nor about to be full again."""
+        """Whether it is far from full."""
         return True
 
     def why_refused(self) -> str:
@@ -197,7 +197,7 @@ class Store:
         """Release files; no event will be resolved after that."""
 
     def reset(self) -> None:
-        """Forget everything in a forked child: what waits is the parent's."""
+        """Forget everything in a forked child: the events are its parent's."""
 
 
 def move(waiting: Deque[Any], items: List[Any], size: int, limit: int) -> None:
@@ -211,9 +211,9 @@ def move(waiting: Deque[Any], items: List[Any], size: int, limit: int) -> None:
                 break
             number += 1
     except IndexError:
-        pass  # that is all
+        pass  # no more events wait
     try:
-        # All in C: a signal handler that raises comes before it or after it.
+        # One call of C: a signal handler that raises comes before it or after it.
         items.extend(starmap(waiting.popleft, repeat((), number)))
     except IndexError:
         pass  # the last one was taken back
