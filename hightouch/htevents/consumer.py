@@ -120,7 +120,6 @@ class Consumer(threading.Thread):
         self._lease = lease
         self.wakeup = Signal()
         self._ended = Signal()
-        self._ident: Optional[int] = None  # of the thread that serves it
         # Whether a client runs it, on a thread that ends while it is idle: see `serve`.
         self._is_served = False
         # When the delivery has to end, and whether its events go back to the queue then.
@@ -149,7 +148,6 @@ class Consumer(threading.Thread):
         :param on_batch: called when a batch was taken, and is about to be sent
         :returns: False when it ended for lack of time
         """
-        self._ident = threading.get_ident()
         self._ended.wait(0)
         # What Thread.start() does for the thread's name, and for debuggers and profilers.
         try:
@@ -162,8 +160,7 @@ class Consumer(threading.Thread):
             return self._deliver_all(idle_after, on_batch)
         finally:
             # Up to Python 3.12 it would be listed for ever.
-            threading._active.pop(self._ident, None)  # type: ignore[attr-defined]
-            self._ident = None
+            threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
 
     def rest(self) -> None:
         """Mark it as a client's consumer that no thread serves now: `join` returns."""
@@ -187,10 +184,6 @@ class Consumer(threading.Thread):
                 outlive(error, 'The consumer goes on after an error')
                 self.wakeup.wait(1)  # must not spin
         return True
-
-    def is_here(self) -> bool:
-        """Whether it runs on the calling thread."""
-        return self._ident == threading.get_ident()
 
     def is_alive(self) -> bool:
         """Whether it delivers events. An idle consumer is alive without a thread."""

@@ -231,22 +231,27 @@ class Delivery:
     def flush(self, timeout: Optional[float]) -> bool:
         """Send the waiting events now; see `Client.flush`."""
         self.start()
-        if is_delivering() or self._holds_lock() or is_in_a_line():
-            # The interrupted code continues only when we return, and a consumer may wait for
-            # it, or for a lock of a log handler. So this call waits for nothing.
+        if self._must_not_wait():
             return self.queue.begin_flush()
         return self._flush(Deadline(timeout))
 
-    def _holds_lock(self) -> bool:
-        # Without consumers no delivery waits for a lock.
-        return self.queue.is_held() or any(
-            each.holds_lock() for each in self._present[:1]
+    def _must_not_wait(self) -> bool:
+        """Whether the caller has interrupted code that a consumer may wait for.
+
+        It continues only when our caller returns: a delivery on this thread, or code that
+        holds a lock of ours, or of a log handler.
+        """
+        return (
+            is_delivering()
+            or self.queue.is_held()
+            # Without consumers no delivery waits for a lock.
+            or any(each.holds_lock() for each in self._present[:1])
+            or is_in_a_line()
         )
 
     def _flush(self, deadline: Deadline) -> bool:
         ledger = self.queue.ledger
-        if not is_delivering():
-            ledger.recover()
+        ledger.recover()
         # In this order: a thread that ends first rests its consumer, then looks for a flush.
         flush = self.queue.start_flush()
         if self._state != CLOSED and not self._has_threads():
@@ -273,17 +278,12 @@ class Delivery:
         """Deliver what is left, report what is not delivered in time, end the threads."""
         if self._state < CLOSING:
             self._state = CLOSING
-        if is_delivering():  # in a callback, which holds up its own thread
-            self._drain(deadline)
-            complete = self.queue.flush(deadline, but_here=True)
-            complete = self._give_up() and complete
-        else:
-            complete = self._flush(deadline)
-            # They end when the queue is empty. An event may have come during the flush.
-            self._join_consumers(deadline)
-            complete = self._give_up() and complete
-            # The exit would cut a running callback short.
-            self.queue.ledger.wait_for_callbacks(deadline.extended(LAST_CALLBACK))
+        complete = self._flush(deadline)
+        # They end when the queue is empty. An event may have come during the flush.
+        self._join_consumers(deadline)
+        complete = self._give_up() and complete
+        # The exit would cut a running callback short.
+        self.queue.ledger.wait_for_callbacks(deadline.extended(LAST_CALLBACK))
         for consumer in self._present:
             consumer.pause()
         self._join_consumers(deadline)
@@ -292,14 +292,16 @@ class Delivery:
 
     def _join_consumers(self, deadline: Deadline) -> None:
         for consumer in self._present:
-            if not consumer.is_here():
-                consumer.join(deadline.remaining())
+            consumer.join(deadline.remaining())
 
     @_unlocking
     def shutdown(self, timeout: Optional[float]) -> bool:
         """Flush, and end everything; see `Client.shutdown`."""
         deadline = Deadline(timeout)
         self.close(deadline)
+        if self._must_not_wait():
+            self.retire()
+            return self.queue.begin_flush()
         return self.finish(deadline)
 
     def _give_up(self) -> bool:
@@ -317,10 +319,7 @@ class Delivery:
         return lost is None
 
     def retire(self) -> None:
-        """End once the queue is empty: the client was dropped.
-
-        May run inside a finalizer, so it waits for no delivery.
-        """
+        """Refuse new events, and end once the queue is empty. Waits for nothing."""
         if self._state >= CLOSING or process_exit.is_over():
             return
         self._state = DRAINING

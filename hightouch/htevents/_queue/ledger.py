@@ -48,11 +48,10 @@ class Stats(NamedTuple):
 class Flush:
     """A caller that waits until all events before a mark are resolved."""
 
-    __slots__ = ('mark', 'but_of', 'signal', 'done')
+    __slots__ = ('mark', 'signal', 'done')
 
-    def __init__(self, mark: Any, but_of: Optional[int]) -> None:
+    def __init__(self, mark: Any) -> None:
         self.mark = mark
-        self.but_of = but_of  # ident of a thread whose batches do not count
         self.signal = Signal()
         self.done = False
 
@@ -275,13 +274,12 @@ class Ledger:
             self.end_flush(flush)
         return flush.done
 
-    def begin_flush(self, mark: Any, but_here: bool = False) -> Flush:
+    def begin_flush(self, mark: Any) -> Flush:
         """Note that a caller waits for all events before a mark: see `Store.mark`.
 
         :param mark: None waits for the events in flight only
-        :param but_here: leave out the batches of the calling thread
         """
-        flush = Flush(mark, threading.get_ident() if but_here else None)
+        flush = Flush(mark)
         if mark is not None:
             self.hasten(mark)
         with self.lock:
@@ -303,13 +301,13 @@ class Ledger:
     def _release_flushes(self) -> None:
         assert self.is_held()
         for flush in list(self._flushes):
-            if self._is_done(flush.mark, flush.but_of):
+            if self._is_done(flush.mark):
                 flush.done = True
                 self._flushes.remove(flush)
             if flush.done or self._released:
                 flush.signal.set()
 
-    def _is_done(self, mark: Any, but_of: Optional[int]) -> bool:
+    def _is_done(self, mark: Any) -> bool:
         if mark is None:
             return not self._in_flight
         is_before = self._store.is_before
@@ -319,7 +317,6 @@ class Ledger:
             and not any(
                 is_before(item, mark)
                 for batch in list(self._in_flight)
-                if but_of is None or batch.owner != but_of
                 for item in batch.items
             )
         )

@@ -239,17 +239,16 @@ class Queue:
         self._wakeup.set()
         self.wake_room(len(self._room))
 
-    def flush(self, deadline: Deadline, but_here: bool = False) -> bool:
+    def flush(self, deadline: Deadline) -> bool:
         """Wait until every event that was accepted before this call is resolved.
 
-        :param but_here: leave out the batches of the calling thread, which is in a callback
         :returns: False when time ran out
         """
-        return self.ledger.wait(self.start_flush(but_here), deadline)
+        return self.ledger.wait(self.start_flush(), deadline)
 
-    def start_flush(self, but_here: bool = False) -> Flush:
+    def start_flush(self) -> Flush:
         """Start the sending; return the flush to wait for: see `Ledger.wait`."""
-        flush = self.ledger.begin_flush(self.store.mark(), but_here)
+        flush = self.ledger.begin_flush(self.store.mark())
         self.wake()
         return flush
 
