@@ -1,6 +1,6 @@
 """The package's logger, and the handlers that clients ask for.
 
-Everything is logged to ``hightouch``; nothing is printed unless the application
+The package logs to the logger ``hightouch``. Nothing is printed unless the application
 configures logging, or a client is made with ``debug=True`` or a ``log_handler``.
 """
 
@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import traceback
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, Callable, Dict, List, Optional
 
@@ -22,15 +23,15 @@ from hightouch.htevents.errors import name_of
 logger = logging.getLogger('hightouch')
 logger.addHandler(logging.NullHandler())
 
-# So that a record names the line that logs, and not ours.
+# Makes a record name the line that called `log`, not a line of this module.
 _CALLER: Dict[str, Any] = {'stacklevel': 3} if sys.version_info >= (3, 8) else {}
 
 
 class _Log:
-    """What the package logs with: the logger, but for errors of the application's own.
+    """The logger, made safe against handlers and filters that raise.
 
-    A handler or a filter may raise, and we log on threads that must go on, and in calls
-    that must not raise. Such an error is shown on stderr, as logging shows its own.
+    The package logs on threads that must go on, and in calls that must not raise. The
+    error of a handler is therefore written to stderr, as `logging` does with its errors.
     """
 
     def is_enabled_for(self, level: int) -> bool:
@@ -38,7 +39,7 @@ class _Log:
         return logger.isEnabledFor(level)
 
     def debug(self, text: str, *args: Any) -> None:
-        # A handler may track an event for each line: that makes no line in turn.
+        # A handler may track an event for each line. That call must not log the next line.
         frame = sys._getframe()
         if self.is_enabled_for(logging.DEBUG) and not _is_below(frame, frame.f_code):
             self._say(logging.DEBUG, text, args, False)
@@ -63,9 +64,9 @@ log = _Log()
 
 
 def outlive(error: BaseException, text: str) -> None:
-    """Log what a thread of ours has caught, and must not end by.
+    """Log an error that must not end the current thread of the package.
 
-    Whatever a handler of the log raises in turn.
+    An error that a log handler raises at that moment must not end the thread either.
     """
     _let_end(error)
     try:
@@ -76,7 +77,10 @@ def outlive(error: BaseException, text: str) -> None:
 
 
 def _let_end(error: BaseException) -> None:
-    """Raise what may end a thread: gevent its greenlet, and Ctrl-C the main thread."""
+    """Raise an error that is meant to end the thread.
+
+    gevent raises one to end a greenlet, Python to end the main thread on Ctrl-C.
+    """
     raise_interruption(error)
     # Not by current_thread(), which raises while a test replaces threading.Thread.
     is_main = threading.get_ident() == threading.main_thread().ident
@@ -89,16 +93,17 @@ def _let_end(error: BaseException) -> None:
 def _show_on_stderr(error: BaseException) -> None:
     if logging.raiseExceptions and sys.stderr is not None:
         try:
-            # Without its context, an error of ours: that may quote a value.
+            # Without the error's context, an error of the package that may quote a value.
             sys.stderr.write(_traceback_of(error) + '\n')
         except (OSError, ValueError):
-            pass  # stderr is closed: there is nobody to tell
+            pass  # stderr is closed
 
 
 def _write_traceback(record: logging.LogRecord) -> bool:
-    """Write the traceback of a record whose errors have more than a line to say.
+    """Format the traceback of a record whose errors have a text of several lines.
 
-    Formatters take it as it is; all others they write themselves.
+    This is a filter of the logger, and drops no record. Formatters use ``exc_text`` when it
+    is set. They format all other tracebacks themselves.
     """
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and not record.exc_text:
@@ -107,20 +112,23 @@ def _write_traceback(record: logging.LogRecord) -> bool:
             texts = [text for each in errors for text in _texts_of(each)]
             if not all(map(str.isprintable, texts)):
                 record.exc_text = '\n\n'.join(map(_traceback_of, reversed(errors)))
-        except Exception as failure:  # what an application's own has may be anything
+        except (
+            Exception
+        ) as failure:  # an attribute of the application's error may raise
             raise_interruption(failure)
             record.exc_text = _traceback_of(error)
     return True
 
 
 def _with_its_causes(error: BaseException) -> List[BaseException]:
+    """Return an error, its causes, and the members of exception groups."""
     found: List[BaseException] = [error]
     known = {id(error)}
     for each in found:
         causes = [
             each.__cause__ or (not each.__suppress_context__ and each.__context__)
         ]
-        for cause in causes + list(getattr(each, 'exceptions', ())):  # of a group
+        for cause in causes + list(getattr(each, 'exceptions', ())):
             if isinstance(cause, BaseException) and id(cause) not in known:
                 known.add(id(cause))
                 found.append(cause)
@@ -135,21 +143,21 @@ logger.addFilter(_write_traceback)
 
 
 def _traceback_of(error: BaseException) -> str:
-    """Write a traceback as Python does, but for the text of the error: on one line."""
+    """Format a traceback as Python does, with the error's text on one line."""
     frames = ''.join(traceback.format_tb(error.__traceback__))
     text = _escaped('%s: %s' % (name_of(type(error)), text_of(error)))
     return 'Traceback (most recent call last):\n%s%s' % (frames, text)
 
 
 def _shown(value: Any) -> Any:
-    """Return what is logged of a value: a text is on one line, whoever it is from."""
+    """Return a value as it is logged: a text and the text of an error on one line."""
     if isinstance(value, BaseException):
         value = text_of(value)
     return _escaped(value) if isinstance(value, str) else value
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an error; the name of its class if it gives none."""
+    """Return the text of an error, or the name of its class if ``str()`` fails."""
     try:
         return str(error)
     except (Exception, SystemExit) as failure:
@@ -167,16 +175,16 @@ def _escaped(text: str) -> str:
 
 
 def printable(text: str, most: int) -> str:
-    """Show a text from outside on one line: its control characters are written out.
+    """Return a text on one line, with its control characters escaped.
 
-    :param most: characters that come back at most
+    :param most: maximum number of characters to return
     """
     text = _escaped(text[: most + 1])
     return text if len(text) <= most else text[: most - 3] + '...'
 
 
 def _is_below(frame: FrameType, code: CodeType) -> bool:
-    """Whether a function was called by another one, however deep; or by itself."""
+    """Whether a function with the given code is among the callers of ``frame``."""
     outer = frame.f_back
     while outer is not None and outer.f_code is not code:
         outer = outer.f_back
@@ -184,15 +192,15 @@ def _is_below(frame: FrameType, code: CodeType) -> bool:
 
 
 def is_in_a_line() -> bool:
-    """Whether a handler of the log calls us because of a line of ours."""
+    """Whether a log handler is handling a line of the package on this thread."""
     return _is_below(sys._getframe(), _Log._say.__code__)
 
 
 def is_echo() -> bool:
-    """Whether a log handler calls us because of a line that a delivery made.
+    """Whether a log handler is handling a line that a delivery made on this thread.
 
-    To deliver what it tracks would make the next line, and so on for ever. Only for a
-    thread that delivers: it looks at the whole stack.
+    An event tracked there would be delivered, make the next line, and so on without end.
+    The function walks the whole stack, so only threads that deliver should call it.
     """
     frame: Optional[FrameType] = sys._getframe(1)
     frames: List[FrameType] = []
@@ -200,29 +208,29 @@ def is_echo() -> bool:
     while frame is not None:
         module = str(frame.f_globals.get('__name__'))
         if before == 'logging' and module != 'logging':
-            # Or a package that wraps a part of logging; then the last one is meant.
+            # This may also be a package that wraps logging. The outermost module counts.
             speaker = module
         if module in _PLACES and speaker.partition('.')[0] in _SPEAKERS:
-            # A signal handler may have interrupted the line, and tracks its own event.
+            # An event of a signal handler that interrupted the line is not an echo.
             return not any(map(is_called_by_a_signal, frames))
         frames.append(frame)
         before, frame = module, frame.f_back
     return False
 
 
-# Below which a delivery makes lines, and the packages that make them.
+# The modules whose callees log lines during a delivery, and the packages that log them.
 _PLACES = (__name__, 'hightouch.htevents._process.transport')
 _SPEAKERS = ('hightouch', 'requests', 'urllib3', 'charset_normalizer', 'chardet')
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to sys.stderr what no other handler shows there.
+    """Writes a record to sys.stderr, unless another handler shows it on the terminal.
 
-    It is looked up for each line: a test may replace it.
+    ``sys.stderr`` is looked up for each record, because a test may replace it.
     """
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)  # the one of StreamHandler would keep a stream
+        logging.Handler.__init__(self)  # StreamHandler.__init__ would store a stream
 
     @property
     def stream(self) -> Any:
@@ -231,14 +239,14 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         try:
             shown = self._is_shown(record)
-        except Exception as error:  # of a handler or a stream of the application's
+        except Exception as error:  # raised by a handler or stream of the application
             raise_interruption(error)
             shown = False
         if not shown:
             super().emit(record)
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
-        """Whether the application has the record shown there already."""
+        """Whether a handler of the application shows the record on the terminal."""
         current: Optional[logging.Logger] = logger
         while current is not None:
             for each in current.handlers:
@@ -250,12 +258,12 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def _shows(handler: logging.Handler, record: logging.LogRecord) -> bool:
     """Whether a handler writes a record to the terminal."""
-    # Of a StreamHandler, or of Rich.
+    # A StreamHandler has a stream, and the handler of Rich has a console.
     stream = getattr(handler, 'stream', None)
     stream = stream or getattr(getattr(handler, 'console', None), 'file', None)
     if record.levelno < handler.level or not _is_terminal(stream):
         return False
-    # Those of the application may count what they see.
+    # Only plain filters are called: a filter of the application may count its records.
     known = [each for each in handler.filters if type(each) is logging.Filter]
     return all(each.filter(record) for each in known)
 
@@ -267,79 +275,71 @@ def _is_terminal(stream: Any) -> bool:
         place = os.fstat(stream.fileno())
         return any(os.path.samestat(place, os.fstat(number)) for number in (1, 2))
     except (AttributeError, OSError, ValueError):
-        return False  # not one of the system's
+        return False  # the stream has no descriptor
 
 
 class _Handlers:
-    """Which handlers are attached and by how many clients, so that lines come once."""
+    """The handlers that clients asked for. Clients that share a handler attach it once."""
 
     def __init__(self) -> None:
-        self._counts: Dict[logging.Handler, int] = {}
-        self._debug = 0
-        self._level = logger.level
-        self._stream: Optional[logging.Handler] = None
+        # The number of clients that asked for each handler.
+        self._clients: Dict[logging.Handler, int] = {}
+        self._debugging = 0  # the number of clients with debug=True
+        self._level = logger.level  # the level before the first of those clients
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
-        # Guards the fields above. Re-entrant: a finalizer that drops a client may run
-        # while it is held.
+        # Guards the fields above. Re-entrant, because a finalizer that drops a client may
+        # interrupt the thread that holds it.
         self._lock = threading.RLock()
 
-    def attach(
-        self, debug: bool, handler: Optional[logging.Handler]
-    ) -> Callable[[], None]:
+    def attach(self, debug: bool, handler: logging.Handler) -> None:
         with self._lock:
-            if debug and handler is None:
-                if self._stream is None:
-                    self._stream = _StderrHandler()
-                handler = self._stream
-            if handler is not None:
-                self._counts[handler] = self._counts.get(handler, 0) + 1
-                logger.addHandler(handler)
+            self._clients[handler] = self._clients.get(handler, 0) + 1
+            logger.addHandler(handler)
             if debug:
-                if self._debug == 0:
+                if self._debugging == 0:
                     self._level = logger.level
-                self._debug += 1
+                self._debugging += 1
                 logger.setLevel(logging.DEBUG)
 
-        def release() -> None:
-            with self._lock:
-                if handler is not None:
-                    self._counts[handler] -= 1
-                    if not self._counts[handler]:
-                        del self._counts[handler]
-                        logger.removeHandler(handler)
-                        if handler is self._stream:
-                            self._stream = None
-                if debug:
-                    self._debug -= 1
-                    if self._debug == 0:
-                        logger.setLevel(self._level)
-
-        return release
+    def detach(self, debug: bool, handler: logging.Handler) -> None:
+        with self._lock:
+            self._clients[handler] -= 1
+            if self._clients[handler] == 0:
+                del self._clients[handler]
+                logger.removeHandler(handler)
+            if debug:
+                self._debugging -= 1
+                if self._debugging == 0:
+                    logger.setLevel(self._level)
 
     def enable(self) -> None:
-        """Enable the logger, if a client has asked for lines.
+        """Enable the logger if a client asked for log lines.
 
-        logging.config disables each logger that exists and that it is not told of.
+        ``logging.config`` disables every existing logger that its configuration does not name.
         """
-        if logger.disabled and (self._counts or self._debug):
+        if logger.disabled and self._clients:
             logger.disabled = False
 
 
 _handlers = _Handlers()
+_stderr_handler = _StderrHandler()
 
 
 def attach(debug: bool, handler: Optional[logging.Handler]) -> Callable[[], None]:
-    """Add what a client asks for; returns the function that takes it away again.
+    """Attach the handler of a client; return the function that detaches it.
 
-    :param debug: log at level DEBUG, to stderr if no handler is given
-    :param handler: None for none of its own
+    :param debug: log at level DEBUG, to stderr if the client has no handler
+    :param handler: the client's ``log_handler``; None for no handler
     """
-    if not debug and handler is None:
-        return _nothing
-    return _handlers.attach(debug, handler)
+    if handler is None:
+        if not debug:
+            return _nothing
+        handler = _stderr_handler
+    _handlers.attach(debug, handler)
+    return partial(_handlers.detach, debug, handler)
 
 
 def _nothing() -> None:
