@@ -1,8 +1,7 @@
-"""The end of the process: deliver what is queued, within bounds.
+"""Delivers queued events at the exit of the process, within each ``shutdown_timeout``.
 
-One hook for the whole package, however many clients there are. A client's delivery is
-registered with its first event and leaves when it is shut down, so that clients that are
-done leave nothing behind.
+The package has one exit hook for all clients. A delivery is added with its first event and
+removed when it is shut down. Clients that were shut down therefore leave nothing behind.
 """
 
 import atexit
@@ -13,29 +12,29 @@ from typing import Any, Set
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.waiting import Deadline
 
-# multiprocessing and its forks: with dill, and for Celery.
+# multiprocessing and its forks: multiprocess uses dill, billiard belongs to Celery.
 MULTIPROCESSING = ('multiprocessing', 'multiprocess', 'billiard')
 
 
-class _Lifecycle:
+class _State:
     def __init__(self) -> None:
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
-        # Dispatchers that may hold undelivered events. Strong references: the client may
-        # be gone. Only changed by set.add and set.discard, which are atomic.
+        # Deliveries that may hold events. Strong references, because the client may have
+        # been dropped. Only changed by set.add and set.discard, which are atomic.
         self.active: Set[Any] = set()
-        self.over = False
-        # What will tell us of the end of this process, beside atexit.
+        self.over = False  # `end` has begun
+        # The packages whose own exit hooks call `end` in this process.
         self.hooked: Set[str] = set()
 
 
-_state = _Lifecycle()
+_state = _State()
 
 
 def is_over() -> bool:
-    """Whether the process is so far in its exit that new work would be lost."""
+    """Whether the process exits, and new events would be lost."""
     return _state.over
 
 
@@ -58,17 +57,17 @@ def is_worker(package: str) -> bool:
 
 
 def _hook_child() -> None:
-    # The children of multiprocessing leave through os._exit, without atexit; but they
-    # run their own finalizers before. Those registered before the child began are
-    # cleared there, hence this is done with the first event.
+    # The children of multiprocessing exit by os._exit, which skips atexit but not the
+    # finalizers of multiprocessing. A new child clears the finalizers that it inherits,
+    # so we register ours with the child's first event.
     for name in MULTIPROCESSING:
         if name + '.process' not in sys.modules or name in _state.hooked:
             continue
-        util = sys.modules.get(name + '.util')  # loaded before a child runs
+        util = sys.modules.get(name + '.util')  # imported before a child runs
         if is_worker(name) and util is not None:
             util.Finalize(None, end, exitpriority=0)
-        _state.hooked.add(name)  # last: if we are interrupted, it is done again
-    # The workers of Celery leave the same way, and tell of it by a signal of Celery's.
+        _state.hooked.add(name)  # last, because an interrupted call must be repeated
+    # The workers of Celery exit by os._exit, too. Celery sends a signal before.
     signals = sys.modules.get('celery.signals')
     if signals is not None and 'celery' not in _state.hooked:
         signals.worker_process_shutdown.connect(_end_of_worker, weak=False)
@@ -80,20 +79,20 @@ def _end_of_worker(**kwargs: Any) -> None:
 
 
 def end() -> None:
-    """Deliver what all clients hold, each within its ``shutdown_timeout``."""
+    """Deliver the events of all clients, each within its ``shutdown_timeout``."""
     _state.over = True
     deliveries = [
         (each, Deadline(each.shutdown_timeout)) for each in list(_state.active)
     ]
     for delivery, deadline in deliveries:
-        delivery.close(deadline)  # all at once; then wait for one after the other
+        delivery.close(deadline)  # all deliver side by side, while we wait for each
     for delivery, deadline in deliveries:
         delivery.finish(deadline)
 
 
-# Handlers run in reverse order of registration: those that the application registers
-# after its import of this package run before ours, and may still track. The one of
-# weakref.finalize has to run after ours: it closes the connections of urllib3, and who
-# asks a closed pool for one waits for ever. It is registered by the first finalizer.
+# Exit handlers run in reverse order of registration. Handlers that the application
+# registers after its import of this package run before ours, and may still track. The
+# handler of weakref.finalize must run after ours: it closes the connections of urllib3,
+# and a request to a closed pool waits without end. The first finalizer registers it.
 weakref.finalize(_state, int)
 atexit.register(end)

@@ -1,16 +1,15 @@
-"""What a forked child must forget: queues, locks, threads and sockets of its parent.
+"""Makes a forked child forget the queues, locks, threads and sockets of its parent.
 
-Objects that own such state register here. In the child each one's ``_after_fork`` runs
-before any other Python code of the child: through ``os.register_at_fork`` where there
-is one (3.7+). Elsewhere, and where C code forks without telling Python, at the next
-`check`, which every entry point calls.
+Objects that own such state register here. In the child, ``os.register_at_fork`` (3.7+) calls
+each one's ``_after_fork`` before any other Python code runs. On Python 3.6, and where C code
+forks without telling Python, the next `check` does so. Every entry point calls `check`.
 """
 
 import os
 from typing import Any
 from weakref import WeakSet
 
-# The original, wherever we ask whether we were forked: a test may replace os.getpid.
+# The original function, because a test may replace os.getpid.
 getpid = os.getpid
 
 _owners: 'WeakSet[Any]' = WeakSet()
@@ -18,15 +17,15 @@ _pid = getpid()
 
 
 def register(owner: Any) -> None:
-    """Have ``owner._after_fork()`` called in every child; holds no reference.
+    """Call ``owner._after_fork()`` in every child; hold only a weak reference to it.
 
-    It runs while no other thread exists, must not raise, and must not wait.
+    The method runs while the child has no other thread. It must not raise, and must not wait.
     """
     _owners.add(owner)
 
 
 def check() -> None:
-    """Run what is due if this process is a child that was not told so yet."""
+    """Call the registered functions if this process is a child that did not yet do so."""
     if getpid() != _pid:
         _run()
 

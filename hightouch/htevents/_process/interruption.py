@@ -1,8 +1,9 @@
-"""Lets through what a signal handler of the application raises inside our calls.
+"""Lets an exception through that a signal handler of the application raises in our calls.
 
-A job's time limit, say: its handler raises in whatever code it interrupts, and where that
-is ours, or code that we call, an ``except`` of ours would take the exception for an error
-of the network, of a callback, or of a value. Nothing but its traceback tells.
+The handler of a job's time limit is an example: it raises inside the code that it interrupts.
+If that is the package, or code that the package calls, an ``except`` of the package would
+mistake the exception for an error of the network, a callback or a value. Only the traceback
+tells the difference.
 """
 
 import signal
@@ -11,26 +12,26 @@ from functools import partial
 from types import FrameType
 from typing import Any, Iterator, List, Optional
 
-# inspect.CO_VARARGS: inspect takes long to import.
+# inspect.CO_VARARGS, because inspect takes long to import.
 _VARARGS = 4
 
-# signal's own one makes an enum of what it returns, which takes ten times as long.
+# signal.getsignal turns its result into an enum, which takes ten times as long.
 _getsignal: Any = __import__('_signal').getsignal
 
 
 def raise_interruption(error: BaseException, wrapped: bool = False) -> None:
-    """Raise what a signal handler raised, if ``error`` is that; else return.
+    """Raise ``error`` if a signal handler raised it; otherwise return.
 
-    For an ``except`` that would turn it into something else.
+    Call this first in an ``except`` that does not raise the error itself.
 
-    :param wrapped: or if ``error`` was made of it: as libraries of the network do, which
-        take a handler's TimeoutError for one of theirs
+    :param wrapped: also look at the errors that ``error`` was made from, and raise the one
+        of the handler. Network libraries mistake a handler's TimeoutError for their own
     """
     found: Optional[BaseException] = None
     handler: Optional[FrameType] = None
     for each in causes(error, sys._getframe(1)) if wrapped else [error]:
         frame = handler_of(each)
-        # urllib3 gives an error of its own the traceback of the first: that is deeper.
+        # urllib3 copies the traceback of the first error to its own. The first is deeper.
         if frame is not None and handler in (None, frame):
             found, handler = each, frame
     if found is None:
@@ -38,12 +39,12 @@ def raise_interruption(error: BaseException, wrapped: bool = False) -> None:
     try:
         raise found
     finally:
-        # Else they, their traceback and this frame would keep each other alive.
+        # Otherwise the errors, their tracebacks and this frame would form a cycle.
         del found, each, error
 
 
 def is_instance(value: Any, kinds: Any) -> bool:
-    """Whether it is of one of ``kinds``, or says so: isinstance() may run code of its."""
+    """Like isinstance(), but False if the value's ``__class__`` raises."""
     try:
         return isinstance(value, kinds)
     except Exception as error:
@@ -52,14 +53,14 @@ def is_instance(value: Any, kinds: Any) -> bool:
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Whether a signal handler raised ``error``, or what it was made of."""
+    """Whether a signal handler raised ``error``, or an error that it was made from."""
     return any(handler_of(each) for each in causes(error, sys._getframe(1)))
 
 
 def causes(error: BaseException, caller: FrameType) -> Iterator[BaseException]:
-    """Yield an error and those it came of, as far as they began below ``caller``.
+    """Yield an error, its causes and its contexts that were raised below ``caller``.
 
-    Not what the application was handling already when it called us.
+    An error that the application was handling when it called the package is left out.
     """
     seen: List[BaseException] = []
     todo: List[Optional[BaseException]] = [error]
@@ -74,7 +75,7 @@ def causes(error: BaseException, caller: FrameType) -> Iterator[BaseException]:
 
 
 def handler_of(error: BaseException) -> Optional[FrameType]:
-    """Return the frame of the signal handler that an exception left, if it did."""
+    """Return the frame of the signal handler that raised an error; None for other errors."""
     frames = list(_frames(error))
     if len(frames) < 2:
         return None
@@ -94,9 +95,10 @@ def _code(handler: Any) -> Any:
 
 
 def is_called_by_a_signal(frame: FrameType) -> bool:
-    """Whether it was called with a number and its caller's frame, as signal handlers are.
+    """Whether a function was called with a number and the frame of its caller.
 
-    Also objects that can be called, and handlers that put back another one.
+    Python calls signal handlers that way. The arguments also identify callable objects,
+    and handlers that have since been replaced.
     """
     values = _positional(frame)
     return any(
@@ -123,7 +125,7 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
 
 
 def is_below(caller: Optional[FrameType], frame: Optional[FrameType]) -> bool:
-    """Whether ``frame`` is ``caller``, or was called from there, however deep."""
+    """Whether ``frame`` is ``caller``, or was called by it, at any depth."""
     while frame is not None and frame is not caller:
         frame = frame.f_back
     return frame is not None

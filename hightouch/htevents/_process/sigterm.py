@@ -1,9 +1,9 @@
-"""What SIGTERM does to clients that asked for it: they flush, then all goes its way.
+"""Flushes the clients that asked for it on SIGTERM, and then runs the previous handler.
 
-The handler itself waits for nothing, as long as there is a thread to be had. It
-interrupts the main thread anywhere, perhaps where that holds a lock which a delivery
-needs; so the flush runs on a thread of its own while the main thread goes on, and then
-the signal is raised a second time. That time the previous handler runs.
+A signal handler may interrupt the main thread while that holds a lock which a delivery
+needs, so the handler must not wait. It starts a thread that flushes, and the main thread
+goes on. After the flush, that thread raises SIGTERM again, and this time our handler calls
+the previous one. The handler flushes itself only if no thread can be started.
 """
 
 import _thread
@@ -20,31 +20,32 @@ from hightouch.htevents._process import fork
 from hightouch.htevents._process.logs import log
 from hightouch.htevents._process.waiting import Deadline, monotonic
 
-# Seconds after which a signal is raised again, as long as our handler has not run.
+# Seconds after which a signal is raised again if our handler has not run.
 _RAISE_AGAIN = 0.1
 
 
 class _Drain:
-    """The one handler of the process, for all clients that asked."""
+    """The handler of the process, shared by all clients that asked for it."""
 
     def __init__(self) -> None:
-        # Seconds by delivery. Weak: a client that is gone needs no flush.
+        # Seconds by delivery. Weak: a client that was dropped needs no flush.
         self.timeouts: 'WeakKeyDictionary[Any, float]' = WeakKeyDictionary()
-        # What SIGTERM did before: more than one where the application has put its own
-        # handler over ours, and asked again.
+        # The handlers that ours replaced. The list grows when the application replaces our
+        # handler, and then asks for it again.
         self.previous: List[Any] = []
-        self._wakeup: Tuple[int, ...] = ()  # see watch
+        # The pipe that Python notes signals in, see `watch`: the end to read, and to write.
+        self._wakeup: Tuple[int, ...] = ()
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
-        self.draining = False
-        self.drained = False
-        # How many of the previous handlers run just now, each called by the one above.
+        self.draining = False  # the flush has begun
+        self.drained = False  # the flush has ended, and the next SIGTERM is our own
+        # The number of previous handlers that run, each called by the one above it.
         self.running = 0
-        self.seen_at = float('-inf')  # when the handler ran last
+        self.seen_at = float('-inf')  # when our handler last ran
         if self._wakeup:
-            # A signal of this child's is not for its parent's watch.
+            # The pipe belongs to the parent, which must not see signals of this child.
             signal.set_wakeup_fd(-1)
             for descriptor in self._wakeup:
                 os.close(descriptor)
@@ -54,49 +55,48 @@ class _Drain:
         previous = signal.getsignal(signal.SIGTERM)
         if previous is None:
             raise RuntimeError(
-                'drain_on_sigterm: SIGTERM has a handler that was not installed from '
-                'Python, and could not run after ours; call flush() in there'
+                'drain_on_sigterm: expected a handler of SIGTERM that Python can call; the '
+                'present one was not installed from Python: call flush() inside it'
             )
         if previous != self.handle:
-            # ValueError from here: not the main thread.
             signal.signal(signal.SIGTERM, self.handle)
             self.previous.append(previous)
 
     def watch(self) -> None:
-        """Have a thread see to it that the handler runs, in the worker of a pool.
+        """In the worker of a pool, start a thread that makes Python run the handler.
 
-        Python only notes a signal, and calls its handler when the main thread is between
-        two steps. One that comes just before the main thread waits for a lock in C is seen
-        after that wait: perhaps never. Workers begin such a wait when their work is done,
-        and just then a pool ends them.
+        Python only notes a signal in C, and calls the handler between two bytecodes of the
+        main thread. If the main thread begins to wait for a lock between those moments,
+        the handler runs after that wait, which may never end. The worker of a pool waits
+        for a lock when its work is done, and that is when the pool terminates it.
         """
         if not any(map(process_exit.is_worker, process_exit.MULTIPROCESSING)):
             return
         if self._wakeup or threading.current_thread() is not threading.main_thread():
             return
         if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
-            return  # gevent has replaced it, and has a way of its own
+            return  # gevent has replaced the function, and handles signals differently
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = signal.set_wakeup_fd(writer)
-        if before != -1:  # of an event loop, which waits for no lock
+        if before != -1:  # an event loop's descriptor; the loop waits for no lock
             signal.set_wakeup_fd(before)
         else:
             try:
-                _thread.start_new_thread(self._see_to_it, (reader, os.getpid()))
+                _thread.start_new_thread(self._raise_missed, (reader, os.getpid()))
                 self._wakeup = (reader, writer)
                 return
-            except RuntimeError:  # no thread to be had
+            except RuntimeError:  # the system refused a thread
                 signal.set_wakeup_fd(-1)
         os.close(reader)
         os.close(writer)
 
-    def _see_to_it(self, reader: int, pid: int) -> None:
+    def _raise_missed(self, reader: int, pid: int) -> None:
         while True:
             if signal.SIGTERM not in os.read(reader, 100):
                 continue
-            # The main thread may have been faster than we. What comes soon after one that
-            # was handled is ignored anyway, or raised again by `drain`.
+            # The handler may have run already. A second SIGTERM within this second needs
+            # no help: the handler ignores it, or `drain` raises it again.
             while monotonic() - self.seen_at > 1 and self._is_installed():
                 time.sleep(_RAISE_AGAIN)
                 if monotonic() - self.seen_at > 1:
@@ -110,12 +110,12 @@ class _Drain:
             self.draining = False
             return self._go_on(number, frame)
         if self.draining:
-            return  # a second SIGTERM, as supervisors send: the first one is at work
+            return  # a supervisor sent a second SIGTERM during the flush
         self.draining = True
         try:
-            # Not threading.Thread: it takes a lock that we may have interrupted.
+            # Not threading.Thread, which takes a lock that the main thread may hold.
             _thread.start_new_thread(self.drain, (os.getpid(),))
-        except RuntimeError:  # no thread to be had, or the interpreter ends
+        except RuntimeError:  # the system refused a thread, or the interpreter exits
             self._flush()
             self.draining = False
             self._go_on(number, frame)
@@ -139,13 +139,13 @@ class _Drain:
             self._flush()
         finally:
             if _is_asyncios(self.previous[-1]):
-                self.draining = False  # its loop has called the application already
+                self.draining = False  # the loop has called the application's handler
             else:
                 self._raise_until_seen(pid)
 
     def _raise_until_seen(self, pid: int) -> None:
-        # The handler that starts this is about to end, and the main thread goes back to
-        # what it waited for: see watch.
+        # One signal may not suffice: the main thread may return from our handler into a
+        # wait for a lock, see `watch`.
         self.drained = True
         while True:
             os.kill(pid, signal.SIGTERM)
@@ -154,12 +154,12 @@ class _Drain:
                 return
 
     def _is_installed(self) -> bool:
-        # Whether another one, that of the application, has run cannot be seen.
+        # If the application has replaced our handler, nothing tells whether that one ran.
         return signal.getsignal(signal.SIGTERM) == self.handle
 
     def _go_on(self, number: int, frame: Any) -> None:
-        # A previous handler may call the one that it found: us. That call is for the
-        # handler before.
+        # A previous handler may call the handler that it replaced. If that is ours, the
+        # call is meant for the handler before it.
         self.running += 1
         try:
             previous = self.previous[-min(self.running, len(self.previous))]
@@ -173,7 +173,10 @@ class _Drain:
 
 
 def _is_asyncios(handler: Any) -> bool:
-    """Whether an asyncio loop handles the signal: beside Python's handlers, at once."""
+    """Whether a handler only stands for that of an asyncio loop.
+
+    The loop calls the application's function as soon as it has seen the signal.
+    """
     module = str(getattr(handler, '__module__', ''))
     return module.partition('.')[0] in ('asyncio', 'uvloop')
 
@@ -182,11 +185,11 @@ _drain = _Drain()
 
 
 def drain(delivery: Any, timeout: float) -> None:
-    """Have ``delivery`` flushed on SIGTERM, before what that did until now.
+    """Flush ``delivery`` on SIGTERM, before the present handler runs.
 
     :param timeout: seconds
-    :raises RuntimeError: when it cannot be done: not on the main thread, or SIGTERM has
-        a handler that is not Python's
+    :raises RuntimeError: when called on another thread than the main one, or when SIGTERM
+        has a handler that was not installed from Python
     """
     fork.check()
     if threading.current_thread() is not threading.main_thread():
@@ -197,4 +200,4 @@ def drain(delivery: Any, timeout: float) -> None:
     _drain.install()
     _drain.timeouts[delivery] = timeout
     _drain.watch()
-    delivery.call_when_started(_drain.watch)  # in workers that are forked later
+    delivery.call_when_started(_drain.watch)  # for workers that are forked later
