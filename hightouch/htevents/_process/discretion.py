@@ -1,6 +1,6 @@
-"""Keeps secrets out of errors.
+"""Keeps secrets out of tracebacks.
 
-A reporter of errors, such as Sentry, sends the locals of each frame of a traceback along.
+Error reporters such as Sentry send the local variables of each frame of a traceback.
 """
 
 import sys
@@ -10,17 +10,17 @@ from typing import Any, Callable, List, TypeVar
 
 from hightouch.htevents._process.interruption import causes, handler_of
 
-# Of a generator or a coroutine: the CO_ flags of inspect, which takes long to import.
+# The CO_ flags of generators and coroutines, because inspect takes long to import.
 _SUSPENDS = 0x20 | 0x80 | 0x100 | 0x200
 
 _Call = TypeVar('_Call', bound=Callable[..., Any])
 
 
 def discreet(call: _Call) -> _Call:
-    """Have the traceback of a function's errors show no arguments and no locals.
+    """Clear the arguments and local variables in the traceback of a function's errors.
 
-    It still shows the lines. The locals of a signal handler of the application stay, if that
-    is what raised.
+    The traceback still shows the lines. If a signal handler of the application raised the
+    error, its local variables stay.
     """
 
     @wraps(call)
@@ -42,18 +42,18 @@ def _clear(error: BaseException, caller: FrameType) -> None:
         while step is not None and step.tb_frame is not end:
             frame, step = step.tb_frame, step.tb_next
             if frame.f_code.co_flags & _SUSPENDS:
-                continue  # it may be of the application, and clear() would end it
+                continue  # clear() would end a generator of the application
             try:
                 frame.clear()
-                frame.f_locals  # up to Python 3.12 it has a copy, made when it is asked for
+                frame.f_locals  # up to Python 3.12, this also clears the frame's copy
             except RuntimeError:
-                pass  # it runs: it is our own
+                pass  # the frame of `discreet_call`, which still runs
 
 
 def drop_own_frames(error: BaseException) -> None:
-    """Leave only the frames of others in an error that the caller has caught.
+    """Remove the package's frames from the traceback of an error that the caller caught.
 
-    And in those that caused it; not in what the application was handling when it called us.
+    The tracebacks of its causes and contexts are treated the same way: see `causes`.
     """
     for each in causes(error, sys._getframe(1)):
         kept: List[Any] = []
@@ -61,7 +61,7 @@ def drop_own_frames(error: BaseException) -> None:
         while step is not None:
             if not _is_ours(step.tb_frame.f_globals.get('__name__')):
                 kept.append(step)
-            elif sys.version_info < (3, 7):  # which takes none out of the middle
+            elif sys.version_info < (3, 7):  # there tb_next cannot be set
                 kept.clear()
             step = step.tb_next
         if sys.version_info >= (3, 7):
@@ -72,5 +72,5 @@ def drop_own_frames(error: BaseException) -> None:
 
 def _is_ours(module: Any) -> bool:
     names = str(module).split('.')
-    # The tests of the package stand for applications.
+    # The package's tests play the part of an application.
     return names[:2] == ['hightouch', 'htevents'] and names[2:3] != ['test']

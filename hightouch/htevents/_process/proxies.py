@@ -1,4 +1,4 @@
-"""Which proxy a request goes through: that of the setting, of the session, or of none."""
+"""Selects the proxy of a request from the setting, the session and the environment."""
 
 import os
 from functools import lru_cache
@@ -7,28 +7,25 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from hightouch.htevents._process.interruption import is_instance
 from hightouch.htevents.errors import ValidationError, name_of
 
-# As requests takes them, by scheme; None: not that of the environment.
+# The proxies by scheme, as in requests. None: ignore the environment's proxy.
 _Proxies = Dict[str, Optional[str]]
 
 
 def normalize_proxies(value: Any) -> Optional[_Proxies]:
-    """Return proxies as requests takes them.
+    """Return the setting ``proxies`` in the form of requests.
 
-    :param value: a dict for requests, or 'host:port' or a URL for both schemes; anything
-        falsy: None
-    :raises ValidationError: when it is something else
+    :param value: a dict of requests, or 'host:port' or a URL for both schemes; a falsy
+        value means None
+    :raises ValidationError: for any other value
     """
     if value is not None and is_instance(value, str):
         value = value.strip()
     if not value:
         return None
     if is_instance(value, str):
-        url = value
-        if '://' not in url:
-            url = 'http://' + url
+        url = value if '://' in value else 'http://' + value
         return {'http': url, 'https': url}
     if is_instance(value, Mapping):
-        # None says, as in requests: not the proxy of this scheme in the environment.
         proxies = {
             scheme: (url.strip() if is_instance(url, str) else url) or None
             for scheme, url in value.items()
@@ -46,17 +43,17 @@ def normalize_proxies(value: Any) -> Optional[_Proxies]:
 def proxies_for(
     url: str, session: Any, given: Optional[Mapping[str, Optional[str]]]
 ) -> Optional[Mapping[str, Optional[str]]]:
-    """Return the proxies to send a request with: those of the environment are not for all.
+    """Return the proxies to send a request with.
 
-    It may name one for a development server on loopback, which no proxy can reach.
+    The proxies of the environment do not apply to a server on loopback, which no proxy can
+    reach, or to hosts that NO_PROXY names.
 
-    :param given: of the setting ``proxies``; None: as the session and the environment say
+    :param given: the setting ``proxies``; None: use those of the session or the environment
     """
     if not (is_loopback(url) or _is_excepted(url)):
         return given
     proxies: _Proxies = dict.fromkeys(('http', 'https', 'all'))
-    own = getattr(session, 'proxies', None)
-    proxies.update(own if isinstance(own, Mapping) else {})
+    proxies.update(_proxies_of(session))
     proxies.update(given or {})
     return proxies
 
@@ -64,33 +61,37 @@ def proxies_for(
 def all_proxies(
     session: Any, given: Optional[Mapping[str, Optional[str]]]
 ) -> List[Optional[str]]:
-    """Return all proxies that a request may have been sent with."""
+    """Return the URLs of all proxies that a request may have been sent with."""
     from urllib.request import getproxies  # imported by requests
 
-    own = getattr(session, 'proxies', None)
-    found = [given or {}, own if isinstance(own, Mapping) else {}, getproxies()]
+    found = [given or {}, _proxies_of(session), getproxies()]
     return [url for each in found for url in each.values()]
+
+
+def _proxies_of(session: Any) -> Mapping[str, Optional[str]]:
+    proxies = getattr(session, 'proxies', None)
+    return proxies if isinstance(proxies, Mapping) else {}
 
 
 @lru_cache(maxsize=100)
 def is_loopback(url: str) -> bool:
-    """Whether a URL is one of this machine, by its text: the DNS is not asked."""
-    host, _ = _place(url)
+    """Whether the host of a URL is this machine, judged without a DNS query."""
+    host, _ = _host_and_port(url)
     if host == 'localhost' or host.endswith('.localhost'):
         return True
     address = _address(host)
     mapped = getattr(address, 'ipv4_mapped', None) or address
-    # One that means each address of this machine is reached there, too.
+    # Connections to the unspecified address (0.0.0.0, ::) reach this machine, too.
     return mapped is not None and (mapped.is_loopback or mapped.is_unspecified)
 
 
 def _is_excepted(url: str) -> bool:
-    """Whether NO_PROXY names the IPv6 host of a URL: requests knows names and IPv4 only."""
+    """Whether NO_PROXY names the IPv6 host of a URL. requests handles names and IPv4 only."""
     if '://[' not in url:
         return False
     from ipaddress import ip_network
 
-    host, port = _place(url)
+    host, port = _host_and_port(url)
     address = _address(host)
     named = os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or ''
     for entry in named.split(',') if address is not None else ():
@@ -98,13 +99,13 @@ def _is_excepted(url: str) -> bool:
         try:
             known = address in ip_network(text, strict=False)
         except ValueError:
-            continue  # a name
+            continue  # a host name
         if known and its_port in ('', ':%s' % port):
             return True
     return False
 
 
-def _place(url: str) -> Tuple[str, Optional[int]]:
+def _host_and_port(url: str) -> Tuple[str, Optional[int]]:
     from urllib.parse import urlsplit  # imported by requests
 
     try:
@@ -112,11 +113,11 @@ def _place(url: str) -> Tuple[str, Optional[int]]:
         port = parts.port or {'http': 80, 'https': 443}.get(parts.scheme)
         return (parts.hostname or '').partition('%')[0].rstrip('.'), port
     except ValueError:
-        return '', None  # requests will say so
+        return '', None  # requests will report the malformed URL
 
 
 def _address(host: str) -> Any:
-    from ipaddress import ip_address  # there already: see transport.preload
+    from ipaddress import ip_address  # imported already: see transport.preload
 
     try:
         return ip_address(host)
