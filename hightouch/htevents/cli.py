@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from time import time
+from time import sleep, time
 from typing import Any, Dict, List, Optional, TextIO
 
 from hightouch.htevents._process.logs import logger, printable
@@ -25,7 +25,7 @@ PROGRAM = 'python -m hightouch.htevents'
 
 DEFAULT_PORT = 8765
 
-# Events that `collect` keeps in memory, the last ones.
+# The number of events that `collect` keeps in memory.
 KEPT_EVENTS = 100000
 
 # Exit codes: 0 done, 1 not delivered, 2 wrong arguments (argparse's own).
@@ -34,7 +34,7 @@ USAGE = 2
 
 TYPES = ('track', 'identify', 'group', 'alias', 'page', 'screen')
 
-# name of an option -> which calls take it; the rest is common to all
+# The calls that take an option; all calls take the options in _COMMON.
 _OPTIONS = {
     'anonymous_id': ('track', 'identify', 'group', 'page', 'screen'),
     'event': ('track',),
@@ -50,20 +50,34 @@ _JSON = ('properties', 'traits', 'context', 'integrations')
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     args = _parser().parse_args(argv)
-    commands = {'collect': collect, 'demo': demo, 'send': send, 'spool': show_spool}
-    run = commands[args.command]
     try:
-        return run(args)
+        return args.run(args)  # type: ignore[no-any-return]
     except OSError as error:
-        # Our output cannot be written. Python would complain of that again at exit.
+        # stdout cannot be written. Python would report that once more at exit.
         if sys.stdout is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
-            return 0  # whoever read it is gone
-        print('%s: %s' % (PROGRAM, error), file=sys.stderr)
+            return 0  # the reader of our output has gone
+        _print_error('%s: %s' % (PROGRAM, error))
         return NOT_DELIVERED
+
+
+def _print_error(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _wrong(text: str) -> int:
+    _print_error('%s: %s' % (PROGRAM, text))
+    return USAGE
+
+
+def _reason(error: Exception) -> str:
+    return printable('%s: %s' % (type(error).__name__, error), 300)
+
+
+# -- arguments -----------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,44 +91,50 @@ def _parser() -> argparse.ArgumentParser:
     commands.required = True
 
     one = commands.add_parser('collect', help='run a collector on loopback')
+    one.set_defaults(run=collect)
     one.add_argument('--port', type=_port, default=DEFAULT_PORT, help='0: a free one')
-    one.add_argument(
-        '--out', metavar='FILE', help='append the events here as JSON lines'
-    )
+    one.add_argument('--out', metavar='FILE', help='append events here as JSON lines')
 
     one = commands.add_parser('demo', help='send some thousand events, and count them')
+    one.set_defaults(run=demo)
     one.add_argument('--events', type=int, default=5000, help=argparse.SUPPRESS)
 
     one = commands.add_parser('send', help='send one event')
+    one.set_defaults(run=send)
     one.add_argument('type', choices=TYPES)
-    one.add_argument('--write-key', help='default: $%s' % ENV_WRITE_KEY)
-    one.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
+    _add_server(one, DEFAULT_TIMEOUT)
+    _add_arguments_of_calls(one)
+
+    one = commands.add_parser('spool', help='show or send the events in a spool_dir')
+    one.set_defaults(run=show_spool)
+    one.add_argument('dir', metavar='DIR', help='the spool_dir of a client')
     one.add_argument(
+        '--send', action='store_true', help='deliver the events of dead processes'
+    )
+    _add_server(one, None)
+    return parser
+
+
+def _add_server(parser: argparse.ArgumentParser, timeout: Optional[float]) -> None:
+    """Add the options of the commands that send."""
+    parser.add_argument('--write-key', help='default: $%s' % ENV_WRITE_KEY)
+    parser.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
+    parser.add_argument(
         '--timeout',
         type=_seconds,
-        default=DEFAULT_TIMEOUT,
-        help='seconds to deliver in',
+        default=timeout,
+        help='seconds to deliver in; default: %s' % (timeout or 'no limit'),
     )
+
+
+def _add_arguments_of_calls(parser: argparse.ArgumentParser) -> None:
     for name in _COMMON + tuple(_OPTIONS):
-        calls = ', '.join(_OPTIONS.get(name, ('all',)))
-        one.add_argument(
+        parser.add_argument(
             _flag(name),
             type=_json_object if name in _JSON else str,
             metavar='JSON' if name in _JSON else 'TEXT',
-            help='for %s' % calls,
+            help='for %s' % ', '.join(_OPTIONS.get(name, ('all',))),
         )
-
-    one = commands.add_parser('spool', help='show or send what waits in a spool_dir')
-    one.add_argument('dir', metavar='DIR', help='the spool_dir of a client')
-    one.add_argument(
-        '--send', action='store_true', help='deliver what dead processes left'
-    )
-    one.add_argument('--write-key', help='of --send; default: $%s' % ENV_WRITE_KEY)
-    one.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
-    one.add_argument(
-        '--timeout', type=_seconds, help='seconds to deliver in; default: none'
-    )
-    return parser
 
 
 def _flag(name: str) -> str:
@@ -133,7 +153,7 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1
-    if not seconds >= 0:  # also catches NaN
+    if not seconds >= 0:  # also true for NaN
         raise argparse.ArgumentTypeError('expected 0 or more seconds, got %s' % text)
     return seconds
 
@@ -152,7 +172,7 @@ def _json_object(text: str) -> Dict[str, Any]:
 
 
 def collect(args: argparse.Namespace) -> int:
-    """Run a collector until Ctrl-C or SIGTERM, and print what comes."""
+    """Run a collector until Ctrl-C or SIGTERM, and print the events."""
     out = open(args.out, 'a', encoding='utf-8') if args.out else None
     try:
         return _collect(args.port, out)
@@ -162,46 +182,54 @@ def collect(args: argparse.Namespace) -> int:
 
 
 def _collect(port: int, out: Optional[TextIO]) -> int:
-    counts: 'Counter[str]' = Counter()
-    lock = threading.Lock()  # guards counts and whole lines of output
-    stop = threading.Event()
-
-    def show(event: Any, problems: List[str]) -> None:
-        with lock:
-            counts['bad' if problems else _type_of(event)] += 1
-            try:
-                print(_line(event, problems), flush=True)
-            except OSError:
-                # Nobody reads, which `poll` sees sooner where there is one. The sender
-                # gets its answer all the same.
-                stop.set()
-
+    printer = _Printer()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: printer.stop.set())
     try:
         collector = Collector(
-            port, out=out, on_event=show, json_only=True, keep=KEPT_EVENTS
+            port, out=out, on_event=printer.show, json_only=True, keep=KEPT_EVENTS
         ).start()
     except OSError as error:
-        print(
+        _print_error(
             'Port %d cannot be used (%s); choose another with --port, or 0'
-            % (port, error.strerror),
-            file=sys.stderr,
+            % (port, error.strerror)
         )
         return NOT_DELIVERED
     print('Collecting on %s (Ctrl-C ends)' % collector.url, flush=True)
-    while not stop.wait(0.5):  # in short waits: a signal is seen on all platforms
-        if not _has_reader():
-            break
+    # On Windows, a signal does not end a wait. Short waits see it on all platforms.
+    while not printer.stop.wait(0.5) and _has_reader():
+        pass
     collector.stop()
-    total = sum(counts.values())
-    details = ', '.join('%s %d' % each for each in sorted(counts.items()))
-    print('%d event(s)%s' % (total, ': ' + details if details else ''), flush=True)
+    print(printer.summary(), flush=True)
     return 0
 
 
+class _Printer:
+    """Prints a line for each event, and counts the events by type."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()  # set when the command should end
+        self._counts: 'Counter[str]' = Counter()
+        self._lock = threading.Lock()  # guards the counts, and keeps lines whole
+
+    def show(self, event: Any, problems: List[str]) -> None:
+        with self._lock:
+            self._counts['bad' if problems else _type_of(event)] += 1
+            try:
+                print(_line(event, problems), flush=True)
+            except OSError:
+                # The reader has gone, and the platform has no `poll` to see that sooner.
+                # The sender still gets its answer.
+                self.stop.set()
+
+    def summary(self) -> str:
+        details = ', '.join('%s %d' % each for each in sorted(self._counts.items()))
+        total = sum(self._counts.values())
+        return '%d event(s)%s' % (total, ': ' + details if details else '')
+
+
 def _has_reader() -> bool:
-    """Whether somebody may still read what we print, as far as can be told."""
+    """Whether our output may still have a reader; True when that is unknown."""
     if not hasattr(select, 'poll'):
         return True
     try:
@@ -211,7 +239,7 @@ def _has_reader() -> bool:
             found & (select.POLLERR | select.POLLHUP) for _, found in reader.poll(0)
         )
     except (OSError, ValueError, AttributeError):
-        return True  # not a file of the system's
+        return True  # stdout has no descriptor
 
 
 def _type_of(event: Any) -> str:
@@ -234,7 +262,7 @@ def _line(event: Any, problems: List[str]) -> str:
     line = '\n       '.join(
         [' '.join(printable(each, 200) for each in parts), *problems]
     )
-    # A console that cannot show a character shows a question mark.
+    # A character that the console cannot show becomes a question mark.
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     return line.encode(encoding, 'replace').decode(encoding)
 
@@ -256,7 +284,7 @@ with Collector(faults=[200, 'reset']) as collector:
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Send all six calls and some thousand events to a collector of its own."""
+    """Send some thousand events, by all six calls, to a collector in a child process."""
     process = subprocess.Popen(
         [sys.executable, '-c', _DEMO_COLLECTOR],
         stdin=subprocess.PIPE,
@@ -266,7 +294,7 @@ def demo(args: argparse.Namespace) -> int:
     assert process.stdout is not None
     try:
         url = process.stdout.readline().strip()
-        print('A collector of its own runs at %s; it will reset one connection.' % url)
+        print('A collector runs at %s; it will reset one connection.' % url)
         sent, seconds, stats = _send_demo(url, args.events)
         report = json.loads(process.communicate(timeout=60)[0])
     finally:
@@ -316,8 +344,8 @@ def _send_demo(url: str, count: int) -> Any:
 
 
 def send(args: argparse.Namespace) -> int:
-    """Send one event; 0 only when the collector acknowledged it."""
-    logger.setLevel(logging.CRITICAL)  # we say it ourselves
+    """Send one event; return 0 only if the collector acknowledged it."""
+    logger.setLevel(logging.CRITICAL)  # the command prints its own messages
     errors: List[Exception] = []
     arguments = {}
     for name in _COMMON + tuple(_OPTIONS):
@@ -338,32 +366,22 @@ def send(args: argparse.Namespace) -> int:
     if client.stats().delivered:
         print('Delivered.')
         return 0
-    reason = errors[0] if errors else 'time ran out'
-    text = reason if isinstance(reason, str) else _reason(reason)
-    print('Not delivered: %s' % text, file=sys.stderr)
+    reason = _reason(errors[0]) if errors else 'time ran out'
+    _print_error('Not delivered: %s' % reason)
     return NOT_DELIVERED
-
-
-def _reason(error: Exception) -> str:
-    return printable('%s: %s' % (type(error).__name__, error), 300)
-
-
-def _wrong(text: str) -> int:
-    print('%s: %s' % (PROGRAM, text), file=sys.stderr)
-    return USAGE
 
 
 # -- spool ---------------------------------------------------------------------------
 
-# Seconds between looks at the progress.
+# Seconds between two updates of the progress bar.
 _PROGRESS_INTERVAL = 0.2
 _BAR_WIDTH = 30
 
 
 def show_spool(args: argparse.Namespace) -> int:
-    """Show what waits in a spool; with --send deliver it.
+    """Show the events in a spool; with --send deliver those of dead processes.
 
-    0 only when all of the write key that no living process owns was delivered.
+    With --send, return 0 only if all such events of the write key were delivered.
     """
     from hightouch.htevents._spool import directory, report
 
@@ -419,7 +437,7 @@ def _waiting_line(each: Any) -> str:
 
 
 def _name(text: str) -> str:
-    """Show a name that another program has given to something."""
+    """Return a name that another program has chosen, to be printed."""
     return printable(text, 1000)
 
 
@@ -443,71 +461,75 @@ def _send_spool(
 ) -> int:
     from hightouch.htevents._spool import report
 
+    _print_not_sent(stream, found)
     left = _of(found, stream, 'left')
-    total = _events(left)
-    for text, count in (
-        (
-            'of living processes, which send them',
-            _events(_of(found, stream, 'running')),
-        ),
-        (
-            'of another write key: give it with --write-key',
-            _events([each for each in found if each.stream != stream]),
-        ),
-    ):
-        if count:
-            print('Not sent: %d event(s) %s.' % (count, text))
-    # What cannot be counted is damaged: its owner finds out what can be read of it.
+    # A damaged log has no count. Its new owner finds out which events can be read.
     if all(each.events == 0 for each in left):
         print('Nothing to send.')
         return 0
-    logger.setLevel(logging.CRITICAL)  # we say it ourselves
-    lost: 'Counter[str]' = Counter()
+    logger.setLevel(logging.CRITICAL)  # the command prints its own messages
+    refused: 'Counter[str]' = Counter()
 
     def on_error(error: Exception, batch: List[Any]) -> None:
-        lost[_reason(error)] += len(batch)
+        refused[_reason(error)] += len(batch)
 
-    deadline = Deadline(args.timeout)
     client = Client(write_key, args.host, spool_dir=args.dir, on_error=on_error)
-    stats = client.stats()
-    try:
-        # Never flushed: that covers what a client accepted, and this one did nothing.
-        while client._queue.store.has_backlog() and not deadline.over:
-            threading.Event().wait(_PROGRESS_INTERVAL)
-            stats = client.stats()
-            _progress(stats.delivered + stats.failed, total, stats.last_error)
-    except KeyboardInterrupt:
-        pass  # the rest stays where it is
-    client.shutdown(1)
-    stats = client.stats()
-    _progress(stats.delivered + stats.failed, total, stats.last_error)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    found_more = max(total, stats.accepted)  # in what could not be counted
-    print('Delivered %d of %d event(s).' % (stats.delivered, found_more))
-    for reason, count in lost.items():
-        print('Refused %d: %s' % (count, reason), file=sys.stderr)
+    stats = _deliver(client, _events(left), Deadline(args.timeout))
+    for reason, count in refused.items():
+        _print_error('Refused %d: %s' % (count, reason))
     if stats.damaged_files:
-        text = 'Set aside %d damaged file(s); what could be read of them was sent.'
-        print(text % stats.damaged_files, file=sys.stderr)
-    # Not by the counts: another process may have sent a part.
+        text = 'Set aside %d damaged file(s), and sent the events that could be read.'
+        _print_error(text % stats.damaged_files)
+    # The counts of this client do not tell: another process may have sent a part.
     left = _of(report.waiting(args.dir), stream, 'left')
-    rest = _events(left)
+    rest, unread = _events(left), [each for each in left if each.events is None]
     if rest:
         reason = stats.last_error or 'time ran out'
-        print('%d event(s) stay: %s' % (rest, reason), file=sys.stderr)
-    unread = [each.path for each in left if each.events is None]
-    for path in unread:
-        print('Cannot be read now: %s' % _name(path), file=sys.stderr)
+        _print_error('%d event(s) stay: %s' % (rest, reason))
+    for each in unread:
+        _print_error('Cannot be read now: %s' % _name(each.path))
     complete = not (rest or unread or stats.failed or stats.damaged_files)
     return 0 if complete else NOT_DELIVERED
 
 
-def _progress(done: int, total: int, error: Optional[str]) -> None:
-    """Draw a bar over the last one; on a terminal only."""
+def _print_not_sent(stream: str, found: List[Any]) -> None:
+    running = _of(found, stream, 'running')
+    others = [each for each in found if each.stream != stream]
+    for events, text in (
+        (running, 'of living processes, which send them'),
+        (others, 'of another write key: give it with --write-key'),
+    ):
+        if _events(events):
+            print('Not sent: %d event(s) %s.' % (_events(events), text))
+
+
+def _deliver(client: Client, total: int, deadline: Deadline) -> Any:
+    """Deliver the events of dead processes; return the client's counts."""
+    try:
+        # flush() does not help: it covers events that the client itself has accepted.
+        while client._queue.store.has_backlog() and not deadline.over:
+            sleep(_PROGRESS_INTERVAL)
+            _show_progress(client.stats(), total)
+    except KeyboardInterrupt:
+        pass  # the rest stays in the spool
+    client.shutdown(1)
+    stats = client.stats()
+    _show_progress(stats, total)
     if sys.stderr.isatty():
+        print(file=sys.stderr)
+    # The client may have found more events in logs that could not be counted.
+    print(
+        'Delivered %d of %d event(s).' % (stats.delivered, max(total, stats.accepted))
+    )
+    return stats
+
+
+def _show_progress(stats: Any, total: int) -> None:
+    """On a terminal, draw a progress bar over the previous one."""
+    if sys.stderr.isatty():
+        done = stats.delivered + stats.failed
         filled = min(_BAR_WIDTH, _BAR_WIDTH * done // max(total, 1))
         bar = '#' * filled + '.' * (_BAR_WIDTH - filled)
-        text = '[%s] %d/%d %s' % (bar, done, total, error or '')
+        text = '[%s] %d/%d %s' % (bar, done, total, stats.last_error or '')
         sys.stderr.write('\r%-78s' % text[:78])
         sys.stderr.flush()
