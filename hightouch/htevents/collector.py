@@ -1,7 +1,7 @@
-"""A small collector on loopback that speaks the wire format.
+"""A small collector on loopback, for development and tests.
 
-For development and tests: point ``host`` at it and see what an application sends. Its
-faults are scripted, so that a test can have the network it needs.
+Set ``host`` to its URL to see the events that an application sends. A script of faults
+makes it fail in the ways that a test needs.
 """
 
 import base64
@@ -38,7 +38,7 @@ from urllib.parse import parse_qs
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.waiting import Deadline, wait_until
 
-# A batch, or a single event: /v1/batch, /v1/track, …
+# The paths of a batch and of single events: /v1/batch, /v1/track, …
 _PATH = re.compile(r'/v1/([a-z]+)/?(?:\?.*)?$')
 
 # Limits of the real collector.
@@ -46,16 +46,14 @@ MAX_EVENT_BYTES = 32 << 10
 MAX_BODY_BYTES = 500 * 1000
 MAX_AGE = timedelta(days=7)
 
-# Bytes of a body that are read before the connection is closed, so that who sends it gets
-# its answer; and those that are looked at, also of what comes out of it.
+# Bytes of a body that are read. Its sender reads the answer only after it has sent the body.
 _READ_LIMIT = 64 << 20
-_LOOK_LIMIT = 1 << 20
-_PIECE = 64 << 10
+# Bytes of a body that are kept, before and after decompression.
+_KEEP_LIMIT = 1 << 20
+_PIECE = 64 << 10  # bytes that are read at a time
+_LINE_LIMIT = 1 << 10  # bytes of the line with the length of a chunk
 
 _TOO_LARGE = 'the body is over %d bytes' % MAX_BODY_BYTES
-
-# Bytes of a line that says how long a chunk is.
-_LINE_LIMIT = 1 << 10
 
 _REQUIRED: Dict[str, Dict[str, type]] = {
     'identify': {'traits': dict},
@@ -73,10 +71,7 @@ _ISO = re.compile(
 
 
 class Received(NamedTuple):
-    """A request as it came.
-
-    ``status`` is what it was answered with: an int, or the name of the fault.
-    """
+    """A request; ``status`` is the status of its answer, or the name of the fault."""
 
     path: str
     headers: Dict[str, str]
@@ -87,7 +82,7 @@ class Received(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An answer of one's own; ``delay`` in seconds."""
+    """An answer to script; ``delay`` in seconds."""
 
     status: int = 200
     headers: Dict[str, str] = {}
@@ -99,9 +94,9 @@ Step = Union[int, str, Fault, Callable[[Received], Any]]
 
 
 def check_event(event: Any, complete: bool = True) -> List[str]:
-    """Say what is wrong with an event, as the real collector would; [] if nothing.
+    """Return the problems for which the real collector refuses an event.
 
-    :param complete: whether it has to name its library, as those of an SDK do
+    :param complete: the event must name its library, as events of an SDK do
     """
     if not isinstance(event, dict):
         return ['an event must be an object']
@@ -126,15 +121,15 @@ def check_event(event: Any, complete: bool = True) -> List[str]:
     if not isinstance(event.get('integrations'), dict):
         problems.append('integrations must be an object')
     size = len(json.dumps(event, ensure_ascii=False).encode('utf-8', 'replace'))
-    if size > MAX_EVENT_BYTES * 1.1:  # our spacing is wider than a sender's
+    if size > MAX_EVENT_BYTES * 1.1:  # json.dumps adds spaces that a sender leaves out
         problems.append('an event must not be over %d bytes' % MAX_EVENT_BYTES)
     return problems
 
 
 def _completed(event: Any, type_: str) -> Any:
-    """Fill in what a sender that is no SDK may leave out.
+    """Add the fields that a sender without an SDK may leave out.
 
-    :param type_: of the path; 'batch' for one of a batch, which names its own
+    :param type_: the type that the path names; 'batch' if each event names its type
     """
     if not isinstance(event, dict):
         return event
@@ -157,14 +152,11 @@ def _check_timestamp(value: Any) -> List[str]:
         return ['timestamp must be ISO-8601 with an offset']
     try:
         moment = datetime(*[int(part) for part in match.groups()[:6]])  # type: ignore[arg-type]
-    except ValueError:
+        sign, hours, minutes = match.group(8, 9, 10)
+        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+        moment = moment + offset if sign == '-' else moment - offset
+    except (ValueError, OverflowError):
         return ['timestamp must be a date that exists']
-    if match.group(8):
-        offset = timedelta(hours=int(match.group(9)), minutes=int(match.group(10)))
-        try:
-            moment = moment - offset if match.group(8) == '+' else moment + offset
-        except OverflowError:
-            return ['timestamp must be a date that exists']
     if datetime.now(timezone.utc).replace(tzinfo=None) - moment > MAX_AGE:
         return ['timestamp must not be older than %d days' % MAX_AGE.days]
     return []
@@ -184,21 +176,21 @@ def _check_ids(event: Dict[str, Any], type_: str) -> List[str]:
 
 
 class Collector:
-    """The collector; a context manager that runs it.
+    """A collector, and the context manager that runs it.
 
-    :param port: 0 takes a free one
-    :param out: written to, a line of JSON for each event
-    :param faults: script, a step for each request that brings events: an int (status), a
-        `Fault`, a function of the `Received` that gives a step, 'reset-before' (reset
-        before reading), 'reset' (read, then reset), 'reset-after' (take the events, then
-        reset without an answer), 'hang' (no answer). After its end: 200.
+    :param port: 0 for a free port
+    :param out: a file that gets a line of JSON for each event
+    :param faults: the script, one step for each request with events. A step is an int (the
+        status), a `Fault`, a function that takes the `Received` and returns a step, or one
+        of 'reset-before' (reset before reading), 'reset' (read, then reset), 'reset-after'
+        (accept the events, then reset without an answer) and 'hang' (no answer). When the
+        script has ended, the answer is 200.
     :param latency: seconds before each answer
-    :param strict: answer 400 to a batch with a bad event, as the real one does
+    :param strict: answer 400 to a batch with a bad event, as the real collector does
     :param on_event: called with each event and the list of its problems
-    :param json_only: refuse what is not said to be JSON: a page of another server may send
-        that without asking first
-    :param keep: events that `events` keeps, the last ones, and `requests` the last one
-        only; None: all
+    :param json_only: refuse requests of another Content-Type than JSON. A browser sends
+        such requests for any web page without asking first
+    :param keep: keep only this number of the last events, and the last request; None: all
     """
 
     def __init__(
@@ -224,18 +216,19 @@ class Collector:
         self.token_faults: Deque[Step] = deque()
         self._faults: Deque[Step] = deque(faults)
         self._out = out
-        # Guards out, so that lines stay whole; held while it is written to.
-        self._writing = threading.Lock()
+        self._writing = threading.Lock()  # keeps the lines of `out` whole
         self._on_event = on_event
-        # Guards all of the above but settings; waited on for arrivals.
+        # Guards the lists, deques and sets of this object. Notified when they change.
         self._arrival = threading.Condition(threading.RLock())
         self._stopping = threading.Event()
         self._sockets: Set[socket.socket] = set()
-        self._answering: Set[socket.socket] = set()  # of these: whose request is read
+        self._answering: Set[
+            socket.socket
+        ] = set()  # the sockets whose request was read
         self._server: Optional[_Server] = None
         self._thread: Optional[threading.Thread] = None
-        # The descriptor of a socket that is bound to the port and does not listen, and
-        # what closes it; see stop.
+        # The descriptor of a socket that is bound to the port and does not listen, and the
+        # finalizer that closes it: see _keep_port.
         self._kept_port: Optional[int] = None
         self._close_port: Any = None
 
@@ -269,12 +262,12 @@ class Collector:
         return self
 
     def stop(self) -> None:
-        """Close all connections; the port refuses until `start` opens it again."""
+        """Close all connections. The port refuses new ones until `start` is called."""
         server, self._server = self._server, None
         if server is None:
             return
         self._stopping.set()
-        if self._pid != getpid():  # a forked child, which lacks our threads
+        if self._pid != getpid():  # a forked child has no thread of the server
             server.server_close()
             return
         server.shutdown()
@@ -283,23 +276,23 @@ class Collector:
         assert self._thread is not None
         self._thread.join(10)
         with self._arrival:
-            # What has come is answered, unless that takes long.
+            # Requests that were read are answered first, unless that takes too long.
             wait_until(self._arrival, lambda: not self._answering, Deadline(10))
             open_sockets = list(self._sockets)
         for each in open_sockets:
             try:
                 each.shutdown(socket.SHUT_RDWR)
             except OSError:
-                pass  # the other side was faster
+                pass  # the peer has closed it
         with self._arrival:
             wait_until(self._arrival, lambda: not self._sockets, Deadline(10))
 
     def _keep_port(self) -> None:
-        # Else another process may get it before we start again.
+        # Without this, another process may get the port before `start` is called again.
         try:
             kept = _bound(self.port).detach()
         except OSError:
-            return  # it was faster
+            return  # another process has got it
         self._kept_port = kept
         self._close_port = weakref.finalize(self, _close, kept, getpid())
 
@@ -310,18 +303,18 @@ class Collector:
         self.stop()
 
     def wait_for(self, count: int, timeout: float = 60) -> bool:
-        """Wait until ``count`` events have come."""
+        """Wait until ``count`` events were accepted."""
         return self._wait(lambda: len(self.events) >= count, timeout)
 
     def wait_for_requests(self, count: int, timeout: float = 60) -> bool:
-        """Wait until ``count`` requests have come, those with a fault included."""
+        """Wait until ``count`` requests were received, also those met by a fault."""
         return self._wait(lambda: len(self.requests) >= count, timeout)
 
     def _wait(self, met: Callable[[], bool], timeout: float) -> bool:
         with self._arrival:
             return wait_until(self._arrival, met, Deadline(timeout))
 
-    # -- called by the handler's threads ---------------------------------------------
+    # -- called by the threads of the server -----------------------------------------
 
     def _next_step(self, path: str) -> Step:
         script = self.token_faults if path.endswith('/token') else self._faults
@@ -329,7 +322,7 @@ class Collector:
             return script.popleft() if script else 200
 
     def _note(self, received: Received, events: Sequence[Any] = ()) -> None:
-        """Have a request, and the events that were taken from it, seen together."""
+        """Add a request and its accepted events in one step."""
         with self._arrival:
             self.requests.append(received)
             self.events.extend(events)
@@ -338,32 +331,29 @@ class Collector:
                 del self.requests[:-1], self.token_requests[:-1]
             self._arrival.notify_all()
 
-    def _check(self, received: Received, type_: str) -> Tuple[Fault, List[Any]]:
-        """Check what a request brings, and show it.
+    def _check(self, received: Received, type_: str) -> List[Any]:
+        """Check the events of a request, and pass them to ``on_event`` and ``out``.
 
-        :param type_: of the one event that it brings, or 'batch'
-        :returns: the answer, and the events that were taken
+        :param type_: the type that the path names, or 'batch'
+        :returns: the accepted events
+        :raises _Refused: if there are none
         """
         body = received.body
-        batch = body.get('batch') if isinstance(body, dict) else None
-        if type_ != 'batch' and isinstance(body, dict):
-            batch = [body]
+        if not isinstance(body, dict):
+            raise _Refused('the body must be an object')
+        batch = body.get('batch') if type_ == 'batch' else [body]
         if not isinstance(batch, list):
-            return _refusal(
-                'the body must be an object with a batch, a list'
-                if type_ == 'batch'
-                else 'the body must be an object'
-            )
+            raise _Refused('batch must be a list')
         write_key = body.get('writeKey')
         complete = type_ == 'batch' and write_key not in (None, '')
         if write_key in (None, ''):
             write_key = _basic_user(received.headers)
         if not isinstance(write_key, str) or not write_key:
-            return _refusal(
+            raise _Refused(
                 'writeKey must be a string, or the user of Basic credentials'
             )
         if len(received.raw) > MAX_BODY_BYTES:
-            return _refusal(_TOO_LARGE, 413)
+            raise _Refused(_TOO_LARGE, 413)
         if not complete:
             batch = [_completed(event, type_) for event in batch]
         problems = [check_event(event, complete) for event in batch]
@@ -373,21 +363,21 @@ class Collector:
             for event, wrong in zip(batch, problems):
                 self._on_event(event, wrong)
         if self.strict and any(problems):
-            return _refusal('; '.join(sum(problems, []))[:1000])
+            raise _Refused('; '.join(sum(problems, []))[:1000])
         self._write_out(batch)
-        return _answer(200, {'success': True}), batch
+        return batch
 
     def _write_out(self, batch: List[Any]) -> None:
         if self._out is not None:
             with self._writing:
                 for event in batch:
                     line = json.dumps(event, ensure_ascii=False) + '\n'
-                    # Half of a pair is escaped, as JSON may have it.
+                    # A lone surrogate is escaped.
                     data = line.encode('utf-8', 'backslashreplace')
                     self._out.write(data.decode('utf-8'))
                 self._out.flush()
 
-    def _give_token(self, received: Received) -> Fault:
+    def _issue_token(self, received: Received) -> Fault:
         form = {
             key: values[0]
             for key, values in parse_qs(received.raw.decode('utf-8', 'replace')).items()
@@ -414,24 +404,18 @@ def _answer(status: int, payload: Any) -> Fault:
     )
 
 
-def _refusal(message: str, status: int = 400) -> Tuple[Fault, List[Any]]:
-    code = 'too_large' if status == 413 else 'invalid_request'
-    return _answer(status, {'code': code, 'message': message}), []
-
-
 class _Refused(Exception):
-    """A request that cannot be read.
-
-    :ivar answer: what it is answered with
-    """
+    """A request is refused; ``answer`` is the answer to send."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
-        self.answer, _ = _refusal(message, status)
+        codes = {404: 'not_found', 413: 'too_large', 500: 'collector_failed'}
+        code = codes.get(status, 'invalid_request')
+        self.answer = _answer(status, {'code': code, 'message': message})
 
 
 def _basic_user(headers: Dict[str, str]) -> str:
-    """Return the user of a request's Basic credentials, '' when it has none."""
+    """Return the user of a request's Basic credentials ('' for none)."""
     scheme, _, credentials = headers.get('authorization', '').partition(' ')
     if scheme.lower() != 'basic':
         return ''
@@ -443,13 +427,13 @@ def _basic_user(headers: Dict[str, str]) -> str:
 
 
 def _close(descriptor: int, pid: int) -> None:
-    # A child may have closed its copy already, and opened something else in its place.
+    # In a forked child, the descriptor may have been closed and used for another file.
     if getpid() == pid:
         socket.socket(fileno=descriptor).close()
 
 
 def _bound(port: int) -> socket.socket:
-    """Make a socket that is bound to a port of loopback; 0 takes a free one."""
+    """Return a socket that is bound to a port on loopback; 0 for a free port."""
     made = socket.socket()
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -471,19 +455,19 @@ class _Server(ThreadingMixIn, HTTPServer):
         super().__init__(bound.getsockname(), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer asks the DNS for the host's name here: slow, and not needed.
+        # HTTPServer.server_bind makes a slow DNS query for the name of the host.
         self.socket.close()
         self.socket = self._bound
         self.server_name, self.server_port = self.socket.getsockname()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of connections that break: that is what this is for."""
+        """Print nothing: connections break on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
-    wbufsize = -1  # an answer leaves in one piece
+    wbufsize = -1  # buffered: an answer is sent in one piece
 
     def setup(self) -> None:
         super().setup()
@@ -498,7 +482,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             super().finish()
         except OSError:
-            pass  # nobody is there to read the rest
+            pass  # the peer has closed the connection
         finally:
             with self.collector._arrival:
                 self.collector._sockets.discard(self.connection)
@@ -506,29 +490,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_expect_100(self) -> bool:
         going_on = super().handle_expect_100()
-        self.wfile.flush()  # who sends it waits for this
+        self.wfile.flush()  # the client waits for this line before it sends the body
         return going_on
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet: whoever wants lines gives an on_event."""
+        """Print nothing: `on_event` is the way to see events."""
 
     def do_POST(self) -> None:
-        path = self.path
-        step = self.collector._next_step(path)
+        collector = self.collector
+        step = collector._next_step(self.path)
         headers = {key.lower(): value for key, value in self.headers.items()}
+        received = Received(self.path, headers, None, 0, b'', 200)
         if step == 'reset-before':
-            self.collector._note(Received(path, headers, None, 0, b'', step))
-            return self._reset()
-        received = Received(path, headers, None, 0, b'', 200)
+            return self._fail(step, received)
         try:
             data = self._read_body()
             received = received._replace(size=len(data), raw=data)
             raw = _unpacked(data, headers.get('content-encoding', ''))
         except _Refused as refused:
-            self.collector._note(received._replace(status=refused.answer.status))
+            collector._note(received._replace(status=refused.answer.status))
             return self._write(refused.answer)
         received = received._replace(raw=raw, body=_parsed(raw))
-        collector = self.collector
         try:
             collector._answering.add(self.connection)
             if callable(step):
@@ -556,9 +538,9 @@ class _Handler(BaseHTTPRequestHandler):
             total += len(piece)
             if total > _READ_LIMIT:
                 raise self._refused(_TOO_LARGE, 413)
-            if total <= _LOOK_LIMIT:
+            if total <= _KEEP_LIMIT:
                 data += piece
-        if total > _LOOK_LIMIT:
+        if total > _KEEP_LIMIT:
             raise _Refused(_TOO_LARGE, 413)
         return bytes(data)
 
@@ -567,7 +549,9 @@ class _Handler(BaseHTTPRequestHandler):
             line = self.rfile.readline(_LINE_LIMIT).partition(b';')[0].strip()
             length = self._length(line.decode('latin-1'), 16)
             yield from self._pieces(length)
-            while True:  # the end of a chunk's line; of the last one its trailers
+            while (
+                True
+            ):  # the end of the chunk's line; after the last chunk, the trailers
                 line = self.rfile.readline(_LINE_LIMIT).strip()
                 if length or not line:
                     break
@@ -575,11 +559,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def _length(self, text: str, base: int) -> int:
-        try:
-            if re.match(r'[0-9A-Fa-f]{1,15}\Z', text):
-                return int(text, base)
-        except ValueError:
-            pass
+        digits = r'[0-9]{1,15}\Z' if base == 10 else r'[0-9A-Fa-f]{1,15}\Z'
+        if re.match(digits, text):
+            return int(text, base)
         raise self._refused('the length of the body must be a number')
 
     def _pieces(self, length: int) -> Iterator[bytes]:
@@ -593,35 +575,27 @@ class _Handler(BaseHTTPRequestHandler):
             yield piece
 
     def _refused(self, message: str, status: int = 400) -> '_Refused':
-        self.close_connection = True  # where the next request begins is not known
+        self.close_connection = True  # the start of the next request is not known
         return _Refused(message, status)
+
+    def _fail(self, step: Any, received: Received) -> None:
+        self.collector._note(received._replace(status=step))
+        if step == 'hang':
+            self.collector._stopping.wait(60)
+            self.close_connection = True
+        else:
+            self._reset()
 
     def _answer_by(self, step: Any, received: Received) -> None:
         collector = self.collector
-        if step == 'hang':
-            collector._note(received._replace(status=step))
-            collector._stopping.wait(60)
-            self.close_connection = True
-            return
-        if step == 'reset':
-            collector._note(received._replace(status=step))
-            return self._reset()
+        if step in ('hang', 'reset'):
+            return self._fail(step, received)
         if isinstance(step, int):
             step = Fault(status=step)
         answer = step if isinstance(step, Fault) else Fault()
         events: List[Any] = []
         if 200 <= answer.status < 300:
-            try:
-                own, events = self._normal(received)
-            except Exception as error:  # of on_event, out, or nonsense
-                text = '%s: %s' % (type(error).__name__, error)
-                own = _answer(500, {'code': 'collector_failed', 'message': text})
-            if own.status != 200 or not answer.body:
-                answer = own._replace(
-                    status=answer.status if own.status == 200 else own.status,
-                    headers=dict(own.headers, **answer.headers),
-                    delay=answer.delay,
-                )
+            answer, events = self._accept(answer, received)
         status = step if step == 'reset-after' else answer.status
         collector._note(received._replace(status=status), events)
         delay = answer.delay + collector.latency
@@ -632,19 +606,38 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         self._write(answer)
 
+    def _accept(self, scripted: Fault, received: Received) -> Tuple[Fault, List[Any]]:
+        """Return the answer to a request, and its accepted events.
+
+        :param scripted: an answer that replaces ours if the events are accepted
+        """
+        try:
+            answer, events = self._normal(received)
+        except Exception as error:  # on_event or out may raise anything
+            if not isinstance(error, _Refused):
+                error = _Refused('%s: %s' % (type(error).__name__, error), 500)
+            answer, events = error.answer, []
+        if answer.status != 200:
+            scripted = scripted._replace(status=answer.status, body=b'')
+        if scripted.body:
+            return scripted, events
+        headers = dict(answer.headers, **scripted.headers)
+        return scripted._replace(headers=headers, body=answer.body), events
+
     def _normal(self, received: Received) -> Tuple[Fault, List[Any]]:
         if received.path.endswith('/token'):
-            return self.collector._give_token(received), []
+            return self.collector._issue_token(received), []
         match = _PATH.search(received.path)
-        if match is not None and match.group(1) in ('batch', *_REQUIRED):
-            kind = received.headers.get('content-type', '').partition(';')[0]
-            if self.collector.json_only and kind.strip().lower() != 'application/json':
-                return _refusal('Content-Type must be application/json', 415)
-            return self.collector._check(received, match.group(1))  # type: ignore[no-any-return]
-        return _answer(404, {'code': 'not_found', 'message': 'no such path'}), []
+        if match is None or match.group(1) not in ('batch', *_REQUIRED):
+            raise _Refused('no such path', 404)
+        kind = received.headers.get('content-type', '').partition(';')[0]
+        if self.collector.json_only and kind.strip().lower() != 'application/json':
+            raise _Refused('Content-Type must be application/json', 415)
+        events = self.collector._check(received, match.group(1))
+        return _answer(200, {'success': True}), events
 
     def do_OPTIONS(self) -> None:
-        """Answer what a browser asks before it sends from the page of another server."""
+        """Answer the preflight request of a browser (CORS)."""
         try:
             self._read_body()
         except _Refused as refused:
@@ -663,7 +656,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers.update(answer.headers)
         for name, value in headers.items():
             self.send_header(name, value)
-        if answer.status == 204:  # which has no body, and no length
+        if answer.status == 204:  # must have neither a body nor a length
             answer = answer._replace(body=b'')
         else:
             self.send_header('Content-Length', str(len(answer.body)))
@@ -672,11 +665,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _reset(self) -> None:
-        # Lingering for 0 seconds: the socket is closed with a reset, not a goodbye.
+        # With a linger time of 0, close() sends RST instead of FIN.
         linger = struct.pack('ii', 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
-        # rfile holds the descriptor open: without detaching, nothing is closed yet.
+        # rfile keeps the socket open: only a detached descriptor is closed immediately.
         socket.socket(fileno=self.connection.detach()).close()
 
 
@@ -688,13 +681,13 @@ def _unpacked(data: bytes, encoding: str) -> bytes:
     if encoding not in ('gzip', 'x-gzip'):
         raise _Refused('Content-Encoding must be gzip or identity', 415)
     raw = b''
-    while data or not raw:  # it may have several members
+    while data or not raw:  # gzip data may have several members
         unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
         try:
-            raw += unpacker.decompress(data, _LOOK_LIMIT + 1 - len(raw))
+            raw += unpacker.decompress(data, _KEEP_LIMIT + 1 - len(raw))
         except zlib.error:
             raise _Refused('the body is not gzip')
-        if len(raw) > _LOOK_LIMIT:
+        if len(raw) > _KEEP_LIMIT:
             raise _Refused(_TOO_LARGE, 413)
         if not unpacker.eof:
             raise _Refused('the gzip of the body is cut short')
