@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_server(parser: argparse.ArgumentParser, timeout: Optional[float]) -> None:
     """Add the options of the commands that send."""
     parser.add_argument('--write-key', help='default: $%s' % ENV_WRITE_KEY)
-    parser.add_argument('--host', help='default: $%s, else Hightouch' % ENV_HOST)
+    parser.add_argument('--host', help='default: $%s, then Hightouch' % ENV_HOST)
     parser.add_argument(
         '--timeout',
         type=_seconds,
@@ -249,15 +249,15 @@ def _type_of(event: Any) -> str:
 def _line(event: Any, problems: List[str]) -> str:
     if not isinstance(event, dict):
         return 'BAD  %s: %s' % (printable(repr(event), 200), '; '.join(problems))
-    who = event.get('userId') or event.get('anonymousId') or '-'
-    named = event.get('event') or event.get('name') or event.get('groupId')
-    what = event.get('properties') or event.get('traits') or {}
+    user = event.get('userId') or event.get('anonymousId') or '-'
+    name = event.get('event') or event.get('name') or event.get('groupId')
+    values = event.get('properties') or event.get('traits') or {}
     parts = [
         'BAD ' if problems else 'ok  ',
         '%-8s' % _type_of(event),
-        str(who),
-        repr(named or event.get('previousId') or ''),
-        json.dumps(what, ensure_ascii=False),
+        str(user),
+        repr(name or event.get('previousId') or ''),
+        json.dumps(values, ensure_ascii=False),
     ]
     line = '\n       '.join(
         [' '.join(printable(each, 200) for each in parts), *problems]

@@ -307,7 +307,7 @@ class Collector:
         return self._wait(lambda: len(self.events) >= count, timeout)
 
     def wait_for_requests(self, count: int, timeout: float = 60) -> bool:
-        """Wait until ``count`` requests were received, also those met by a fault."""
+        """Wait until ``count`` requests were received, including those with a fault."""
         return self._wait(lambda: len(self.requests) >= count, timeout)
 
     def _wait(self, met: Callable[[], bool], timeout: float) -> bool:

@@ -101,7 +101,7 @@ def _masked_text(value: Any, secrets: List[str]) -> Any:
     if not isinstance(value, str):
         return value
     value = masked(value, secrets)[:_MAX_TEXT]
-    if secrets:  # also mask credentials that a library has quoted in its own way
+    if secrets:  # also mask credentials that a library has quoted in another form
         value = re.sub('[^ ]*@', '***@', value)
     return value
 

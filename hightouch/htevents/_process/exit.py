@@ -26,7 +26,7 @@ class _State:
         # been dropped. Only changed by set.add and set.discard, which are atomic.
         self.active: Set[Any] = set()
         self.over = False  # `end` has begun
-        # The packages whose own exit hooks call `end` in this process.
+        # The packages whose exit hooks call `end` in this process.
         self.hooked: Set[str] = set()
 
 

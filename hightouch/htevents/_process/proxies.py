@@ -48,7 +48,7 @@ def proxies_for(
     The proxies of the environment do not apply to a server on loopback, which no proxy can
     reach, or to hosts that NO_PROXY names.
 
-    :param given: the setting ``proxies``; None: use those of the session or the environment
+    :param given: the setting ``proxies``; None: the session or the environment decides
     """
     if not (is_loopback(url) or _is_excepted(url)):
         return given

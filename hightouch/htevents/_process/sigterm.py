@@ -173,7 +173,7 @@ class _Drain:
 
 
 def _is_asyncios(handler: Any) -> bool:
-    """Whether a handler only stands for that of an asyncio loop.
+    """Whether a handler is the placeholder that an asyncio loop installs.
 
     The loop calls the application's function as soon as it has seen the signal.
     """
