@@ -33,7 +33,7 @@ class _Drain:
         # The handlers that ours replaced. The list grows when the application replaces our
         # handler, and then asks for it again.
         self.previous: List[Any] = []
-        # The pipe that Python notes signals in, see `watch`: the end to read, and to write.
+        # The reading and the writing end of the pipe that `watch` makes.
         self._wakeup: Tuple[int, ...] = ()
         self._after_fork()
         fork.register(self)
@@ -55,8 +55,8 @@ class _Drain:
         previous = signal.getsignal(signal.SIGTERM)
         if previous is None:
             raise RuntimeError(
-                'drain_on_sigterm: expected a handler of SIGTERM that Python can call; the '
-                'present one was not installed from Python: call flush() inside it'
+                'drain_on_sigterm: expected a SIGTERM handler that was installed from '
+                'Python; the present handler was not. Call flush() inside it'
             )
         if previous != self.handle:
             signal.signal(signal.SIGTERM, self.handle)
