@@ -222,9 +222,7 @@ class Collector:
         self._arrival = threading.Condition(threading.RLock())
         self._stopping = threading.Event()
         self._sockets: Set[socket.socket] = set()
-        self._answering: Set[
-            socket.socket
-        ] = set()  # the sockets whose request was read
+        self._answering: Set[socket.socket] = set()  # with an unanswered request
         self._server: Optional[_Server] = None
         self._thread: Optional[threading.Thread] = None
         # The descriptor of a socket that is bound to the port and does not listen, and the
@@ -522,7 +520,7 @@ class _Handler(BaseHTTPRequestHandler):
                 collector._arrival.notify_all()
 
     def _read_body(self) -> bytes:
-        """Read the body of a request; raises `_Refused`."""
+        """Read the body of a request; raise `_Refused` if that fails."""
         coding = self.headers.get('Transfer-Encoding', 'identity').strip().lower()
         lengths = {
             each.strip() for each in self.headers.get_all('Content-Length', ['0'])
@@ -575,7 +573,7 @@ class _Handler(BaseHTTPRequestHandler):
             yield piece
 
     def _refused(self, message: str, status: int = 400) -> '_Refused':
-        self.close_connection = True  # the start of the next request is not known
+        self.close_connection = True  # the start of the next request is unknown
         return _Refused(message, status)
 
     def _fail(self, step: Any, received: Received) -> None:
@@ -612,7 +610,7 @@ class _Handler(BaseHTTPRequestHandler):
         :param scripted: an answer that replaces ours if the events are accepted
         """
         try:
-            answer, events = self._normal(received)
+            answer, events = self._route(received)
         except Exception as error:  # on_event or out may raise anything
             if not isinstance(error, _Refused):
                 error = _Refused('%s: %s' % (type(error).__name__, error), 500)
@@ -624,7 +622,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(answer.headers, **scripted.headers)
         return scripted._replace(headers=headers, body=answer.body), events
 
-    def _normal(self, received: Received) -> Tuple[Fault, List[Any]]:
+    def _route(self, received: Received) -> Tuple[Fault, List[Any]]:
         if received.path.endswith('/token'):
             return self.collector._issue_token(received), []
         match = _PATH.search(received.path)
@@ -674,7 +672,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _unpacked(data: bytes, encoding: str) -> bytes:
-    """Decompress a body; raises `_Refused`."""
+    """Decompress a body; raise `_Refused` if that fails."""
     encoding = encoding.strip().lower()
     if encoding in ('', 'identity'):
         return data
