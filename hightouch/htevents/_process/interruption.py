@@ -79,7 +79,8 @@ def handler_of(error: BaseException) -> Optional[FrameType]:
     frames = list(_frames(error))
     if len(frames) < 2:
         return None
-    codes = [_code(_getsignal(number)) for number in range(1, signal.NSIG)]
+    handlers = map(_getsignal, range(1, signal.NSIG))
+    codes = [_code(handler) for handler in handlers if callable(handler)]
     for outer, inner in zip(frames, frames[1:]):
         if inner.f_back is outer and (
             inner.f_code in codes or is_called_by_a_signal(inner)

@@ -112,9 +112,7 @@ def _write_traceback(record: logging.LogRecord) -> bool:
             texts = [text for each in errors for text in _texts_of(each)]
             if not all(map(str.isprintable, texts)):
                 record.exc_text = '\n\n'.join(map(_traceback_of, reversed(errors)))
-        except (
-            Exception
-        ) as failure:  # an attribute of the application's error may raise
+        except Exception as failure:  # raised by the application's error
             raise_interruption(failure)
             record.exc_text = _traceback_of(error)
     return True
