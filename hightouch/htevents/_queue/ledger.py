@@ -73,7 +73,8 @@ class Ledger:
         self._in_flight: Dict[Batch, None] = {}  # a dict, because it keeps the order
         self._put_back: List[Batch] = []
         self._flushes: List[Flush] = []
-        self._urgent = store.mark()  # the latest mark of a flush
+        # The marks of flushes. Changed by list.append and list.remove, which are atomic.
+        self._urgent: List[Any] = []
         self._untold = 0  # events that the store has lost, until they are reported
         self._delivered = 0
         self._failed = 0
@@ -255,11 +256,21 @@ class Ledger:
         if self._flushes:
             with self.lock:  # the store may have found that there is nothing more
                 self._release_flushes()
-        return bool(self._put_back) or not self._store.is_past(self._urgent)
+        return bool(self._put_back or (self._urgent and self._has_urgent()))
+
+    def _has_urgent(self) -> bool:
+        for mark in reversed(list(self._urgent)):
+            if not self._store.is_past(mark):
+                return True
+            try:
+                self._urgent.remove(mark)
+            except ValueError:
+                pass  # another thread was faster
+        return False
 
     def hasten(self, mark: Any) -> None:
         """Let all events before a mark be taken now. Takes no lock."""
-        self._urgent = mark
+        self._urgent.append(mark)
 
     def wait_for_callbacks(self, deadline: Deadline) -> None:
         """Wait until everything that was taken is resolved."""
