@@ -1,4 +1,7 @@
-"""Reads the private key of an OAuth client, in each form in which applications keep one."""
+"""Reads the private key of an OAuth client from any form that applications keep it in.
+
+No error text quotes any part of the given value: it may hold the key.
+"""
 
 import base64
 import binascii
@@ -11,12 +14,16 @@ from urllib.parse import unquote
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents.errors import ValidationError, name_of
 
-_ENCRYPTED = 'one that is encrypted; store it without a passphrase'
+_ENCRYPTED = 'an encrypted key; store it without a passphrase'
 _PUBLIC = 'a public key'
-_DAMAGED = 'a damaged one: a part of its text is missing, or was changed'
+_DAMAGED = 'a damaged key: a part of its text is missing or was changed'
 _OTHER_KIND = 'a key of the kind %s; RS256 takes an RSA key'
 
-# By the label of its PEM, without spaces: what is there instead of a private key.
+# Functions of cryptography. The public one tells a public key from a damaged key.
+_DER = ('load_der_private_key', 'load_der_public_key')
+_OPENSSH = 'load_ssh_private_key'
+
+# PEM blocks that hold no RSA private key, by their label without spaces.
 _OTHERS = {
     'ECPRIVATEKEY': _OTHER_KIND % 'EC',
     'DSAPRIVATEKEY': _OTHER_KIND % 'DSA',
@@ -27,23 +34,28 @@ _OTHERS = {
     'CERTIFICATEREQUEST': 'a request for a certificate',
 }
 
-# A block of PEM, also without its line breaks or any white space.
+# A PEM block. Its line breaks and spaces may be missing.
 _BLOCK = re.compile(r'-----BEGIN([A-Z0-9+\s]*)-----(.*?)-----END', re.DOTALL)
-# Characters and line breaks as they are written in JSON, in shells and in .env files.
-_CODED = re.compile(r'\\+(?:u00|x)([0-9a-fA-F]{2})')
-_ESCAPED = re.compile(r'\\+[nrt]|`[nr]')
+# Escapes of JSON, shells and .env files: for one character, and for white space.
+_ESCAPED_CHARACTER = re.compile(r'\\+(?:u00|x)([0-9a-fA-F]{2})')
+_ESCAPED_SPACE = re.compile(r'\\+[nrt]|`[nr]')
+_OPENSSH_PEM = (
+    '-----BEGIN OPENSSH PRIVATE KEY-----\n%s\n-----END OPENSSH PRIVATE KEY-----\n'
+)
 _URLSAFE = str.maketrans('-_', '+/')
-_AROUND = re.compile(r"""[\s"'`,\\]+""")
+# Spaces, quotes and separators around and inside base64.
+_NOISE = re.compile(r"""[\s"'`,\\]+""")
 
 
 def read_private_key(value: Any) -> Callable[[], Any]:
-    """Return a function that loads a key for PyJWT to sign with, which takes some 30 ms.
+    """Return a function that loads a key for PyJWT, which takes some 30 ms.
 
-    Both raise a `ValidationError` that names what it is instead, and quotes nothing of it,
-    and an ImportError where cryptography cannot be imported.
+    The function is not a partial: the repr of a partial would show the key.
 
-    :param value: an RSA key as PEM, str or bytes: also with escaped line breaks, in quotes,
-        indented, on one line, or in base64 as a whole; as DER; or as an object
+    :param value: an RSA key: PEM as str or bytes (escaped, quoted, indented, on one line,
+        or encoded in base64 as a whole), DER, or a key object
+    :raises ValidationError: when the value is not such a key; the function may raise it too
+    :raises ImportError: where cryptography cannot be imported; so may the function
     """
     if is_instance(value, os.PathLike):
         raise _unusable('a path; give the text of the file')
@@ -52,13 +64,12 @@ def read_private_key(value: Any) -> Callable[[], Any]:
         return lambda: key
     data = value.encode('utf-8', 'replace') if is_instance(value, str) else bytes(value)
     given = _decoded(data)
-    for _ in range(3):  # base64 of it may come in base64, say from Kubernetes
+    for _ in range(3):  # Kubernetes, for example, wraps base64 in base64
         text = _decoded(data)
         if '-----BEGIN' in text:
             return _read_pem(_unescaped(text))
-        if data[:1] == b'0' and len(data) > 64:  # a sequence of ASN.1: DER
-            der = data
-            return lambda: _load_der(der)
+        if data[:1] == b'0' and len(data) > 64:  # DER begins with an ASN.1 sequence
+            return lambda: _load(data, *_DER)
         inner = _from_base64(re.sub('^(data:[^,]*,|base64:)', '', _unescaped(text)))
         if not inner:
             break
@@ -77,10 +88,12 @@ def _read_pem(text: str) -> Callable[[], Any]:
             der = _from_base64(body)
             if not der:
                 raise _unusable(_DAMAGED)
-            return lambda: _load_der(der)
+            return lambda: _load(der, *_DER)
         if label == 'OPENSSHPRIVATEKEY':
-            openssh = body
-            return lambda: _load_openssh(openssh)
+            body = _NOISE.sub('', body)
+            lines = [body[at : at + 70] for at in range(0, len(body), 70)]
+            pem = (_OPENSSH_PEM % '\n'.join(lines)).encode('ascii', 'replace')
+            return lambda: _load(pem, _OPENSSH)
     if not blocks:
         raise _unusable('a PEM without its end: a part of it is missing')
     for label, what in _OTHERS.items():
@@ -97,7 +110,7 @@ def _kind_of_text(text: str) -> str:
     if text.startswith('{'):
         return 'JSON'
     if len(text) < 300 and re.search(r'^[~.]{0,2}[/\\]|^\w:\\|^[\w./-]+$', text):
-        return 'what looks like a path; give the text of the file'
+        return 'a text that looks like a path; give the text of the file'
     return 'a text without "-----BEGIN PRIVATE KEY-----"'
 
 
@@ -117,66 +130,44 @@ def _decoded(data: bytes) -> str:
 def _unescaped(text: str) -> str:
     if '%' in text:
         text = unquote(text)
-    text = _CODED.sub(lambda found: chr(int(found.group(1), 16)), text)
-    return _ESCAPED.sub('\n', text)
+    text = _ESCAPED_CHARACTER.sub(lambda found: chr(int(found.group(1), 16)), text)
+    return _ESCAPED_SPACE.sub('\n', text)
 
 
 def _from_base64(text: str) -> Any:
-    """Return the bytes of base64, None when it is none."""
-    compact = _AROUND.sub('', text).rstrip('=').translate(_URLSAFE)
+    """Return the decoded bytes, or None when the text is not base64."""
+    compact = _NOISE.sub('', text).rstrip('=').translate(_URLSAFE)
     try:
         return base64.b64decode(compact + '=' * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None
 
 
-def _load_der(data: bytes) -> Any:
+def _load(data: bytes, *loaders: str) -> Any:
+    """Load a key with the first of cryptography's ``loaders`` that can read it."""
     from cryptography.hazmat.backends import default_backend
     from cryptography.hazmat.primitives import serialization
 
     key, problem = None, _DAMAGED
-    for load in (
-        lambda: serialization.load_der_private_key(data, None, default_backend()),
-        lambda: serialization.load_der_public_key(data, default_backend()),
-    ):
+    for name in loaders:
+        password = (None,) if 'private' in name else ()
         try:
-            key = load()
+            key = getattr(serialization, name)(data, *password, default_backend())
             break
-        except TypeError as error:  # a password is needed
+        except Exception as error:  # each release raises other classes
             raise_interruption(error)
-            problem = _ENCRYPTED
-            break
-        except Exception as error:
-            # Each version has errors of its own for this.
-            raise_interruption(error)
+            if isinstance(error, TypeError) or (
+                name == _OPENSSH and 'assw' in str(error)  # password or passphrase
+            ):
+                problem = _ENCRYPTED
     if key is None:
-        # Out here, without their context: that may quote the key.
-        raise _unusable(problem)
-    return _checked(key)
-
-
-def _load_openssh(body: str) -> Any:
-    from cryptography.hazmat.backends import default_backend
-    from cryptography.hazmat.primitives import serialization
-
-    pem = '-----BEGIN OPENSSH PRIVATE KEY-----\n%s\n-----END OPENSSH PRIVATE KEY-----\n'
-    lines = _AROUND.sub('', body)
-    lines = '\n'.join(lines[at : at + 70] for at in range(0, len(lines), 70))
-    key, problem = None, _DAMAGED
-    try:
-        data = (pem % lines).encode('ascii', 'replace')
-        key = serialization.load_ssh_private_key(data, None, default_backend())
-    except Exception as error:
-        raise_interruption(error)
-        if 'assw' in str(error):  # of a password, or of a passphrase
-            problem = _ENCRYPTED
-    if key is None:
+        # Raised outside the except clause: the original error may quote the key.
         raise _unusable(problem)
     return _checked(key)
 
 
 def _checked(key: Any) -> Any:
-    """Return a key object if it is one of RSA, and private."""
+    """Return a key object; raise `ValidationError` unless it is an RSA private key."""
     from cryptography.hazmat.primitives.asymmetric import rsa
 
     name = name_of(type(key))
