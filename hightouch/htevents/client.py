@@ -282,26 +282,24 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Say who a user is.
+        """Record the identity of a user.
 
-        May be called from any thread; the dicts are copied, and never changed.
+        May be called from any thread. The dicts are copied and never changed.
 
-        :param user_id: the user's id in your system, a str or a number. None only beside an
+        :param user_id: str or number, the user's id in your system; None only with an
             anonymous_id
-        :param traits: a dict of what is known about the user, such as an email address.
-            None: empty
-        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
-        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
-            without an offset is local time if it is within 5 seconds of it, else UTC
-        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
-            number. None only beside a user_id
-        :param integrations: a dict that says which destinations get the event, such as
-            ``{'All': True}``. None: the usual ones
-        :param message_id: a str by which a repetition of this event is recognized. None: a
-            fresh UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
-            taken: the queue is full, the client was shut down, or before_send dropped it.
-            ``message`` is the dict as it goes on the wire
+        :param traits: dict that describes the user, such as an email; None: empty
+        :param context: dict of circumstances, such as ip, locale or page; None: empty
+        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
+            is local if it is within 5 seconds of the local time, otherwise UTC
+        :param anonymous_id: str or number, the id of an unknown visitor; None only with
+            a user_id
+        :param integrations: dict that selects destinations, such as ``{'All': True}``;
+            None: the usual ones
+        :param message_id: str by which repeated events are recognized; None: a UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
+            the client was shut down, or before_send dropped the event. ``message`` is
+            the dict as it goes on the wire
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
@@ -329,27 +327,25 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Say what a user did.
+        """Record an action of a user.
 
-        May be called from any thread; the dicts are copied, and never changed.
+        May be called from any thread. The dicts are copied and never changed.
 
-        :param user_id: the user's id in your system, a str or a number. None only beside an
+        :param user_id: str or number, the user's id in your system; None only with an
             anonymous_id
-        :param event: the name of what the user did, a str such as 'Order Completed'. Needed
-        :param properties: a dict of what is known about the event, such as a price.
-            None: empty
-        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
-        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
-            without an offset is local time if it is within 5 seconds of it, else UTC
-        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
-            number. None only beside a user_id
-        :param integrations: a dict that says which destinations get the event, such as
-            ``{'All': True}``. None: the usual ones
-        :param message_id: a str by which a repetition of this event is recognized. None: a
-            fresh UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
-            taken: the queue is full, the client was shut down, or before_send dropped it.
-            ``message`` is the dict as it goes on the wire
+        :param event: str, the name of the action, such as 'Order Completed'; required
+        :param properties: dict that describes the action, such as a price; None: empty
+        :param context: dict of circumstances, such as ip, locale or page; None: empty
+        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
+            is local if it is within 5 seconds of the local time, otherwise UTC
+        :param anonymous_id: str or number, the id of an unknown visitor; None only with
+            a user_id
+        :param integrations: dict that selects destinations, such as ``{'All': True}``;
+            None: the usual ones
+        :param message_id: str by which repeated events are recognized; None: a UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
+            the client was shut down, or before_send dropped the event. ``message`` is
+            the dict as it goes on the wire
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
@@ -380,22 +376,21 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Say that two ids are of the same user.
+        """Record that two ids belong to the same user.
 
-        May be called from any thread; the dicts are copied, and never changed.
+        May be called from any thread. The dicts are copied and never changed.
 
-        :param previous_id: the id that the user had until now, a str or a number. Needed
-        :param user_id: the id that the user has from now on, a str or a number. Needed
-        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
-        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
-            without an offset is local time if it is within 5 seconds of it, else UTC
-        :param integrations: a dict that says which destinations get the event, such as
-            ``{'All': True}``. None: the usual ones
-        :param message_id: a str by which a repetition of this event is recognized. None: a
-            fresh UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
-            taken: the queue is full, the client was shut down, or before_send dropped it.
-            ``message`` is the dict as it goes on the wire
+        :param previous_id: str or number, the user's id until now; required
+        :param user_id: str or number, the user's id from now on; required
+        :param context: dict of circumstances, such as ip, locale or page; None: empty
+        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
+            is local if it is within 5 seconds of the local time, otherwise UTC
+        :param integrations: dict that selects destinations, such as ``{'All': True}``;
+            None: the usual ones
+        :param message_id: str by which repeated events are recognized; None: a UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
+            the client was shut down, or before_send dropped the event. ``message`` is
+            the dict as it goes on the wire
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
@@ -424,26 +419,25 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Say that a user belongs to a group, such as a company.
+        """Record that a user belongs to a group, such as a company.
 
-        May be called from any thread; the dicts are copied, and never changed.
+        May be called from any thread. The dicts are copied and never changed.
 
-        :param user_id: the user's id in your system, a str or a number. None only beside an
+        :param user_id: str or number, the user's id in your system; None only with an
             anonymous_id
-        :param group_id: the group's id in your system, a str or a number. Needed
-        :param traits: a dict of what is known about the group, such as its name. None: empty
-        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
-        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
-            without an offset is local time if it is within 5 seconds of it, else UTC
-        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
-            number. None only beside a user_id
-        :param integrations: a dict that says which destinations get the event, such as
-            ``{'All': True}``. None: the usual ones
-        :param message_id: a str by which a repetition of this event is recognized. None: a
-            fresh UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
-            taken: the queue is full, the client was shut down, or before_send dropped it.
-            ``message`` is the dict as it goes on the wire
+        :param group_id: str or number, the group's id in your system; required
+        :param traits: dict that describes the group, such as its name; None: empty
+        :param context: dict of circumstances, such as ip, locale or page; None: empty
+        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
+            is local if it is within 5 seconds of the local time, otherwise UTC
+        :param anonymous_id: str or number, the id of an unknown visitor; None only with
+            a user_id
+        :param integrations: dict that selects destinations, such as ``{'All': True}``;
+            None: the usual ones
+        :param message_id: str by which repeated events are recognized; None: a UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
+            the client was shut down, or before_send dropped the event. ``message`` is
+            the dict as it goes on the wire
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
@@ -473,28 +467,26 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Say that a user saw a page of a website.
+        """Record that a user viewed a page of a website.
 
-        May be called from any thread; the dicts are copied, and never changed.
+        May be called from any thread. The dicts are copied and never changed.
 
-        :param user_id: the user's id in your system, a str or a number. None only beside an
+        :param user_id: str or number, the user's id in your system; None only with an
             anonymous_id
-        :param category: a str, the kind of page. None: no kind
-        :param name: a str, the name of the page. None: no name
-        :param properties: a dict of what is known about the page, such as its URL.
-            None: empty
-        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
-        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
-            without an offset is local time if it is within 5 seconds of it, else UTC
-        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
-            number. None only beside a user_id
-        :param integrations: a dict that says which destinations get the event, such as
-            ``{'All': True}``. None: the usual ones
-        :param message_id: a str by which a repetition of this event is recognized. None: a
-            fresh UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
-            taken: the queue is full, the client was shut down, or before_send dropped it.
-            ``message`` is the dict as it goes on the wire
+        :param category: str, the kind of page; None: no category
+        :param name: str, the name of the page; None: no name
+        :param properties: dict that describes the page, such as its URL; None: empty
+        :param context: dict of circumstances, such as ip, locale or page; None: empty
+        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
+            is local if it is within 5 seconds of the local time, otherwise UTC
+        :param anonymous_id: str or number, the id of an unknown visitor; None only with
+            a user_id
+        :param integrations: dict that selects destinations, such as ``{'All': True}``;
+            None: the usual ones
+        :param message_id: str by which repeated events are recognized; None: a UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
+            the client was shut down, or before_send dropped the event. ``message`` is
+            the dict as it goes on the wire
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
@@ -523,28 +515,26 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Say that a user saw a screen of an app.
+        """Record that a user viewed a screen of an app.
 
-        May be called from any thread; the dicts are copied, and never changed.
+        May be called from any thread. The dicts are copied and never changed.
 
-        :param user_id: the user's id in your system, a str or a number. None only beside an
+        :param user_id: str or number, the user's id in your system; None only with an
             anonymous_id
-        :param category: a str, the kind of screen. None: no kind
-        :param name: a str, the name of the screen. None: no name
-        :param properties: a dict of what is known about the screen, such as its variant.
-            None: empty
-        :param context: a dict of the circumstances, such as ip, locale or page. None: empty
-        :param timestamp: when it happened, a datetime or an ISO-8601 str. None: now. One
-            without an offset is local time if it is within 5 seconds of it, else UTC
-        :param anonymous_id: the id of a visitor whose user id may be unknown, a str or a
-            number. None only beside a user_id
-        :param integrations: a dict that says which destinations get the event, such as
-            ``{'All': True}``. None: the usual ones
-        :param message_id: a str by which a repetition of this event is recognized. None: a
-            fresh UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the event was not
-            taken: the queue is full, the client was shut down, or before_send dropped it.
-            ``message`` is the dict as it goes on the wire
+        :param category: str, the kind of screen; None: no category
+        :param name: str, the name of the screen; None: no name
+        :param properties: dict that describes the screen, such as its tab; None: empty
+        :param context: dict of circumstances, such as ip, locale or page; None: empty
+        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
+            is local if it is within 5 seconds of the local time, otherwise UTC
+        :param anonymous_id: str or number, the id of an unknown visitor; None only with
+            a user_id
+        :param integrations: dict that selects destinations, such as ``{'All': True}``;
+            None: the usual ones
+        :param message_id: str by which repeated events are recognized; None: a UUID4
+        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
+            the client was shut down, or before_send dropped the event. ``message`` is
+            the dict as it goes on the wire
         :raises ValidationError: (an ``AssertionError``) when an argument is wrong
         :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
         """
