@@ -1,10 +1,9 @@
-"""The client: checks a call, makes its message, encodes it once, and queues it."""
+"""The client: checks a call, builds its message, encodes it once, and queues it."""
 
 import logging
 import math
 import numbers
 import os
-import sys
 import threading
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
@@ -31,29 +30,21 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.findings import Finding, Findings
 from hightouch.htevents.forms import is_a, plain_scalar, unproxied
-from hightouch.htevents.request import normalize_proxies
-from hightouch.htevents.settings import (
-    PrivateKey,
-    Proxies,
-    Timeout,
-    check_callable,
-    check_seconds,
-    check_whole,
-    expect,
-)
+from hightouch.htevents.settings import PrivateKey, Proxies, Timeout, expect
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
 from hightouch.htevents.version import NAME, VERSION
 
 ID_TYPES = (numbers.Number, str)
 
-# Seconds that flush() and shutdown() take at most, unless told otherwise.
+# Seconds that flush() and shutdown() take at most, by default.
 DEFAULT_TIMEOUT = 20
 
-# Seconds that the flush on SIGTERM takes at most: supervisors kill after 10 (Docker) to
-# 90.
+# Seconds that the flush on SIGTERM takes at most. Supervisors send SIGKILL after 10 seconds
+# (Docker) to 90.
 DRAIN_TIMEOUT = 10
 
-# What calls take and return. Mapping, so that a TypedDict is one; a call takes a dict.
+# Argument types of the calls. With Mapping a TypedDict passes the type checker; at run
+# time a call accepts only a dict.
 Id = Union[str, int, float]
 Properties = Mapping[str, object]
 Traits = Mapping[str, object]
@@ -70,41 +61,43 @@ _LIBRARY = {'name': NAME, 'version': VERSION}
 class Client:
     """Sends events for one write key, from background threads.
 
-    All methods may be called from any thread, from signal handlers and from callbacks.
-    A call for an event costs some microseconds: it checks, encodes and queues.
+    All methods may be called from any thread, from signal handlers and from callbacks. A
+    call for an event takes some microseconds to check, encode and queue it.
 
     :param write_key: key of the event source; None: ``HTEVENTS_WRITE_KEY``
-    :param host: base URL; None: ``HTEVENTS_HOST``, else Hightouch's
-    :param debug: log what happens at level DEBUG; to stderr, unless it is shown already
-    :param max_queue_size: events that may wait; 0 or less: no bound
-    :param send: False is the off switch: calls check and build their message, and
-        nothing is queued or sent
+    :param host: base URL; None: ``HTEVENTS_HOST``, or the server of Hightouch
+    :param debug: log every step at level DEBUG, on stderr if no other handler shows it
+    :param max_queue_size: maximum of waiting events; 0 or less: no limit
+    :param send: False switches the client off: calls check and build their message, but
+        queue and send nothing
     :param on_error: called with an error and the list of messages that were lost
     :param gzip: compress the requests
-    :param max_retries: how often a failed request is sent again; 0: never
+    :param max_retries: maximum of retries of a failed request; 0: no retries
     :param sync_mode: each call delivers its own event, with retries, before it returns
-    :param timeout: seconds for a connection and between bytes of an answer, or a pair of
-        them; None: no end
+    :param timeout: seconds to wait for a connection and between bytes of an answer, or a
+        pair of both; None: no limit
     :param proxies: dict as in ``requests``, or a URL or 'host:port' for both schemes
-    :param thread: how many requests may be sent side by side
-    :param upload_size: most events in a request
-    :param upload_interval: seconds an event waits for others to share a request
-    :param log_handler: a ``logging.Handler`` for the logger ``hightouch``
-    :param oauth_client_id: with ``oauth_client_key`` (RSA) and ``oauth_key_id``: sign in
-        by OAuth at ``oauth_auth_server`` for ``oauth_scope``
+    :param thread: maximum of parallel requests
+    :param upload_size: maximum of events in a request
+    :param upload_interval: seconds that an event waits for others to share its request
+    :param log_handler: ``logging.Handler`` for the logger ``hightouch``
+    :param oauth_client_id: signs in by OAuth, with ``oauth_client_key`` (RSA) and
+        ``oauth_key_id``, at ``oauth_auth_server`` for ``oauth_scope``
     :param on_success: called with the list of messages that were acknowledged
-    :param before_send: called with a message, on the caller's thread; returns it,
+    :param before_send: called with a message on the caller's thread; returns the message,
         changed or not, or None to drop it
-    :param block_timeout: seconds a call waits for room in a full queue; 0: refuse at once
-    :param session: a ``requests.Session`` to send with; it is not closed here
-    :param shutdown_timeout: seconds that interpreter exit may take to deliver what is
-        queued; None: no bound
-    :param spool_dir: an existing directory; what is accepted is written there before a
-        call returns, and survives the end of the process in any way. ``max_queue_size``
-        and ``max_retries`` do not apply then
-    :param spool_fsync: survive a power cut as well: each call waits for the disk
-    :param spool_max_bytes: bytes that this client's events may take there; beyond that
-        calls return False
+    :param block_timeout: seconds that a call waits for room in a full queue; 0: refuse
+        the event immediately
+    :param session: ``requests.Session`` for all requests; the client never closes it
+    :param shutdown_timeout: seconds that interpreter exit may take to deliver the queued
+        events; None: no limit
+    :param spool_dir: existing directory for a durable queue. A call writes its event there
+        before it returns, and the event survives any end of the process.
+        ``max_queue_size`` and ``max_retries`` do not apply
+    :param spool_fsync: True: each call waits for the disk, and its event survives a power
+        cut as well
+    :param spool_max_bytes: maximum of bytes in the spool for this client's events; beyond
+        that, calls return False
     :raises ValidationError: (an ``AssertionError``) when a setting is wrong
     """
 
@@ -144,121 +137,30 @@ class Client:
         spool_fsync: bool = DefaultConfig.spool_fsync,
         spool_max_bytes: int = DefaultConfig.spool_max_bytes,
     ) -> None:
-        settings.check_truth(dict(locals(), self=None))
-        write_key = settings.check_write_key(write_key)
-        host = settings.check_host(host)
-        max_queue_size = check_whole('max_queue_size', max_queue_size)
-        max_retries = check_whole('max_retries', max_retries)
-        timeout = settings.check_timeout(timeout)
-        thread = check_whole('thread', thread, 0 if sync_mode else 1, sys.maxsize)
-        upload_size = check_whole('upload_size', upload_size, 1)
-        upload_interval = check_seconds('upload_interval', upload_interval)
-        log_handler = settings.check_log_handler(log_handler)
-        on_error = check_callable('on_error', on_error)
-        on_success = check_callable('on_success', on_success)
-        before_send = check_callable('before_send', before_send)
-        block_timeout = check_seconds('block_timeout', block_timeout)
-        if shutdown_timeout is not None:
-            shutdown_timeout = check_seconds('shutdown_timeout', shutdown_timeout)
-        spool_max_bytes = check_whole('spool_max_bytes', spool_max_bytes, 1 << 20)
-        spool_dir = settings.check_spool_dir(spool_dir, sync_mode, send)
-        proxies = normalize_proxies(proxies)
-
-        self.write_key = write_key
-        self.host = host
-        self.debug = debug
-        self.send = send
-        self.on_error = on_error
-        self.gzip = gzip
-        self.max_retries = max_retries
-        self.sync_mode = sync_mode
-        self.timeout = timeout
-        self.proxies = proxies
-        self._queue = Queue(
-            MemoryStore(max_queue_size)
-            if spool_dir is None
-            else _file_store(spool_dir, write_key, spool_fsync, spool_max_bytes)
-        )
-        self._before_send = before_send
-        self._block_timeout = block_timeout
+        given = dict(locals())
+        del given['self']
+        config = settings.checked(given)
+        self.write_key: str = config.write_key
+        self.host: Optional[str] = config.host
+        self.debug: bool = config.debug
+        self.send: bool = config.send
+        self.on_error: Optional[OnError] = config.on_error
+        self.gzip: bool = config.gzip
+        self.max_retries: int = config.max_retries
+        self.sync_mode: bool = config.sync_mode
+        self.timeout: Optional[Timeout] = config.timeout
+        self.proxies: Optional[Proxies] = config.proxies
+        self.oauth_manager = _make_oauth_manager(config)
+        self._before_send: Optional[BeforeSend] = config.before_send
+        self._block_timeout: float = config.block_timeout
         self._findings = Findings()
-        self._to_warn = [True]  # taken by the one thread that warns of refused events
-        self._to_warn_of_echo = [True]
-
-        self.oauth_manager: Any = None
-        oauth = (oauth_client_id, oauth_client_key, oauth_key_id)
-        if all(oauth):
-            expect(
-                is_instance(oauth_auth_server or '', str),
-                'oauth_auth_server',
-                'a URL, of the server that gives the tokens',
-                oauth_auth_server,
-            )
-            from hightouch.htevents.oauth_manager import OauthManager
-
-            self.oauth_manager = OauthManager(
-                oauth_client_id,
-                oauth_client_key,
-                oauth_key_id,
-                oauth_auth_server,
-                oauth_scope,
-                timeout,
-                proxies=proxies,
-                session=session,
-            )
-
+        # The warnings that are still to be logged. pop() is atomic: one thread gets each.
+        self._due = {'refusal': True, 'echo': True}
         encoding.preload()
-        oauth_manager, lease = self.oauth_manager, None
-        if send:
-            from hightouch.htevents._process.transport import Lease
-
-            lease = Lease(session)
-
-        def make_consumer() -> Consumer:
-            # Refers to nothing of the client: see Delivery.
-            return Consumer(
-                queue,
-                write_key,
-                upload_size=upload_size,
-                host=host,
-                on_error=on_error,
-                upload_interval=upload_interval,
-                gzip=gzip,
-                retries=max_retries,
-                timeout=timeout,
-                proxies=proxies,
-                oauth_manager=oauth_manager,
-                on_success=on_success,
-                lease=lease,
-            )
-
-        self._delivery = Delivery(
-            self._queue,
-            make_consumer,
-            threads=0 if sync_mode else thread,
-            shutdown_timeout=shutdown_timeout,
-            release=None if lease is None else lease.close,
-            on_end=logs.attach(debug, log_handler),
-        )
-        self.queue = queue = QueueApi(
-            self._queue,
-            max_queue_size if spool_dir is None else 0,
-            self._delivery.put if send else self._queue.offer,
-        )
-        # Last, when the client's own log handler can hear it.
-        if any(oauth) and not all(oauth):
-            log.warning(
-                'OAuth is off: oauth_client_id, oauth_client_key and oauth_key_id are '
-                'needed together, and only a part of them was given'
-            )
-        if self.oauth_manager is not None and self.oauth_manager.problem is not None:
-            text = self.oauth_manager.problem[1]
-            log.warning('OAuth cannot work, and no event will be sent: %s', text)
-        if host is not None and not settings.has_scheme(host):
-            log.warning(
-                'host: expected a URL that begins with https:// or http://, got a str '
-                'without; requests to it will fail. Write https:// in front of it'
-            )
+        self._queue = Queue(_make_store(config))
+        self._delivery, self.queue = _connect(self._queue, config, self.oauth_manager)
+        # After _connect, which attaches the client's own log handler.
+        _warn_of_settings(config, self.oauth_manager)
         if self._queue.store.has_backlog():
             self._delivery.start()
 
@@ -266,7 +168,7 @@ class Client:
     def consumers(self) -> Optional[List[Consumer]]:
         """The consumers; None in ``sync_mode``.
 
-        The first event starts them. While one is idle it has no thread of the system.
+        The first event starts them. An idle consumer has no thread of the system.
         """
         return None if self.sync_mode else self._delivery.consumers
 
@@ -551,7 +453,7 @@ class Client:
             message_id,
         )
 
-    # -- what they share -------------------------------------------------------------
+    # -- the common path -------------------------------------------------------------
 
     def _enqueue(
         self,
@@ -565,11 +467,11 @@ class Client:
         integrations: Optional[Integrations],
         message_id: Any,
     ) -> Result:
-        """Complete a message, and queue it.
+        """Complete a message and queue it.
 
-        :param fields: name of the dict of what the application knows; None: it has none
-        :param values: that dict
-        :param user_id: as it goes on the wire; so is the anonymous_id
+        :param fields: key of the dict that describes the event, or None for no dict
+        :param values: that dict, as the application passed it
+        :param user_id: the id as it goes on the wire, like ``anonymous_id``
         """
         fork.check()
         found: List[Finding] = []
@@ -585,15 +487,13 @@ class Client:
         if message_id is not None:
             message_id = _as_text(message_id)
         message['messageId'] = message_id or new_message_id()
-        if self._before_send is not None:
+        if self._before_send is None:
+            body, message = encode_plain(message, found)
+        else:
             scrubbed = self._scrub(message, found)
             if scrubbed is None:
-                if self.send:
-                    self._queue.refuse()
                 return False, message
             body, message = encode(scrubbed, found)
-        else:
-            body, message = encode_plain(message, found)
         if found:
             self._findings.log(found)
         if len(body) > MAX_MSG_SIZE:
@@ -603,27 +503,25 @@ class Client:
         # The first condition is the cheap one.
         is_inside = threading.get_ident() in delivering_threads and is_delivering()
         if is_inside and logs.is_echo():
-            self._refuse_echo()
-            return False, message
+            return self._refuse_echo(), message
         if self.debug:
             log.debug('queueing: %s', message)
         if self.sync_mode:
             accepted = self._delivery.deliver_now(body)
-            full = False
         else:
             accepted = self._delivery.put(body, self._block_timeout)
-            full = not accepted
-        if accepted:
-            if not self._to_warn and self._queue.store.has_room_again():
-                self._to_warn = [True]
-        elif full or self._queue.closed:
-            self._warn()
+        if not accepted:
+            self._warn_of_refusal()
+        elif 'refusal' not in self._due and self._queue.store.has_room_again():
+            self._due['refusal'] = True
         return accepted, message
 
     def _scrub(self, message: Message, found: List[Finding]) -> Optional[Message]:
-        # On a copy: if it raises, what is reported and returned is the whole message.
+        """Return the message from ``before_send``; None when it is dropped."""
         assert self._before_send is not None
+        # before_send gets a copy. If it raises, the whole message is reported.
         copy = _copied('', message, found, 0)
+        failure: Optional[BeforeSendError] = None
         try:
             scrubbed = self._before_send(copy)
         except Exception as error:
@@ -632,60 +530,60 @@ class Client:
             drop_own_frames(error)
             failure.__cause__ = error
         else:
-            if scrubbed is None or is_instance(scrubbed, dict):
+            if is_instance(scrubbed, dict):
                 return scrubbed
-            failure = BeforeSendError(
-                'before_send: expected a dict or None back, got %s'
-                % name_of(type(scrubbed))
-            )
-        self._delivery.report(failure, [message])
+            if scrubbed is not None:
+                failure = BeforeSendError(
+                    'before_send: expected a dict or None back, got %s'
+                    % name_of(type(scrubbed))
+                )
+        if failure is not None:
+            self._delivery.report(failure, [message])
+        if self.send:
+            self._queue.refuse()
         return None
 
-    def _refuse_echo(self) -> None:
+    def _refuse_echo(self) -> bool:
+        """Refuse an event that a log handler tracks for a line of a delivery."""
         self._queue.refuse()
-        try:
-            self._to_warn_of_echo.pop()
-        except IndexError:
-            return
-        log.warning(
-            'Events that a log handler tracks for the lines of a delivery are refused: '
-            'each would cause another line'
-        )
-
-    def _warn(self) -> None:
-        """Say once why events are refused, until there is room again."""
-        try:
-            self._to_warn.pop()
-        except IndexError:
-            return
-        if self._queue.closed:
-            log.warning('The client was shut down: its calls return False from now on')
-        else:
+        if self._due.pop('echo', False):
             log.warning(
-                '%s: calls return False until there is room',
-                self._queue.store.why_refused(),
+                'Events that a log handler tracks for the log lines of a delivery are '
+                'refused: each of them would cause another line'
             )
+        return False
+
+    def _warn_of_refusal(self) -> None:
+        """Log why calls return False: once, until the queue has had room again."""
+        closed = self._queue.closed
+        # In sync_mode an open client reports the failure through on_error.
+        if (closed or not self.sync_mode) and self._due.pop('refusal', False):
+            if closed:
+                log.warning('The client was shut down: its calls return False')
+            else:
+                why = self._queue.store.why_refused()
+                log.warning('%s: calls return False until there is room', why)
 
     # -- life cycle ------------------------------------------------------------------
 
     def flush(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
-        """Send at once what is queued, and wait for it.
+        """Send the queued events without waiting for more, and wait for their delivery.
 
-        :param timeout: seconds; None waits without bound
-        :returns: True when all that was accepted before this call was delivered or
-            reported through ``on_error``; False when time ran out: nothing is dropped
+        :param timeout: seconds; None waits without limit
+        :returns: True when all events accepted before this call are delivered, or reported
+            through ``on_error``; False when time ran out. No event is dropped then
         """
         fork.check()
         timeout = _checked_timeout(timeout)
         return not self.send or self._delivery.flush(timeout)
 
     def shutdown(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
-        """Flush, then end the threads; what is not delivered in time is reported lost.
+        """Flush, then end the threads. Report events not delivered in time as lost.
 
-        Calls made later return ``(False, message)``. Twice is harmless.
+        Later calls return ``(False, message)``. A second shutdown does nothing.
 
-        :param timeout: seconds; None waits without bound
-        :returns: as `flush`
+        :param timeout: seconds; None waits without limit
+        :returns: like `flush`
         """
         fork.check()
         timeout = _checked_timeout(timeout)
@@ -699,13 +597,13 @@ class Client:
         return self.shutdown(timeout)
 
     def drain_on_sigterm(self, timeout: float = DRAIN_TIMEOUT) -> None:
-        """Flush on SIGTERM; then the previous handler runs, as if we were not there.
+        """Flush on SIGTERM, then run the previous handler, and exit as without this call.
 
-        To be called on the main thread, after the application installed its own
-        handler. The application goes on while we flush.
+        Call it on the main thread, after the application installed its own handler. The
+        application continues to run during the flush.
 
         :param timeout: seconds
-        :raises RuntimeError: where no handler can be installed: another thread, or a
+        :raises RuntimeError: where no handler can be installed: on another thread, or in a
             host program that handles SIGTERM outside of Python
         """
         expect(settings.is_number(timeout), 'timeout', 'a number of seconds', timeout)
@@ -714,7 +612,7 @@ class Client:
         sigterm.drain(self._delivery, settings.as_number(timeout))
 
     def stats(self) -> Stats:
-        """Count the events so far; accepted = delivered + failed + pending."""
+        """Return the counts of events: accepted = delivered + failed + pending."""
         fork.check()
         return self._delivery.stats()
 
@@ -730,7 +628,7 @@ class Client:
             delivery.retire()
 
     def __copy__(self) -> 'Client':
-        return self  # two with one queue: the first that is dropped would close it
+        return self  # a second client on the same queue would close it when dropped
 
     def __deepcopy__(self, memo: Any) -> 'Client':
         return self
@@ -740,11 +638,96 @@ class Client:
         return '<Client host=%r pending=%d>' % (host, self._queue.ledger.pending())
 
 
-def _file_store(directory: str, write_key: str, fsync: bool, max_bytes: int) -> Store:
-    # Imported here: without a spool nobody pays for it.
+def _make_store(config: Any) -> Store:
+    if config.spool_dir is None:
+        return MemoryStore(config.max_queue_size)
+    # Imported late, because most clients have no spool.
     from hightouch.htevents._spool.store import FileStore
 
-    return FileStore(directory, write_key, fsync, max_bytes)
+    return FileStore(
+        config.spool_dir, config.write_key, config.spool_fsync, config.spool_max_bytes
+    )
+
+
+def _oauth_settings(config: Any) -> Tuple[Any, Any, Any]:
+    return config.oauth_client_id, config.oauth_client_key, config.oauth_key_id
+
+
+def _make_oauth_manager(config: Any) -> Any:
+    oauth = _oauth_settings(config)
+    if not all(oauth):
+        return None
+    server = config.oauth_auth_server
+    expected = 'the URL of the server that issues the tokens'
+    expect(is_instance(server or '', str), 'oauth_auth_server', expected, server)
+    from hightouch.htevents.oauth_manager import OauthManager
+
+    return OauthManager(
+        *oauth,
+        server,
+        config.oauth_scope,
+        config.timeout,
+        proxies=config.proxies,
+        session=config.session,
+    )
+
+
+def _connect(
+    queue: Queue, config: Any, oauth_manager: Any
+) -> Tuple[Delivery, QueueApi]:
+    """Make the delivery of a queue, and the view of the queue for applications."""
+    lease = None
+    if config.send:
+        from hightouch.htevents._process.transport import Lease  # imports requests
+
+        lease = Lease(config.session)
+    # What a consumer needs: it must not refer to the client (see Delivery), as before_send
+    # may do.
+    write_key = config.write_key
+    options: Dict[str, Any] = {
+        'upload_size': config.upload_size,
+        'host': config.host,
+        'on_error': config.on_error,
+        'upload_interval': config.upload_interval,
+        'gzip': config.gzip,
+        'retries': config.max_retries,
+        'timeout': config.timeout,
+        'proxies': config.proxies,
+        'oauth_manager': oauth_manager,
+        'on_success': config.on_success,
+        'lease': lease,
+    }
+    delivery = Delivery(
+        queue,
+        lambda: Consumer(queue_api, write_key, **options),
+        threads=0 if config.sync_mode else config.thread,
+        shutdown_timeout=config.shutdown_timeout,
+        release=None if lease is None else lease.close,
+        on_end=logs.attach(config.debug, config.log_handler),
+    )
+    queue_api = QueueApi(
+        queue,
+        config.max_queue_size if config.spool_dir is None else 0,
+        delivery.put if config.send else queue.offer,
+    )
+    return delivery, queue_api
+
+
+def _warn_of_settings(config: Any, oauth_manager: Any) -> None:
+    """Log settings that are valid, but cannot work."""
+    if any(_oauth_settings(config)) and oauth_manager is None:
+        log.warning(
+            'OAuth is off: expected oauth_client_id, oauth_client_key and oauth_key_id '
+            'together, got only a part of them'
+        )
+    if oauth_manager is not None and oauth_manager.problem is not None:
+        text = oauth_manager.problem[1]
+        log.warning('OAuth cannot work, and no event will be sent: %s', text)
+    if config.host is not None and not settings.has_scheme(config.host):
+        log.warning(
+            'host: expected a URL that begins with https:// or http://, got a str '
+            'without; requests to it will fail. Write https:// in front of it'
+        )
 
 
 def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
@@ -768,19 +751,18 @@ def _is_id(value: Any) -> bool:
         return math.isfinite(value)
     except Exception as error:
         raise_interruption(error)
-        # Of a signaling NaN. The others are of a complex number, or an int that is larger
-        # than any float.
+        # ValueError: a signaling NaN. The others: a complex number, or a too large int.
         return not isinstance(error, ValueError)
 
 
 def _ids(user_id: Any, anonymous_id: Any) -> Tuple[Any, Any]:
-    """Return the ids as they go on the wire; raise `ValidationError` without one."""
+    """Return both ids as text; raise `ValidationError` if both are missing."""
     kind = type(user_id)
-    # The common case first, in one test: this is on every event's way.
+    # The common case first, in one test, because every event passes here.
     if kind is str and user_id and anonymous_id is None:
         return user_id, None
     user_id = _checked_id('user_id', user_id)
-    # Beside a user, it may be of any type.
+    # With a user_id, the anonymous_id may be of any type.
     if _is_missing(user_id):
         anonymous_id = _checked_id('anonymous_id', anonymous_id)
         if _is_missing(anonymous_id):
@@ -796,7 +778,7 @@ def _is_missing(identity: Any) -> bool:
 
 
 def _checked_id(name: str, value: Any, required: bool = False) -> Any:
-    """Return what an id stands for; raise `ValidationError` if that is not an id."""
+    """Return an id without its proxy or enum; raise `ValidationError` for other types."""
     value = plain_scalar(value)
     expect(
         _is_id(value) or value is None and not required,
@@ -815,10 +797,10 @@ def _as_text(value: Any) -> Any:
         return str(value)
     except Exception as error:
         raise_interruption(error)
-        if isinstance(value, int):  # with more digits than the interpreter prints
+        if isinstance(value, int):  # it has more digits than str() allows
             return hex(value)
         raise ValidationError(
-            'expected an id that str() can show, got %s' % name_of(type(value))
+            'id: expected a value that str() can convert, got %s' % name_of(type(value))
         )
 
 
@@ -828,10 +810,11 @@ def _copied(
     found: List[Finding],
     depth: int = 1,
 ) -> Message:
-    """Return a dict of the caller's as it goes on the wire; {} for anything falsy.
+    """Return a copy of a dict as it goes on the wire; {} for any falsy value.
 
-    :param found: a list for the findings
-    :param depth: its level in the message
+    :param name: the argument, or the key in the message
+    :param found: list that collects the findings
+    :param depth: level of the dict in the message
     """
     if value is None:
         return {}
@@ -848,7 +831,7 @@ def _copied(
 def _is_falsy(value: Any) -> bool:
     try:
         return not value
-    except Exception as error:  # an array of numpy has no truth of its own
+    except Exception as error:  # a numpy array has no truth value
         raise_interruption(error)
         return False
 

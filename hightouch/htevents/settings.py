@@ -1,4 +1,4 @@
-"""The settings: their names, their defaults, what is valid, and the environment."""
+"""The settings of a client: names, defaults, checks, and environment variables."""
 
 import logging
 import math
@@ -11,16 +11,17 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
+from hightouch.htevents._process.proxies import normalize_proxies
 from hightouch.htevents._process.waiting import Timeout as Timeout
 from hightouch.htevents.errors import ValidationError, name_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 else:
-    RSAPrivateKey = Any  # takes long to import
+    RSAPrivateKey = Any  # its import is slow
 
 Proxies = Union[str, Mapping[str, Optional[str]]]
-# What `read_private_key` reads.
+# The types that `read_private_key` accepts.
 PrivateKey = Union[str, bytes, bytearray, RSAPrivateKey]
 
 _CACHING: Any = type(lru_cache(maxsize=None)(len))
@@ -30,7 +31,7 @@ ENV_HOST = 'HTEVENTS_HOST'
 
 
 class DefaultConfig:
-    """Every setting of a client with its default; see ``Client`` for what they mean."""
+    """The defaults of all settings of a client; ``Client`` documents them."""
 
     write_key = None
     host = None
@@ -52,7 +53,7 @@ class DefaultConfig:
     oauth_key_id = None
     oauth_auth_server = 'https://oauth2.hightouch.io'
     oauth_scope = 'tracking_api:write'
-    # What follows is keyword-only in Client.
+    # The following settings are keyword-only in Client.
     on_success = None
     before_send = None
     block_timeout = 0
@@ -67,39 +68,70 @@ NAMES = tuple(name for name in vars(DefaultConfig) if not name.startswith('_'))
 
 
 def expect(ok: bool, name: str, expected: str, value: Any) -> None:
-    """Raise `ValidationError`, naming the type of what came, unless ``ok``."""
+    """Raise a `ValidationError` that names the type of ``value``, unless ``ok``."""
     if not ok:
         raise ValidationError(
             '%s: expected %s, got %s' % (name, expected, name_of(type(value)))
         )
 
 
-def check_truth(values: Mapping[str, Any]) -> None:
-    """Raise `ValidationError` for a setting that cannot be asked whether it is true."""
-    for name, value in values.items():
-        try:
-            bool(value)
-        except Exception as error:
-            raise_interruption(error)
-            expect(False, name, 'a value that is true or false', value)
+class _Checked:
+    """Checked settings as attributes. The repr shows no values: some are secrets."""
+
+
+def checked(given: Mapping[str, Any]) -> Any:
+    """Return all settings of a client, checked and converted, as attributes.
+
+    :param given: the settings by name
+    :raises ValidationError: when a setting is wrong
+    """
+    for name, value in given.items():
+        _check_truth(name, value)
+    to: Any = _Checked()
+    vars(to).update(given)
+    to.write_key = check_write_key(to.write_key)
+    to.host = _check_host(to.host)
+    to.max_queue_size = _check_whole('max_queue_size', to.max_queue_size)
+    to.max_retries = _check_whole('max_retries', to.max_retries)
+    to.timeout = _check_timeout(to.timeout)
+    to.thread = _check_whole('thread', to.thread, 0 if to.sync_mode else 1, sys.maxsize)
+    to.upload_size = _check_whole('upload_size', to.upload_size, 1)
+    to.upload_interval = _check_seconds('upload_interval', to.upload_interval)
+    to.log_handler = _check_log_handler(to.log_handler)
+    to.on_error = check_callable('on_error', to.on_error)
+    to.on_success = check_callable('on_success', to.on_success)
+    to.before_send = check_callable('before_send', to.before_send)
+    to.block_timeout = _check_seconds('block_timeout', to.block_timeout)
+    if to.shutdown_timeout is not None:
+        to.shutdown_timeout = _check_seconds('shutdown_timeout', to.shutdown_timeout)
+    to.spool_max_bytes = _check_whole('spool_max_bytes', to.spool_max_bytes, 1 << 20)
+    to.spool_dir = _check_spool_dir(to.spool_dir, to.sync_mode, to.send)
+    to.proxies = normalize_proxies(to.proxies)
+    return to
+
+
+def _check_truth(name: str, value: Any) -> None:
+    try:
+        bool(value)
+    except Exception as error:
+        raise_interruption(error)
+        expect(False, name, 'a value that is true or false', value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, as ``isinstance`` has it; a bool and NaN are none."""
+    """Whether a value is an int or a float, but not a bool and not NaN."""
     if is_instance(value, bool) or not is_instance(value, (int, float)):
         return False
     return as_number(value) is not None
 
 
 def as_number(value: Any) -> Any:
-    """Return a real number of any type as an int or float; None for anything else."""
+    """Return a real number of any type as an int or float; None for other values."""
     if not is_instance(value, Number):
         return None
     try:
-        if is_instance(value, int):
-            return int(value)
-        number = float(value)
-    except Exception as error:  # complex, a signaling NaN, or what raises anything
+        number = int(value) if is_instance(value, int) else float(value)
+    except Exception as error:  # a complex number, for example, or a signaling NaN
         raise_interruption(error)
         return None
     return number if number == number else None
@@ -116,13 +148,10 @@ def _check_number(
     return number
 
 
-def check_whole(
+def _check_whole(
     name: str, value: Any, least: float = -math.inf, most: float = math.inf
 ) -> int:
-    """Return a number as an int from 0 to ``sys.maxsize``, rounded up.
-
-    :raises ValidationError: when it is not a number from ``least`` to ``most``
-    """
+    """Return a number from ``least`` to ``most``, rounded up, as 0 to ``sys.maxsize``."""
     expected = 'a whole number' + ('' if least < 0 else ', at least %d' % least)
     number: float = _check_number(
         name, value, expected, lambda number: least <= number <= most
@@ -132,36 +161,32 @@ def check_whole(
     return 0 if number < 0 else math.ceil(number)
 
 
-def check_seconds(name: str, value: Any) -> float:
-    """Return a number of seconds, at least 0; raise `ValidationError`."""
+def _check_seconds(name: str, value: Any) -> Any:
     expected = 'a number of seconds, at least 0'
-    number: float = _check_number(name, value, expected, lambda number: number >= 0)
-    return number
+    return _check_number(name, value, expected, lambda number: number >= 0)
 
 
-def check_timeout(value: Any) -> Optional[Timeout]:
-    """Return a request's timeout as ``requests`` takes it; raise `ValidationError`."""
+def _check_timeout(value: Any) -> Any:
     if is_instance(value, tuple) and len(value) == 2:
-        return _check_part(value[0]), _check_part(value[1])
-    return _check_part(value)
+        return _check_wait(value[0]), _check_wait(value[1])
+    return _check_wait(value)
 
 
-def _check_part(value: Any) -> Optional[float]:
+def _check_wait(value: Any) -> Any:
     if value is None:
         return None
     expected = (
-        'seconds, more than 0 and finite, or a pair of them (for the connection, and '
-        'between bytes of the answer); None waits without bound'
+        'a finite number of seconds above 0, or a pair of them (for the connection, and '
+        'between bytes of the answer); None waits without limit'
     )
-    # Sockets take no other: each request would fail.
-    seconds: float = _check_number(
+    # With any other number sockets raise, and each request would fail.
+    return _check_number(
         'timeout', value, expected, lambda number: 0 < number <= TIMEOUT_MAX
     )
-    return seconds
 
 
 def find_write_key(value: Any) -> Any:
-    """Return the write key to use: the given one, else the one of the environment."""
+    """Return the write key without white space, or the key from the environment."""
     key = value.strip() if is_instance(value, str) else value
     return key or os.environ.get(ENV_WRITE_KEY, '').strip()
 
@@ -179,46 +204,40 @@ def check_write_key(value: Optional[str]) -> str:
     return str(key)
 
 
-def check_host(value: Optional[str]) -> Optional[str]:
-    """Return the base URL to use, None for the default one.
-
-    :raises ValidationError: when it is not a str
-    """
+def _check_host(value: Optional[str]) -> Optional[str]:
     host = value or ''
     expect(is_instance(host, str), 'host', 'a URL such as https://…, or None', value)
     return host.strip() or os.environ.get(ENV_HOST, '').strip() or None
 
 
 def has_scheme(host: str) -> bool:
-    """Whether a base URL has one of the schemes that requests can be sent with."""
+    """Whether a base URL begins with ``http://`` or ``https://``."""
     return host.lower().startswith(('http://', 'https://'))
 
 
-def check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
-    """Give the spool's directory as a str; None when there shall be none."""
+def _check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
     if value is None:
         return None
     try:
         value = os.fspath(value)
-    except Exception as error:  # TypeError, or of a class of the application's
+    except Exception as error:
         raise_interruption(error)
     expect(
         is_instance(value, str) and bool(value), 'spool_dir', 'a path or None', value
     )
     if sync_mode:
         raise ValidationError(
-            'spool_dir: expected None together with sync_mode=True, whose calls deliver '
-            'before they return; leave one of them out'
+            'spool_dir: expected None with sync_mode=True, got a directory; leave one of '
+            'them out, because sync_mode delivers each event before its call returns'
         )
-    # Events of a test must not wait on the disk for a client that does send.
+    # A client that sends must not find events of a client that does not on the disk.
     return str(value) if send else None
 
 
-def check_log_handler(value: Any) -> Optional[logging.Handler]:
-    """Return the handler, None for anything falsy; raise `ValidationError`."""
+def _check_log_handler(value: Any) -> Optional[logging.Handler]:
     if not is_instance(value, logging.Handler):
-        # Any other would make each line fail, those of other clients too.
-        expected = 'a logging.Handler (one that is made, not its class) or None'
+        # Another object would make all log lines fail, for all clients.
+        expected = 'a logging.Handler (an instance, not the class) or None'
         expect(not value, 'log_handler', expected, value)
         return None
     handler: logging.Handler = value
@@ -226,14 +245,14 @@ def check_log_handler(value: Any) -> Optional[logging.Handler]:
 
 
 def check_callable(name: str, value: Any) -> Any:
-    """Return a callback, None for anything falsy; raise `ValidationError`."""
+    """Return a callback, or None for a falsy value; raise `ValidationError`."""
     if callable(value):
         kind = _kind_that_does_not_run(value)
         if kind:
             raise ValidationError(
-                '%s: expected a plain function, got %s: a call of one runs nothing. '
-                'It is called on a thread without an event loop: start what is async '
-                'from a plain one, say by asyncio.run_coroutine_threadsafe'
+                '%s: expected a plain function, got %s, whose call runs no code. The '
+                'thread that calls it has no event loop: start async code from a plain '
+                'function, for example with asyncio.run_coroutine_threadsafe'
                 % (name, kind)
             )
         return value
@@ -242,12 +261,12 @@ def check_callable(name: str, value: Any) -> Any:
 
 
 def _kind_that_does_not_run(function: Any) -> str:
-    """Name the kind of a function whose call only makes an object; '' for the others."""
-    import inspect  # there already: backoff needs it
+    """Name the kind of a function whose call only creates an object; '' for others."""
+    import inspect  # costs nothing here: backoff imports it
 
     try:
         function = _unwrapped(function)
-        if inspect.iscoroutinefunction(function):  # knows those that are marked as such
+        if inspect.iscoroutinefunction(function):  # also sees inspect's own marker
             return 'an async function'
         for each in (function, getattr(type(function), '__call__', None)):
             flags = getattr(getattr(each, '__code__', None), 'co_flags', 0)
@@ -258,12 +277,12 @@ def _kind_that_does_not_run(function: Any) -> str:
             if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
                 return 'a generator function'
     except Exception:
-        pass  # an object that has something against such questions
+        pass  # the object does not allow the inspection
     return ''
 
 
 def _unwrapped(function: Any) -> Any:
-    """Return the function that is run where another one only passes a call on."""
+    """Return the function inside partials, methods and caches."""
     while True:
         if isinstance(function, partial):
             function = function.func
