@@ -1,4 +1,4 @@
-"""Hightouch Events: tell Hightouch what your users do.
+"""Hightouch Events: send the actions of your users to Hightouch.
 
 ::
 
@@ -7,8 +7,8 @@
     htevents.write_key = 'YOUR_WRITE_KEY'
     htevents.track('user-1', 'Order Completed', {'total': 12.5})
 
-Every setting of `Client` is an attribute of this module, read when the default client
-is made, with the first call. All functions may be called from any thread.
+Every setting of `Client` is an attribute of this module. The first call reads them and
+makes the default client. All functions may be called from any thread.
 """
 
 import importlib
@@ -87,8 +87,8 @@ __all__ = [
 
 __version__ = VERSION
 
-# The settings, named for editors and type checkers; a test compares them with
-# settings.DefaultConfig, which gives the values.
+# The settings by name, for editors and type checkers. The values are those in
+# settings.DefaultConfig, and a test compares the names.
 write_key: Optional[str] = Client.DefaultConfig.write_key
 host: Optional[str] = Client.DefaultConfig.host
 debug: bool = Client.DefaultConfig.debug
@@ -118,20 +118,20 @@ spool_dir: Union[None, str, 'os.PathLike[str]'] = Client.DefaultConfig.spool_dir
 spool_fsync: bool = Client.DefaultConfig.spool_fsync
 spool_max_bytes: int = Client.DefaultConfig.spool_max_bytes
 
-# The client behind the functions below; set it to None to start over.
+# The client of the functions below. Set it to None to start over.
 default_client: Optional[Client] = None
 
 
 class _Creation:
-    """The lock under which the default client is made, fresh in a forked child."""
+    """Holds the lock for making the default client. A forked child gets a new one."""
 
     def __init__(self) -> None:
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
-        # Guards default_client while it is None. Re-entrant: a signal handler may make
-        # its first call while the code below it is making the client.
+        # Guards default_client while it is None. Re-entrant, because a signal handler may
+        # make its first call on the thread that is making the client.
         self.lock = threading.RLock()
 
 
@@ -139,6 +139,7 @@ _creation = _Creation()
 
 
 def _get_client() -> Client:
+    """Return the default client, made if there is none."""
     global default_client
     fork.check()
     client = default_client
@@ -147,8 +148,8 @@ def _get_client() -> Client:
         with _creation.lock:
             if default_client is None:
                 made = Client(**{name: globals()[name] for name in settings.NAMES})
-                if default_client is None:  # else a signal handler was faster
-                    default_client = made
+                # A signal handler may have made another one since the check.
+                default_client = default_client or made
             client = default_client
         if client is made:
             _warn_of_unknown_settings()
@@ -156,26 +157,25 @@ def _get_client() -> Client:
 
 
 def _client_if_configured() -> Optional[Client]:
-    client = default_client
-    if (
-        client is None
-        and settings.find_write_key(write_key)
-        and not process_exit.is_over()
+    """Return the default client; None if there is none, and no write key to make it."""
+    if default_client is None and (
+        process_exit.is_over() or not settings.find_write_key(write_key)
     ):
-        client = _get_client()
-    return client
+        return None
+    return _get_client()
 
 
 def _is_unknown(name: str, value: Any) -> bool:
+    """Whether the application set an attribute that is not a setting."""
     if name.startswith('_') or name in settings.NAMES or isinstance(value, ModuleType):
         return False
-    # A Timeout that is not our name for a type was meant to be the timeout.
-    changed = name.lower() in settings.NAMES and value is not _original.get(name)
-    return name not in _original or changed
+    if name not in _original:
+        return True
+    # The types Timeout, Proxies and so on: replaced, they were meant as the setting.
+    return name.lower() in settings.NAMES and value is not _original[name]
 
 
 def _warn_of_unknown_settings() -> None:
-    """Name the attributes that were set on this module and are not settings."""
     unknown = [
         name for name, value in list(globals().items()) if _is_unknown(name, value)
     ]
@@ -186,9 +186,7 @@ def _warn_of_unknown_settings() -> None:
         for name in unknown:
             near = difflib.get_close_matches(name.lower(), settings.NAMES, 1)
             hints.append(name + (' (did you mean %s?)' % near[0] if near else ''))
-        _log.warning(
-            'htevents has no such setting, it has no effect: ' + ', '.join(hints)
-        )
+        _log.warning('htevents has no such setting, ignored: ' + ', '.join(hints))
 
 
 def identify(
@@ -446,13 +444,13 @@ def screen(
 
 
 def flush(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
-    """Send at once what is queued, and wait for it: see `Client.flush`.
+    """Send the queued events, and wait for their delivery: see `Client.flush`.
 
-    Like `shutdown`, it makes the default client if there is none and a write key is set;
-    without a write key it has nothing to do.
+    Like `shutdown`, it first makes the default client if only a write key is set. Without
+    a write key it does nothing.
 
-    :param timeout: seconds; None waits without bound
-    :returns: whether all that was accepted before is delivered, or reported as lost
+    :param timeout: seconds; None waits without limit
+    :returns: whether all events accepted before this call are delivered or reported lost
     :raises ValidationError: (an ``AssertionError``) when a setting or the timeout is wrong
     """
     client = _client_if_configured()
@@ -462,8 +460,8 @@ def flush(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
 def shutdown(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
     """Flush, then end the threads: see `Client.shutdown`.
 
-    :param timeout: seconds; None waits without bound
-    :returns: as `flush`
+    :param timeout: seconds; None waits without limit
+    :returns: like `flush`
     :raises ValidationError: (an ``AssertionError``) when a setting or the timeout is wrong
     """
     client = _client_if_configured()
@@ -471,23 +469,18 @@ def shutdown(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
 
 
 def join(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
-    """Do the same as `shutdown`.
-
-    :param timeout: seconds; None waits without bound
-    :returns: as `flush`
-    :raises ValidationError: (an ``AssertionError``) when a setting or the timeout is wrong
-    """
+    """Do the same as `shutdown`, with the same parameter and errors."""
     return shutdown(timeout)
 
 
-if not TYPE_CHECKING:  # there every name would be one of ours
+if not TYPE_CHECKING:  # a type checker would take every name for an attribute
 
     def __getattr__(name: str) -> Any:
-        """Import `oauth_manager`, which few need, when it is looked up (Python 3.7+)."""
+        """Import `oauth_manager` with its first use, on Python 3.7 and later."""
         if name == 'oauth_manager':
             return importlib.import_module(__name__ + '.oauth_manager')
         raise AttributeError('module %r has no attribute %r' % (__name__, name))
 
 
-# All that an application may find here: another name was meant to be a setting.
+# The names of this module. The application meant any other name as a setting.
 _original = dict(globals())
