@@ -1,8 +1,8 @@
-"""A message becomes bytes, once.
+"""Encodes each message once.
 
-A message of plain values is copied by `_copied`, and one call of the C encoder writes it.
-Only if one of the two fails, `utils.clean` makes plain values of it, which never fails, and
-it is encoded again. With orjson installed (the extra ``fast``) that is tried first.
+`_copied` copies a message of plain values, and one call of the C encoder writes the JSON.
+When either fails, `utils.Cleaner`, which never fails, converts all values to plain ones, and
+the encoder runs again. With orjson installed (the extra ``fast``), orjson encodes first.
 """
 
 import json
@@ -14,15 +14,15 @@ from typing import Any, Callable, List, Optional, Tuple
 
 from hightouch.htevents import findings, forms, utils
 from hightouch.htevents._process.interruption import raise_interruption
-from hightouch.htevents.findings import Finding, Path
+from hightouch.htevents.findings import Finding
 
-# Written in C; None in a Python without.
+# The C encoder; None in an interpreter without it.
 _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
 _encode_text: Any = getattr(encoder, 'encode_basestring', None)
 
 
 def _default(value: Any) -> str:
-    """Write what JSON lacks and every event may have; all else takes the slow path."""
+    """Write a date. The error for any other type leads to the slow path."""
     if issubclass(type(value), date):
         return str(value.isoformat())
     raise TypeError(type(value))
@@ -37,8 +37,8 @@ if _c_make_encoder is None:
         return _encoder.encode(message).encode('utf-8')
 
 else:
-    # json.JSONEncoder makes one of these for each call; it takes a fifth of the time. No
-    # markers, which tell of circles: those end in a RecursionError.
+    # json.JSONEncoder makes a new encoder for each call. Sharing one takes a fifth of the
+    # time. It has no markers to detect circles; a circle ends in a RecursionError.
     _chunks = _c_make_encoder(
         None, _default, _encode_text, None, ':', ',', False, False, False
     )
@@ -47,27 +47,27 @@ else:
         return ''.join(_chunks(message, 0)).encode('utf-8')
 
 
-# What a copy may share with its original, because nobody can change it.
+# Immutable types, which a copy may share with its original.
 _ATOMS = frozenset({str, int, bool, type(None), datetime, date})
 
 
 class _NotPlain(Exception):
-    """There is a value that `utils.clean` has to look at."""
+    """The message contains a value that only `utils.Cleaner` can convert."""
 
 
 def _copied(value: Any, depth: int = 0) -> Any:
-    """Copy a value of known types, converted; later changes to either stay there.
+    """Return a deep copy of a value of known types, converted.
 
-    :param depth: its level in the message
-    :raises _NotPlain: if it contains anything else, such as a value that needs a warning; or
-        another exception, for example if a key is not a str
+    :param depth: level of the value in the message
+    :raises _NotPlain: if it contains any other type, or a value that needs a warning. Other
+        exceptions are possible, for example for a key that is not a str
     """
     kind = type(value)
     if depth >= _MAX_DEPTH:
         raise _NotPlain
     if kind is dict:
         copy: Any = value.copy()
-        ''.join(copy)  # raises, unless all keys are texts
+        ''.join(copy)  # raises unless each key is a str
         for key, each in copy.items():
             of = type(each)
             # `each - each` is NaN for NaN and the infinities.
@@ -90,25 +90,25 @@ def _copied(value: Any, depth: int = 0) -> Any:
 
 
 def plain_copy(value: Any, path: str, depth: int, found: List[Finding]) -> Any:
-    """Copy a value, converted, whatever it is; see `utils.clean`.
+    """Return a converted copy of any value; see `utils.clean`.
 
-    :param found: a list for the findings
+    :param found: list that collects the findings
     """
     try:
         return _copied(value, depth)
     except _NotPlain:
         pass
-    except Exception as error:  # of its own code; or another thread is changing it
+    except Exception as error:  # from the value's code, or from a concurrent change
         raise_interruption(error)
     return utils.Cleaner(found).clean(value, path, depth)
 
 
 def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, Any]:
-    """Return a message's JSON in UTF-8, and a copy: the message as it goes on the wire.
+    """Return a message's JSON in UTF-8, and a copy of the message as it goes on the wire.
 
-    Never raises, whatever is in there, and changes nothing of the caller's.
+    Never raises, and does not change the given message.
 
-    :param found: a list for the findings; None: they are logged
+    :param found: list that collects the findings; None: they are logged
     """
     mine: List[Finding] = [] if found is None else found
     encoded = encode_plain(plain_copy(message, '', 0, mine), mine)
@@ -120,8 +120,8 @@ def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, 
 def encode_plain(message: Any, found: List[Finding]) -> Tuple[bytes, Any]:
     """Encode a message of plain values; clean it first only if the encoder fails.
 
-    :param found: a list for the findings
-    :returns: the JSON, and the message as it goes on the wire: the given one, or a copy
+    :param found: list that collects the findings
+    :returns: the JSON, and the message as it goes on the wire: the given dict, or a copy
     """
     try:
         return _fast(message), message
@@ -133,29 +133,29 @@ def encode_plain(message: Any, found: List[Finding]) -> Tuple[bytes, Any]:
 _fast: Callable[[Any], bytes] = _stdlib
 
 
-# Levels that are copied without counting the containers. Objects that refer to each other
-# have far more paths than objects.
+# Levels that `_copied` copies. It does not count containers, and objects that refer to each
+# other have far more paths than objects.
 _MAX_DEPTH = 10
 
 _SAMPLE = {'text': ['é', 1, 2.5, None, True]}
 
 
-@lru_cache(maxsize=None)  # once: to find nothing takes longer than to make a client
+@lru_cache(maxsize=None)  # the search for a missing module is slower than a new client
 def preload() -> None:
-    """Encode with orjson from now on, if it is installed (see transport.preload)."""
+    """Use orjson in all later calls, if it is installed (see transport.preload)."""
     global _fast
     try:
         orjson = __import__('orjson')
         made = _make_fast(orjson)
-        if orjson.dumps(_SAMPLE) == _stdlib(_SAMPLE):  # else it is a test's stand-in
+        if orjson.dumps(_SAMPLE) == _stdlib(_SAMPLE):  # not a fake of a test
             _fast = made
     except Exception:
-        pass  # not there, or not for this interpreter: an extra, not a need
+        pass  # orjson is optional; it may be missing or built for another interpreter
 
 
 def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
     dumps = orjson.dumps
-    # Datetimes are ours: one whose tzinfo raises makes orjson end the process.
+    # Datetimes go through default(), because a tzinfo that raises makes orjson abort.
     options = (
         orjson.OPT_PASSTHROUGH_DATETIME
         | orjson.OPT_PASSTHROUGH_DATACLASS
@@ -163,7 +163,7 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
     )
 
     def default(value: Any) -> str:
-        # A third of what isoformat() takes (0.7 us), where no tzinfo can raise.
+        # Where no tzinfo can raise, orjson takes a third of isoformat()'s 0.7 us.
         if type(value) is datetime:
             if value.tzinfo is None or value.tzinfo is timezone.utc:
                 return str(dumps(value)[1:-1], 'ascii')
@@ -171,10 +171,10 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
 
     def encode_fast(message: Any) -> bytes:
         try:
-            # A copy: orjson's own holds on to kilobytes that it did not need.
+            # Copied, because the bytes from orjson keep kilobytes of unused buffer.
             return b''.join((dumps(message, default, options), b''))
-        except Exception as error:  # keys that are no str, big integers, …
-            # orjson wraps the exceptions of dates.
+        except Exception as error:  # for example for a big integer, or a key not a str
+            # orjson wraps an exception from a date.
             raise_interruption(error, wrapped=True)
             return _stdlib(message)
 
@@ -187,30 +187,6 @@ def _slow(message: Any, found: List[Finding]) -> Tuple[bytes, Any]:
         return _fast(cleaned), cleaned
     except Exception as error:
         raise_interruption(error)
-        # A date of the application's own class failed: nothing else is left in there.
-        cleaned = _dates_as_text(cleaned, '', found)
-        return _stdlib(cleaned), cleaned
-
-
-def _dates_as_text(value: Any, path: Path, found: List[Finding]) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _dates_as_text(each, (path, key), found) for key, each in value.items()
-        }
-    if isinstance(value, list):
-        return [
-            _dates_as_text(each, (path, index), found)
-            for index, each in enumerate(value)
-        ]
-    return _date_as_text(value, path, found) if isinstance(value, date) else value
-
-
-def _date_as_text(value: date, path: Path, found: List[Finding]) -> Optional[str]:
-    try:
-        text = str(value.isoformat())
-        text.encode('utf-8')
-        return text
-    except Exception as error:
-        raise_interruption(error)
-        findings.note(found, value, path, 'raised an error; it is sent as null')
-        return None
+    # Only a date of the application's class, or its tzinfo, can still raise.
+    cleaned = utils.Cleaner(found, dates_as_text=True).clean(cleaned, '', 0)
+    return _stdlib(cleaned), cleaned

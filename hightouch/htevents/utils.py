@@ -1,4 +1,4 @@
-"""Values and dates: what JSON can carry, and which time zone was meant."""
+"""Converts values to the types of JSON, and guesses missing time zones."""
 
 import math
 from datetime import date, datetime, timezone
@@ -11,31 +11,32 @@ from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents.findings import Finding, Path
 from hightouch.htevents.forms import Fallback, NotSendable
 
-# Levels of dicts and lists in a message. Deeper ones become null, because a reader of JSON
-# may be recursive. 100 are for a value of the application, the others for the dicts around
-# it, such as the properties and the message.
+# Levels of dicts and lists in a message. Deeper containers become null, because a JSON
+# parser may be recursive. A value of the application may use 100; the others are for the
+# dicts around it, such as the properties and the message.
 MAX_DEPTH = 104
 
-# Seconds around the local time within which a naive datetime is taken for local.
+# Seconds of difference from the local time up to which a naive datetime counts as local.
 LOCAL_TOLERANCE = 5
 
-# Limits for the elements of all iterators and views in a dict of the application: bytes of
-# memory (an event of 32 KiB needs less), and seconds to read them. The first elements of a
-# sized collection may take longer.
+# Limits for reading all iterators and views in one dict of the application: bytes of memory
+# (an event of 32 KiB needs less), and seconds. The first FREE_ELEMENTS of a sized collection
+# may take longer.
 MAX_MEMORY = 4 << 20
 MAX_SECONDS = 1
 FREE_ELEMENTS = 100
 
 
 def is_naive(dt: datetime) -> bool:
-    """Say whether a datetime has no offset from UTC."""
+    """Whether a datetime has no offset from UTC."""
     return dt.tzinfo is None or dt.tzinfo.utcoffset(dt) is None
 
 
 def guess_timezone(dt: datetime) -> datetime:
-    """Give a naive datetime the zone that was meant; leave an aware one as it is.
+    """Return a naive datetime with its probable time zone; an aware one unchanged.
 
-    Within 5 seconds of the local time it is local (a ``datetime.now()``), else UTC.
+    A datetime within 5 seconds of the local time is local, from ``datetime.now()``. Any
+    other one is UTC.
     """
     if not is_naive(dt):
         return dt
@@ -44,23 +45,23 @@ def guess_timezone(dt: datetime) -> datetime:
         try:
             return dt.replace(tzinfo=None).astimezone()
         except (OverflowError, OSError, ValueError):
-            pass  # out of the platform's range, hence not now: cannot be local
+            pass  # out of the platform's range, so it is far from the local time
     return dt.replace(tzinfo=timezone.utc)
 
 
 def remove_trailing_slash(host: str) -> str:
-    """Give a URL without slashes at its end."""
+    """Return a URL without slashes at its end."""
     return host.rstrip('/')
 
 
 def clean(item: Any, path: str = '', depth: int = 0) -> Any:
-    """Copy a value, converted to the types of JSON and dates. Never raises.
+    """Return a copy of a value with only the types of JSON, and dates. Never raises.
 
-    Other values become null or their ``str()``, with one warning that names the paths and
-    the types, never a value. Nothing is changed, but iterators are read.
+    Values of other types become null or their ``str()``. One warning names their paths and
+    types, but no values. The original is not changed, but its iterators are read.
 
-    :param path: of the item itself in the message, for warnings
-    :param depth: of the item itself in the message
+    :param path: path of the value in the message, for warnings
+    :param depth: level of the value in the message
     """
     found: List[Finding] = []
     cleaned = Cleaner(found).clean(item, path, depth)
@@ -69,22 +70,26 @@ def clean(item: Any, path: str = '', depth: int = 0) -> Any:
 
 
 class Cleaner:
-    """Converts the values in a dict of the application.
+    """Converts the values in one dict of the application.
 
-    :param found: a list for the findings
+    :param found: list that collects the findings
+    :param dates_as_text: False keeps dates and datetimes, as `clean` does
     """
 
-    def __init__(self, found: List[Finding]) -> None:
+    def __init__(self, found: List[Finding], dates_as_text: bool = False) -> None:
         self._found = found
-        self._open: Set[int] = set()  # ids of the containers we are inside of
-        self._containers = 0  # so many were entered
+        self._dates_as_text = dates_as_text
+        self._open: Set[int] = set()  # ids of the containers around the current value
+        self._containers = 0  # number of containers seen so far
         self._room = MAX_MEMORY
         self._seconds: float = MAX_SECONDS
 
     def clean(self, item: Any, path: Path, depth: int) -> Any:
-        """Return a plain copy of an item, as the function ``clean`` does."""
+        """Return a plain copy of a value, like the function ``clean``."""
         kind = type(item)
-        if item is None or kind is bool or kind is datetime or kind is date:
+        if item is None or kind is bool:
+            return item
+        if (kind is datetime or kind is date) and not self._dates_as_text:
             return item
         if kind is str:
             return _text(item)
@@ -93,6 +98,8 @@ class Cleaner:
         if kind is int and -(1 << 64) < item < 1 << 64:
             return item
         try:
+            if self._dates_as_text and issubclass(kind, date):
+                return _text(str(item.isoformat()))
             return self._converted(item, path, depth)
         except NotSendable as error:
             self._note(item, path, '%s; it is sent as null' % error)
@@ -100,7 +107,7 @@ class Cleaner:
             self._note(item, path, 'is nested too deeply; it is sent as null')
         except Exception as error:
             raise_interruption(error)
-            # A method of the value raised (__str__, __iter__, a property, …)
+            # A method of the value raised, such as __str__, __iter__ or a property.
             self._note(item, path, 'raised an error; it is sent as null')
         return None
 
@@ -126,7 +133,7 @@ class Cleaner:
             raise NotSendable(forms.TOO_LONG)
         self._open.add(id(item))
         try:
-            # Not in a method, so that each level takes two frames of the stack.
+            # Inline, because a method would take another stack frame for each level.
             if kind is list:
                 elements = []
                 for index, value in enumerate(form):
@@ -142,7 +149,7 @@ class Cleaner:
             self._open.discard(id(item))
 
     def _taken(self, elements: Iterable[Any]) -> List[Any]:
-        """List an iterable that may be endless or slow."""
+        """Return the elements of an iterable that may be endless or slow."""
         sized = isinstance(elements, Sized)
         if sized and len(elements) > forms.MAX_ELEMENTS:  # type: ignore[arg-type]
             raise NotSendable(forms.TOO_LONG)
@@ -155,7 +162,7 @@ class Cleaner:
                 room -= getsizeof(each)
                 if room < 0:
                     raise NotSendable(forms.TOO_LONG)
-                # A slow iterator does not cost the event its short views.
+                # After a slow iterator has used up the time, short views still pass.
                 if not deadline.leaves(0) and not (sized and len(read) < FREE_ELEMENTS):
                     raise NotSendable('takes too long to read')
         finally:
@@ -176,10 +183,10 @@ class Cleaner:
 
 
 def _text(item: str) -> str:
-    text = str.__str__(item)  # of a subclass: its characters, as a plain str
+    text = str.__str__(item)  # the characters of a subclass, as a plain str
     try:
         text.encode('utf-8')
     except UnicodeEncodeError:
-        # Pairs of surrogates, as other languages make them, are the character they mean.
+        # A pair of surrogates, as other languages write it, becomes its character.
         return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     return text
