@@ -1,28 +1,28 @@
-"""What can go wrong, as values: each error carries its data as attributes.
+"""The exceptions of the package. Each one carries its data as attributes.
 
-A leaf: nothing of the package is imported here. No text or ``repr`` made here ever
-holds a write key, a private key, a token or the content of an event.
+This module imports nothing from the package. No text or ``repr`` of these exceptions holds a
+write key, a private key, a token or the content of an event.
 """
 
 from typing import Any, Callable, Optional
 
-# Answers that a later try may turn into a success: a 1xx is none yet. 501 (Not
-# Implemented) and 505 (HTTP Version Not Supported) are the same however often one asks.
+# Statuses after which a retry may succeed. A 1xx is not a final answer. Retries do not
+# change 501 (Not Implemented) and 505 (HTTP Version Not Supported).
 RETRYABLE_STATUSES = frozenset(
     {408, 429} | set(range(100, 200)) | set(range(500, 600)) - {501, 505}
 )
 
-# The collector's word that ends an event which waits on the disk. Any other answer may be
-# of a gateway, a proxy or a captive portal, and pass.
+# Statuses that end an event on the disk. Any other status may come from a gateway, a proxy
+# or a captive portal, and be temporary.
 FINAL_STATUSES = frozenset(
     {400, 401, 403, 404, 405, 410, 411, 413, 414, 415, 422, 431, 501, 505}
 )
 
-# The collector refuses older events.
+# Days after which the collector refuses an event.
 MAX_AGE_DAYS = 7
 
-# Exceptions of requests and urllib3 that say that a setting is wrong, and the bases of
-# such exceptions. By name: nothing is imported here, and old releases lack some.
+# Exceptions of requests and urllib3 for a wrong setting, and their base classes. By name,
+# because this module must not import them, and old releases lack some.
 _WRONG_SETTING = {
     'InvalidURL',
     'InvalidSchema',
@@ -32,15 +32,15 @@ _WRONG_SETTING = {
 }
 
 
-# A metaclass may define a __name__ that raises.
+# The name of a class. type.__name__ itself, because a metaclass may define one that raises.
 name_of: Callable[[type], str] = vars(type)['__name__'].__get__
 
 
 class ValidationError(AssertionError):
-    """An argument of a call is wrong: what was expected, what came, what to do.
+    """An argument of a call is wrong. The text names the expected and the given value.
 
-    An ``AssertionError``, so that ``except AssertionError``, as it was written for
-    releases before 0.1, catches it; but raised under ``python -O`` as well.
+    It is an ``AssertionError`` because applications written for releases before 0.1 catch
+    that. Unlike an assertion, it is also raised under ``python -O``.
     """
 
     retryable = False
@@ -66,13 +66,13 @@ class MessageTooLargeError(RuntimeError):
 
 
 class APIError(Exception):
-    """The server answered, and the answer was not a success.
+    """The answer of the server was not a success.
 
     :ivar status: HTTP status, an int
-    :ivar code: the ``code`` of a JSON error body, else the reason phrase or ''
-    :ivar message: the ``message`` of a JSON error body, else a short text
-    :ivar retry_after: seconds the server asked to wait, None when it did not say
-    :ivar token_refused: the access token was not accepted, and has been dropped
+    :ivar code: the ``code`` of a JSON error body; without one, the reason phrase or ''
+    :ivar message: the ``message`` of a JSON error body; without one, a short text
+    :ivar retry_after: seconds that the server asked to wait, or None
+    :ivar token_refused: whether the server refused the access token, which is dropped then
     """
 
     token_refused = False
@@ -100,9 +100,9 @@ class APIError(Exception):
 
 
 class OauthError(APIError):
-    """No token could be had, and asking again would not help.
+    """The client cannot get a token, and a retry cannot help.
 
-    Its ``status`` is that of the token server's answer, 0 when it was not asked.
+    The ``status`` is from the answer of the token server, or 0 without a request.
     """
 
     @property
@@ -111,10 +111,7 @@ class OauthError(APIError):
 
 
 class FatalError(Exception):
-    """A retry cannot help.
-
-    Kept for code that imports it from ``consumer``; see `APIError.retryable`.
-    """
+    """A retry cannot help. Applications import this class from ``consumer``."""
 
     retryable = False
 
@@ -129,9 +126,8 @@ class FatalError(Exception):
 class NotDeliveredError(Exception):
     """Accepted events could not be delivered before time ran out.
 
-    :ivar reason: why, as text
-    :ivar last_error: the last error of a request, as a short text without payload; None
-        when there was none
+    :ivar reason: a text
+    :ivar last_error: the last error of a request as a short text without payload, or None
     """
 
     def __init__(self, reason: str, last_error: Optional[str] = None) -> None:
@@ -148,7 +144,7 @@ class NotDeliveredError(Exception):
 class ExpiredError(Exception):
     """Events waited in the spool until they were too old for the collector.
 
-    :ivar days: how old an event may be
+    :ivar days: the age that the collector still accepts
     """
 
     def __init__(self, days: int) -> None:
@@ -160,12 +156,12 @@ class ExpiredError(Exception):
 
 
 class DamageError(Exception):
-    """Accepted events cannot be read from the spool any more: its file was damaged.
+    """Accepted events were lost with a damaged or deleted file of the spool.
 
-    Reported with an empty batch.
+    It is reported with an empty batch.
 
-    :ivar count: how many events
-    :ivar path: of the file
+    :ivar count: number of lost events
+    :ivar path: path of the file
     """
 
     def __init__(self, count: int, path: str) -> None:
@@ -174,25 +170,25 @@ class DamageError(Exception):
         self.path = path
 
     def __str__(self) -> str:
-        return '%d event(s) cannot be read any more: %s is damaged, or gone.' % (
+        return '%d event(s) can no longer be read: %s is damaged or missing.' % (
             self.count,
             self.path,
         )
 
 
 class BeforeSendError(Exception):
-    """The user's ``before_send`` raised, or returned what is not a message.
+    """The user's ``before_send`` raised, or did not return a message.
 
-    The event was dropped, because sending it unscrubbed could leak what
-    ``before_send`` is there to remove. The original error is the ``__cause__``.
+    The event was dropped, because it may contain data that ``before_send`` had to remove.
+    The ``__cause__`` is the original error.
     """
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Say whether sending the same bytes again may succeed.
+    """Whether a retry of the same request may succeed.
 
-    An error that knows (it has a ``retryable``) is believed. Else only a wrong setting (a
-    bad URL, scheme, header or proxy) is final; what is unknown may pass.
+    The attribute ``retryable`` of an error decides. Of the other errors only a wrong setting
+    (URL, scheme, header or proxy) is final. An unknown error may be temporary.
     """
     known = getattr(error, 'retryable', None)
     if isinstance(known, bool):
@@ -203,10 +199,10 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def _is_of_answer(error: BaseException) -> bool:
-    """Whether a header is at fault that the server has sent, and not one of ours.
+    """Whether an error is about a header from the server, and not from the request.
 
-    Of ours only requests itself complains; of an answer's urllib3 does, and requests may
-    make an error of its own of that.
+    Only requests itself reports a wrong header of the request. A header of an answer is
+    reported by urllib3, whose error requests may wrap.
     """
     found = [error] + list(error.args)
     return any(type(each).__module__.startswith('urllib3') for each in found) and any(
@@ -215,14 +211,14 @@ def _is_of_answer(error: BaseException) -> bool:
 
 
 def is_of_network(error: BaseException) -> bool:
-    """Whether an error is an answer of the server, or a failure on the way to it."""
+    """Whether an error comes from the server, or from the connection to it."""
     if isinstance(error, APIError):
         return True
     return isinstance(error, OSError) and is_retryable(error)
 
 
 def describe(error: BaseException) -> str:
-    """Name an error in a text that is safe in a log: its kind and status, no payload."""
+    """Return the kind and the status of an error, without payload, as text for a log."""
     status = getattr(error, 'status', None)
     if isinstance(error, NotDeliveredError):
         last = error.last_error

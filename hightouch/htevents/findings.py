@@ -1,7 +1,7 @@
 """Warns of values that JSON cannot carry, without filling the log.
 
-A finding is logged once for each kind of value and place, and again when its count reaches
-10, 100 and so on: the same value may come with every event.
+The same value may come with every event. Each finding, told apart by the type of the value
+and its place, is logged once, and again when its count reaches 10, 100 and so on.
 """
 
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
@@ -9,37 +9,38 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
 from hightouch.htevents._process.logs import log, printable
 from hightouch.htevents.errors import name_of
 
-# Findings of one event that are counted, and those that are named in its line.
+# Findings of one event that are counted, and findings that its log line names.
 MOST_FINDINGS = 100
 MOST_NAMED = 10
 
-# Kinds and places that are told apart by one client; an event's keys may all be new.
+# Findings that one client tells apart. Without a limit, events with new keys would fill the
+# memory.
 MOST_PLACES = 100
 
-# Characters of a path, and of a type's name.
+# Characters of a path, and of the name of a type.
 MOST_TEXT = 200
 
-# The path of a value: that of its container, and its key or index; a str at the root. It
-# is formatted only for a finding.
+# The path of a value: the path of its container, and its key or index. The root is a str.
+# Only a finding pays for the formatting.
 Path = Union[str, Tuple[Any, Union[str, int]]]
 
 Finding = NamedTuple('Finding', [('path', Path), ('kind', type), ('what', str)])
 
 
 def note(found: List[Finding], item: Any, path: Path, what: str) -> None:
-    """Add a finding to those of an event, unless there are enough."""
+    """Add a finding to the list of an event, up to MOST_FINDINGS."""
     if len(found) < MOST_FINDINGS:
         found.append(Finding(path, type(item), what))
 
 
 class Findings:
-    """The findings of one client, counted. Thread-safe."""
+    """Counts the findings of one client. Thread-safe."""
 
     __slots__ = ('_counts',)
 
     def __init__(self) -> None:
-        # How often each was found, and the count at which it is logged next. No lock: if
-        # two threads count at once, one more or less does not matter.
+        # The count of each finding, and the count at which it is logged next. No lock: a
+        # race between two threads only makes a count slightly wrong.
         self._counts: Dict[Tuple[str, str, str], Tuple[int, int]] = {}
 
     def log(self, found: Sequence[Finding]) -> None:
@@ -84,9 +85,9 @@ def _line(path: str, kind: str, what: str, count: int) -> str:
 
 
 def _written(path: Path, place: bool = False) -> str:
-    """Write a path, such as ``properties.items[3]``.
+    """Return a path as text, such as ``properties.items[3]``.
 
-    :param place: the same for all values of a list
+    :param place: leave the indexes out: all values of a list have one place
     """
     steps: List[str] = []
     while isinstance(path, tuple):

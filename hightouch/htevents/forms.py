@@ -16,26 +16,29 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 
 from hightouch.htevents._process.interruption import raise_interruption
 
-# Elements of an array, a table or another sized collection: an event cannot carry more.
+# Most elements of an array, a table or another sized collection. An event has no room for
+# more.
 MAX_ELEMENTS = 1 << 14
 
-# Digits that every interpreter turns into text and back (CPython's limit is 4,300).
+# Every interpreter converts integers of this size to text and back. CPython's limit is
+# 4,300 digits.
 _MAX_INT_BITS = 14000
 
 _CODE = 'is code, not data'
 TOO_LONG = 'has more elements than an event can carry'
 
-# Methods of the iterators of the language.
-_OF_ITERATORS = {'send', 'throw', 'close', 'from_iterable'}
+# Methods of generators and of iterators in itertools.
+_ITERATOR_METHODS = {'send', 'throw', 'close', 'from_iterable'}
+# The type of iter(function, end).
 _CALLING = type(iter(int, 1))
 
 
 class NotSendable(Exception):
-    """The value becomes null; the text says why."""
+    """The value becomes null. The text gives the reason."""
 
 
 class Unreadable:
-    """A field of an object that raises when it is read."""
+    """Stands for a field that raises when it is read."""
 
 
 class Fallback(str):
@@ -43,11 +46,11 @@ class Fallback(str):
 
 
 def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
-    """Convert the outermost level of a value: to a dict, a list, a `Fallback` or a scalar.
+    """Convert the outermost level of a value to a dict, a list, a `Fallback` or a scalar.
 
-    The caller converts the elements, and the scalar again, unless it is a date.
+    The caller converts the elements. It also converts the scalar again, unless it is a date.
 
-    :param take: lists an iterable that may be endless; raises `NotSendable` if it is
+    :param take: lists an iterable; raises `NotSendable` if the iterable is endless
     :raises NotSendable: if the value becomes null
     """
     kind = type(item)
@@ -72,14 +75,14 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
     if callable(item):
         raise NotSendable(_CODE)
     text = str(item)
-    # Text of several lines is a drawing of the value.
+    # A str() of several lines is a drawing of the value, not its text.
     return text if _is_text(kind) and '\n' not in text else Fallback(text)
 
 
 def known_form(kind: type) -> Optional[Callable[[Any], Any]]:
     """Return the function that converts values of a known type, or None.
 
-    The function does not consume the value, so it may be called again.
+    The function does not consume the value. It may be called again.
     """
     for types, convert in _BUILTIN:
         if issubclass(kind, types):
@@ -109,12 +112,12 @@ def key_text(key: Any) -> str:
 
 
 def is_a(value: Any, kinds: Any) -> bool:
-    """Whether its type is one of ``kinds``. isinstance() may run code of a proxy."""
+    """Whether the type of a value is one of ``kinds``. isinstance() may run a proxy's code."""
     return issubclass(type(value), kinds)
 
 
 def plain_scalar(value: Any) -> Any:
-    """Return the target of a proxy, the value of an enum, the plain str of a subclass."""
+    """Return a value without its proxy or enum, and a str subclass as a plain str."""
     kind = type(value)
     if kind is str:
         return value
@@ -122,20 +125,20 @@ def plain_scalar(value: Any) -> Any:
     if is_a(value, Enum):
         value = _tried(lambda: value.value)
         if is_a(value, Enum):
-            return None  # orjson would follow such a value for ever
+            return None  # orjson would never stop following such a value
     return str.__str__(value) if is_a(value, str) else value
 
 
 def unproxied(value: Any) -> Any:
     """Return the target of a transparent proxy; any other value unchanged.
 
-    The ``__class__`` of a proxy (Django's, werkzeug's, wrapt's, …) is not its type, but the
-    class of its target; and the methods of that class are bound to the target.
+    The ``__class__`` of a proxy (of Django, werkzeug, wrapt and others) is the class of its
+    target, not its type. The methods of that class are bound to the target.
     """
     kind = type(value)
     try:
         said = value.__class__
-    except Exception as error:  # outside of its request, for example
+    except Exception as error:  # for example a proxy used outside of its request
         raise_interruption(error)
         return value
     if said is kind or not isinstance(said, type) or known_form(kind) is _code:
@@ -144,11 +147,11 @@ def unproxied(value: Any) -> Any:
         return None
     for each in said.__mro__:
         for name, member in each.__dict__.items():
-            if callable(member):  # not a property, which could run any code
+            if callable(member):  # a property could run any code
                 owner = _tried(lambda: getattr(value, name).__self__)
                 if type(owner) is said:
                     return owner
-    # A class without methods: the attributes of Django, wrapt (and others) and werkzeug.
+    # The target has no methods: try the attributes of Django, wrapt and werkzeug.
     for name in ('_wrapped', '__wrapped__', '_get_current_object'):
         if _has(kind, name):
             owner = _tried(lambda: getattr(value, name))
@@ -169,7 +172,7 @@ def _tried(get: Callable[[], Any]) -> Any:
 
 
 def _declared(kind: type, name: str) -> Any:
-    """Look a name up in a class, without running a descriptor; None if it is missing."""
+    """Return an attribute of a class without running a descriptor; None if missing."""
     for each in kind.__mro__:
         if name in each.__dict__:
             return each.__dict__[name]
@@ -187,7 +190,7 @@ def _integer(item: int) -> int:
 
 
 def _snapshot(make: Callable[[], Any]) -> Any:
-    # Another thread may change it at the same time: a few tries, then the error counts.
+    # Another thread may change the value at the same time, so try a few times.
     for _ in range(3):
         try:
             return make()
@@ -200,16 +203,16 @@ def _unreadable(item: Any) -> None:
     raise NotSendable('raised an error')
 
 
-# The views of a dict. Listing one is a single step, which no other thread can disturb.
+# The views of a dict. list() reads one in a single step of the interpreter.
 _VIEWS: Tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
-# In this order: an IntEnum is an int, a datetime is a date.
+# The order counts: an IntEnum is an int, and a datetime is a date.
 _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
     (Enum, lambda item: item.value),
     (str, str.__str__),
     (int, _integer),
     (float, float.__float__),
-    # The items() of a subclass, which may differ from its storage.
+    # A subclass may define items() that differ from its storage.
     (dict, lambda item: dict(_snapshot(lambda: list(item.items())))),
     (
         (list, tuple, set, frozenset, deque, *_VIEWS),
@@ -242,14 +245,14 @@ def _table(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _to_pylist = _table(lambda item: item.to_pylist())
 
-# By module and name: nothing is imported for them.
+# Types of other libraries by module and name, because this module imports none of them.
 _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
     ('uuid', 'UUID'): str,
     ('decimal', 'Decimal'): float,
     ('array', 'array'): _table(list),
     ('argparse', 'Namespace'): lambda item: dict(vars(item)),
     ('msgspec', 'Struct'): lambda item: _read(item, item.__struct_fields__),
-    # It has an attribute of any name.
+    # A mock has an attribute of every name.
     ('unittest', 'NonCallableMock'): _code,
     ('mock', 'NonCallableMock'): _code,
     ('pandas', 'NAType'): lambda item: None,
@@ -271,7 +274,7 @@ def _fields(item: Any, kind: type) -> Any:
     if attributes is not None:
         names = [each.name for each in attributes]
     elif _has(kind, '__dataclass_fields__'):
-        # fields() leaves the ClassVars out.
+        # fields() omits ClassVars.
         names = [each.name for each in sys.modules['dataclasses'].fields(item)]
     if names is not None:
         return _read(item, names)
@@ -284,7 +287,7 @@ def _fields(item: Any, kind: type) -> Any:
             try:
                 return getattr(item, dump)()
             except Exception as error:
-                # pydantic wraps the exceptions of serializers.
+                # pydantic wraps exceptions from serializers.
                 raise_interruption(error, wrapped=True)
                 raise
     return None
@@ -297,14 +300,14 @@ def _read(item: Any, names: Iterable[str]) -> Dict[str, Any]:
             read[name] = getattr(item, name)
         except AttributeError as error:
             raise_interruption(error)  # the field was never set
-        except Exception as error:  # the database session is closed, for example
+        except Exception as error:  # for example after its database session closed
             raise_interruption(error)
             read[name] = Unreadable()
     return read
 
 
 def _array(item: Any) -> Any:
-    """Convert an array or a scalar of numpy, or of a library like it."""
+    """Convert an array or a scalar of numpy or a similar library."""
     _check_size(item)
     kind = getattr(item.dtype, 'kind', '')
     if kind in ('M', 'm', 'V'):  # tolist() turns some times into numbers
@@ -324,7 +327,7 @@ def _array(item: Any) -> Any:
 def _moment(item: Any) -> Any:
     moment = item.item()
     if isinstance(moment, int) and item.dtype.str[4:6] in ('ns', 'ps', 'fs', 'as'):
-        # Finer than a datetime can be.
+        # Units that are finer than a datetime.
         moment = item.astype('datetime64[us]').item()
     return str(item) if isinstance(moment, int) else moment
 
@@ -351,23 +354,24 @@ def _check_size(item: Any) -> None:
 
 
 def _only_iterates(kind: type) -> bool:
-    """Whether an iterator has no other methods; files, cursors and readers have some.
+    """Whether the class of an iterator has only the usual methods.
 
-    Reading one of those is I/O. So may be a call of the function in ``iter(function, end)``.
+    Files, cursors and readers have others, and to read them is I/O. A call of the function
+    in ``iter(function, end)`` may be I/O as well.
     """
     return kind is not _CALLING and not any(
         name[0] != '_'
-        and name not in _OF_ITERATORS
-        and (callable(member) or name == 'line_num')  # csv.reader has this alone
+        and name not in _ITERATOR_METHODS
+        and (callable(member) or name == 'line_num')  # the only sign of csv.reader
         for each in kind.__mro__
         for name, member in each.__dict__.items()
     )
 
 
 def _is_text(kind: type) -> bool:
-    """Whether ``str()`` is the natural form: of a path, a number, an id, an address, …
+    """Whether ``str()`` is the natural form, as for a path, a number, an id, an address.
 
-    The classes of such values define how they are written, and when two are equal.
+    The class of such a value defines its text and its equality.
     """
     if issubclass(kind, Number) or _has(kind, '__fspath__'):
         return True

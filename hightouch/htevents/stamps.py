@@ -1,8 +1,8 @@
-"""What each message is stamped with: an id and a time, made cheaply."""
+"""Makes the id and the timestamp of each message, at low cost."""
 
 import re
 from datetime import datetime, timezone
-from os import urandom  # the original: a test may replace it, and ids are made ahead
+from os import urandom  # the original, even while a test replaces os.urandom
 from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 
@@ -11,18 +11,18 @@ from hightouch.htevents._process import fork
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.errors import ValidationError, name_of
 
-# Ids made of one read of the system's random numbers: the call costs more than an id.
+# Ids from one read of the system's random numbers. The system call costs more than an id.
 _IDS_PER_READ = 256
 
-# A UUID4's 7th byte begins with its version, and its 9th with two bits of its variant.
+# The 7th byte of a UUID4 begins with its version, the 9th with the two bits of its variant.
 _VERSION_4 = bytes(each & 0x0F | 0x40 for each in range(256))
 _VARIANT = bytes(each & 0x3F | 0x80 for each in range(256))
 
-# One id of a read, before its digits are there; and where each of its 32 digits goes.
+# A template of an id, and the position of each of its 32 digits.
 _BLANK_ID = b'________-____-____-____-____________\n'
 _PLACES = [place for place, each in enumerate(_BLANK_ID) if each == ord('_')]
 
-# A text, which re compiles with its first use: many programs never need it.
+# As text, because re compiles it at its first use, and many programs never need it.
 _ISO = (
     r'\d{4}-?\d\d-?\d\d'
     r'(?:[Tt ]\d\d(?::?\d\d(?::?\d\d(?:[.,]\d+)?)?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?)?$'
@@ -31,14 +31,14 @@ _WRITTEN = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d\Z'
 
 
 class _Ids:
-    """Ids made in advance; popping one is atomic, so threads need no lock."""
+    """Ids made in advance. Threads need no lock, because list.pop() is atomic."""
 
     def __init__(self) -> None:
         self._after_fork()
         fork.register(self)
 
     def _after_fork(self) -> None:
-        # A child that went on with its parent's would make the same ids.
+        # Without this, a forked child would use the same ids as its parent.
         self.ready: List[str] = []
 
     def refill(self) -> str:
@@ -48,11 +48,11 @@ class _Ids:
         numbers[8::16] = numbers[8::16].translate(_VARIANT)
         digits = numbers.hex().encode('ascii')
         text = bytearray(_BLANK_ID * _IDS_PER_READ)
-        # By column, and not by id: 32 steps in C for all of them (0.16 us for one id).
+        # By column: 32 steps in C fill all ids, which takes 0.16 us for each id.
         for number, place in enumerate(_PLACES):
             text[place :: len(_BLANK_ID)] = digits[number :: len(_PLACES)]
         made = text.decode('ascii').split()
-        if ready is not self.ready:  # this is a child, forked in here
+        if ready is not self.ready:  # this process was forked since the first line
             return self.refill()
         one = made.pop()
         ready.extend(made)
@@ -63,20 +63,20 @@ _ids = _Ids()
 
 
 def new_message_id() -> str:
-    """Make a random UUID4 as text."""
+    """Return a new random UUID4 as text."""
     try:
         return _ids.ready.pop()
     except IndexError:
         return _ids.refill()
 
 
-# Milliseconds of the epoch, and their text; the seconds in it first. One tuple, so that a
-# thread never reads half of it.
+# The latest time: milliseconds of the epoch, text of the seconds, whole text. It is one
+# tuple, because a thread must not read the parts of two times.
 _latest: Tuple[int, str, str] = (-1, '', '')
 
 
 def iso_now() -> str:
-    """Give the time in UTC, in milliseconds: ``2026-01-02T03:04:05.678+00:00``."""
+    """Return the time in UTC with milliseconds: ``2026-01-02T03:04:05.678+00:00``."""
     global _latest
     now = int(time() * 1000)
     known, seconds, text = _latest
@@ -89,11 +89,11 @@ def iso_now() -> str:
 
 
 def to_iso(value: Any) -> str:
-    """Give a time in ISO-8601 with milliseconds and an offset.
+    """Return a time in ISO-8601 with milliseconds and an offset.
 
-    :param value: a datetime or an ISO-8601 str; without an offset see
-        `utils.guess_timezone`. None: now
-    :raises ValidationError: when it is neither
+    :param value: datetime or ISO-8601 str; None: now. `utils.guess_timezone` adds a missing
+        offset
+    :raises ValidationError: when the value is not a time
     """
     value = forms.plain_scalar(value)
     if value is None:
@@ -107,7 +107,7 @@ def to_iso(value: Any) -> str:
     try:
         return _written(utils.guess_timezone(moment))
     except Exception as error:
-        # A tzinfo or a class of the application's own may raise anything.
+        # A tzinfo or a subclass of the application may raise anything.
         raise_interruption(error)
     try:
         day = (moment.year, moment.month, moment.day)
@@ -116,7 +116,7 @@ def to_iso(value: Any) -> str:
     except Exception as error:
         raise_interruption(error)
         raise ValidationError(
-            'timestamp: expected a datetime, got %s, which is not a time'
+            'timestamp: expected a datetime that is a time, got %s'
             % name_of(type(value))
         )
 
@@ -124,7 +124,7 @@ def to_iso(value: Any) -> str:
 def _written(moment: datetime) -> str:
     text = moment.isoformat(timespec='milliseconds')
     if not re.match(_WRITTEN, text):
-        # Its offset has seconds, as most had before there were time zones.
+        # The offset has seconds, as most offsets had before time zones were introduced.
         text = moment.astimezone(timezone.utc).isoformat(timespec='milliseconds')
     if not re.match(_WRITTEN, text):
         raise ValueError(text)  # pandas.NaT is a datetime, and writes 'NaT'
@@ -132,18 +132,18 @@ def _written(moment: datetime) -> str:
 
 
 def parse(text: str) -> datetime:
-    """Read an ISO-8601 time; raises `ValidationError` when it is none."""
-    # dateutil alone takes 'May', and fills in the rest from today.
+    """Return the datetime of an ISO-8601 text; raise `ValidationError` for other text."""
+    # dateutil alone accepts 'May', and completes it from the current date.
     if re.match(_ISO, text.strip()):
         from dateutil import parser
 
         try:
             moment = parser.parse(text.strip())
-            moment.utcoffset()  # raises, as +99:99 says nothing
+            moment.utcoffset()  # raises for an impossible offset such as +99:99
             return moment
         except (ValueError, OverflowError):
             pass
     raise ValidationError(
-        'timestamp: expected ISO-8601 such as 2026-01-02T03:04:05+00:00, got a str '
-        'that is not'
+        'timestamp: expected an ISO-8601 str such as 2026-01-02T03:04:05+00:00, got '
+        'another str'
     )
