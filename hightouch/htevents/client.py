@@ -207,9 +207,8 @@ class Client:
         """
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
-            {'type': 'identify'},
+            {'type': 'identify', 'traits': traits},
             'traits',
-            traits,
             user_id,
             anonymous_id,
             context,
@@ -255,12 +254,10 @@ class Client:
         kind = type(event)
         if kind is not str:
             event = plain_scalar(event)
-            expected = 'a str, the name of what happened'
-            expect(is_a(event, str), 'event', expected, event)
+            expect(is_a(event, str), 'event', 'a str, the name of the action', event)
         return self._enqueue(
-            {'type': 'track', 'event': event},
+            {'type': 'track', 'event': event, 'properties': properties},
             'properties',
-            properties,
             user_id,
             anonymous_id,
             context,
@@ -300,7 +297,6 @@ class Client:
         user_id = _as_text(_checked_id('user_id', user_id, required=True))
         return self._enqueue(
             {'type': 'alias', 'previousId': previous_id},
-            None,
             None,
             user_id,
             None,
@@ -346,9 +342,8 @@ class Client:
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         group_id = _checked_id('group_id', group_id, required=True)
         return self._enqueue(
-            {'type': 'group', 'groupId': group_id},
+            {'type': 'group', 'groupId': group_id, 'traits': traits},
             'traits',
-            traits,
             user_id,
             anonymous_id,
             context,
@@ -394,9 +389,8 @@ class Client:
         """
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
-            _view('page', category, name),
+            _view('page', category, name, properties),
             'properties',
-            properties,
             user_id,
             anonymous_id,
             context,
@@ -442,9 +436,8 @@ class Client:
         """
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
-            _view('screen', category, name),
+            _view('screen', category, name, properties),
             'properties',
-            properties,
             user_id,
             anonymous_id,
             context,
@@ -458,8 +451,7 @@ class Client:
     def _enqueue(
         self,
         message: Message,
-        fields: Optional[str],
-        values: Optional[Mapping[str, object]],
+        described_by: Optional[str],
         user_id: Any,
         anonymous_id: Any,
         context: Optional[Context],
@@ -469,14 +461,13 @@ class Client:
     ) -> Result:
         """Complete a message and queue it.
 
-        :param fields: key of the dict that describes the event, or None for no dict
-        :param values: that dict, as the application passed it
+        :param described_by: key of the dict that describes the event; None: no such dict
         :param user_id: the id as it goes on the wire, like ``anonymous_id``
         """
         fork.check()
         found: List[Finding] = []
-        if fields is not None:
-            message[fields] = _copied(fields, values, found)
+        if described_by is not None:
+            message[described_by] = _copied(described_by, message[described_by], found)
         circumstances = _copied('context', context, found)
         circumstances['library'] = _LIBRARY.copy()
         message['userId'] = user_id
@@ -649,13 +640,8 @@ def _make_store(config: Any) -> Store:
     )
 
 
-def _oauth_settings(config: Any) -> Tuple[Any, Any, Any]:
-    return config.oauth_client_id, config.oauth_client_key, config.oauth_key_id
-
-
 def _make_oauth_manager(config: Any) -> Any:
-    oauth = _oauth_settings(config)
-    if not all(oauth):
+    if not all(config.oauth):
         return None
     server = config.oauth_auth_server
     expected = 'the URL of the server that issues the tokens'
@@ -663,7 +649,9 @@ def _make_oauth_manager(config: Any) -> Any:
     from hightouch.htevents.oauth_manager import OauthManager
 
     return OauthManager(
-        *oauth,
+        config.oauth_client_id,
+        config.oauth_client_key,
+        config.oauth_key_id,
         server,
         config.oauth_scope,
         config.timeout,
@@ -715,7 +703,7 @@ def _connect(
 
 def _warn_of_settings(config: Any, oauth_manager: Any) -> None:
     """Log settings that are valid, but cannot work."""
-    if any(_oauth_settings(config)) and oauth_manager is None:
+    if any(config.oauth) and oauth_manager is None:
         log.warning(
             'OAuth is off: expected oauth_client_id, oauth_client_key and oauth_key_id '
             'together, got only a part of them'
@@ -730,15 +718,10 @@ def _warn_of_settings(config: Any, oauth_manager: Any) -> None:
         )
 
 
-def _checked_timeout(timeout: Optional[float]) -> Optional[float]:
-    expect(
-        timeout is None or settings.is_number(timeout),
-        'timeout',
-        'a number of seconds, or None',
-        timeout,
-    )
-    seconds: Optional[float] = settings.as_number(timeout)
-    return seconds
+def _checked_timeout(timeout: Any) -> Any:
+    ok = timeout is None or settings.is_number(timeout)
+    expect(ok, 'timeout', 'a number of seconds, or None', timeout)
+    return settings.as_number(timeout)
 
 
 def _is_id(value: Any) -> bool:
@@ -818,8 +801,7 @@ def _copied(
     """
     if value is None:
         return {}
-    kind = type(value)
-    if not issubclass(kind, dict):
+    if not issubclass(type(value), dict):
         value = unproxied(value)
         if not is_a(value, dict):
             expect(_is_falsy(value), name, 'a dict', value)
@@ -836,11 +818,17 @@ def _is_falsy(value: Any) -> bool:
         return False
 
 
-def _view(type: str, category: Optional[str], name: Optional[str]) -> Message:
+def _view(
+    type: str,
+    category: Optional[str],
+    name: Optional[str],
+    properties: Optional[Properties],
+) -> Message:
     return {
         'type': type,
         'category': _text('category', category),
         'name': _text('name', name),
+        'properties': properties,
     }
 
 

@@ -107,6 +107,7 @@ def checked(given: Mapping[str, Any]) -> Any:
     to.spool_max_bytes = _check_whole('spool_max_bytes', to.spool_max_bytes, 1 << 20)
     to.spool_dir = _check_spool_dir(to.spool_dir, to.sync_mode, to.send)
     to.proxies = normalize_proxies(to.proxies)
+    to.oauth = (to.oauth_client_id, to.oauth_client_key, to.oauth_key_id)
     return to
 
 

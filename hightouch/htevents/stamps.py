@@ -99,26 +99,24 @@ def to_iso(value: Any) -> str:
     if value is None:
         return iso_now()
     moment = parse(value) if forms.is_a(value, str) else value
-    if not forms.is_a(moment, datetime):
-        raise ValidationError(
-            'timestamp: expected a datetime or an ISO-8601 str such as '
-            '2026-01-02T03:04:05+00:00, got %s' % name_of(type(value))
-        )
-    try:
-        return _written(utils.guess_timezone(moment))
-    except Exception as error:
-        # A tzinfo or a subclass of the application may raise anything.
-        raise_interruption(error)
-    try:
-        day = (moment.year, moment.month, moment.day)
-        clock = (moment.hour, moment.minute, moment.second, moment.microsecond)
-        return _written(datetime(*day, *clock, tzinfo=timezone.utc))
-    except Exception as error:
-        raise_interruption(error)
-        raise ValidationError(
-            'timestamp: expected a datetime that is a time, got %s'
-            % name_of(type(value))
-        )
+    if forms.is_a(moment, datetime):
+        for complete in (utils.guess_timezone, _as_plain_utc):
+            try:
+                return _written(complete(moment))
+            except Exception as error:
+                # A tzinfo or a subclass of the application may raise anything.
+                raise_interruption(error)
+    raise ValidationError(
+        'timestamp: expected a datetime or an ISO-8601 str such as '
+        '2026-01-02T03:04:05+00:00, got %s' % name_of(type(value))
+    )
+
+
+def _as_plain_utc(moment: datetime) -> datetime:
+    """Return a new datetime in UTC from the fields of another one."""
+    day = (moment.year, moment.month, moment.day)
+    clock = (moment.hour, moment.minute, moment.second, moment.microsecond)
+    return datetime(*day, *clock, tzinfo=timezone.utc)
 
 
 def _written(moment: datetime) -> str:
