@@ -669,8 +669,8 @@ def _connect(
         from hightouch.htevents._process.transport import Lease  # imports requests
 
         lease = Lease(config.session)
-    # What a consumer needs: it must not refer to the client (see Delivery), as before_send
-    # may do.
+    # Consumers must not refer to the client (see Delivery). The config may do so: before_send
+    # can be a method of an object that holds the client.
     write_key = config.write_key
     options: Dict[str, Any] = {
         'upload_size': config.upload_size,
@@ -734,7 +734,7 @@ def _is_id(value: Any) -> bool:
         return math.isfinite(value)
     except Exception as error:
         raise_interruption(error)
-        # ValueError: a signaling NaN. The others: a complex number, or a too large int.
+        # Only a signaling NaN raises ValueError. An int above every float raises another.
         return not isinstance(error, ValueError)
 
 
@@ -763,12 +763,8 @@ def _is_missing(identity: Any) -> bool:
 def _checked_id(name: str, value: Any, required: bool = False) -> Any:
     """Return an id without its proxy or enum; raise `ValidationError` for other types."""
     value = plain_scalar(value)
-    expect(
-        _is_id(value) or value is None and not required,
-        name,
-        'a str or a number',
-        value,
-    )
+    ok = _is_id(value) or value is None and not required
+    expect(ok, name, 'a str or a number', value)
     return value
 
 
@@ -780,11 +776,9 @@ def _as_text(value: Any) -> Any:
         return str(value)
     except Exception as error:
         raise_interruption(error)
-        if isinstance(value, int):  # it has more digits than str() allows
-            return hex(value)
-        raise ValidationError(
-            'id: expected a value that str() can convert, got %s' % name_of(type(value))
-        )
+        # An int may have more digits than str() allows.
+        expect(isinstance(value, int), 'id', 'a value that str() can convert', value)
+        return hex(value)
 
 
 def _copied(

@@ -2,7 +2,7 @@
 
 `_copied` copies a message of plain values, and one call of the C encoder writes the JSON.
 When either fails, `utils.Cleaner`, which never fails, converts all values to plain ones, and
-the encoder runs again. With orjson installed (the extra ``fast``), orjson encodes first.
+the encoder runs again. Where orjson (the extra ``fast``) is installed, it is tried first.
 """
 
 import json
@@ -37,8 +37,8 @@ if _c_make_encoder is None:
         return _encoder.encode(message).encode('utf-8')
 
 else:
-    # json.JSONEncoder makes a new encoder for each call. Sharing one takes a fifth of the
-    # time. It has no markers to detect circles; a circle ends in a RecursionError.
+    # json.JSONEncoder makes such an object for each call. Sharing it takes a fifth of the
+    # time. The first None turns the detection of circles off: one ends in a RecursionError.
     _chunks = _c_make_encoder(
         None, _default, _encode_text, None, ':', ',', False, False, False
     )

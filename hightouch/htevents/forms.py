@@ -269,15 +269,11 @@ _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
 
 def _fields(item: Any, kind: type) -> Any:
     """Return the fields of a dataclass, attrs or pydantic object; None for others."""
-    names: Any = None
     attributes = _declared(kind, '__attrs_attrs__')
+    if attributes is None and _has(kind, '__dataclass_fields__'):
+        attributes = sys.modules['dataclasses'].fields(item)  # without its ClassVars
     if attributes is not None:
-        names = [each.name for each in attributes]
-    elif _has(kind, '__dataclass_fields__'):
-        # fields() omits ClassVars.
-        names = [each.name for each in sys.modules['dataclasses'].fields(item)]
-    if names is not None:
-        return _read(item, names)
+        return _read(item, [each.name for each in attributes])
     for dump, fields in (
         ('model_dump', 'model_fields'),
         ('model_dump', '__pydantic_fields__'),
@@ -371,7 +367,7 @@ def _only_iterates(kind: type) -> bool:
 def _is_text(kind: type) -> bool:
     """Whether ``str()`` is the natural form, as for a path, a number, an id, an address.
 
-    The class of such a value defines its text and its equality.
+    The class of such a value defines ``__str__`` and ``__eq__``.
     """
     if issubclass(kind, Number) or _has(kind, '__fspath__'):
         return True

@@ -42,6 +42,7 @@ class _Ids:
         self.ready: List[str] = []
 
     def refill(self) -> str:
+        """Return a new id. Keep the others from the same read for later calls."""
         ready = self.ready
         numbers = bytearray(urandom(16 * _IDS_PER_READ))
         numbers[6::16] = numbers[6::16].translate(_VERSION_4)
