@@ -21,7 +21,7 @@ from hightouch.htevents._queue.queue_api import QueueApi
 from hightouch.htevents._queue.stores import MemoryStore, Store
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.delivery import Delivery
-from hightouch.htevents.encoding import encode, encode_plain
+from hightouch.htevents.encoding import encode_plain
 from hightouch.htevents.errors import (
     BeforeSendError,
     MessageTooLargeError,
@@ -468,23 +468,20 @@ class Client:
         found: List[Finding] = []
         if described_by is not None:
             message[described_by] = _copied(described_by, message[described_by], found)
-        circumstances = _copied('context', context, found)
-        circumstances['library'] = _LIBRARY.copy()
         message['userId'] = user_id
         message['anonymousId'] = anonymous_id
-        message['context'] = circumstances
+        message['context'] = circumstances = _copied('context', context, found)
+        circumstances['library'] = _LIBRARY.copy()
         message['integrations'] = _copied('integrations', integrations, found)
         message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
-        if message_id is not None:
-            message_id = _as_text(message_id)
-        message['messageId'] = message_id or new_message_id()
-        if self._before_send is None:
-            body, message = encode_plain(message, found)
-        else:
+        given_id = None if message_id is None else _as_text(message_id)
+        message['messageId'] = given_id or new_message_id()
+        if self._before_send is not None:
             scrubbed = self._scrub(message, found)
             if scrubbed is None:
                 return False, message
-            body, message = encode(scrubbed, found)
+            message = scrubbed
+        body, message = encode_plain(message, found)
         if found:
             self._findings.log(found)
         if len(body) > MAX_MSG_SIZE:
@@ -501,14 +498,12 @@ class Client:
             accepted = self._delivery.deliver_now(body)
         else:
             accepted = self._delivery.put(body, self._block_timeout)
-        if not accepted:
-            self._warn_of_refusal()
-        elif 'refusal' not in self._due and self._queue.store.has_room_again():
-            self._due['refusal'] = True
+        if not accepted or 'refusal' not in self._due:
+            self._warn_of_refusal(accepted)
         return accepted, message
 
     def _scrub(self, message: Message, found: List[Finding]) -> Optional[Message]:
-        """Return the message from ``before_send``; None when it is dropped."""
+        """Return a copy of the message from ``before_send``; None when it is dropped."""
         assert self._before_send is not None
         # before_send gets a copy. If it raises, the whole message is reported.
         copy = _copied('', message, found, 0)
@@ -522,7 +517,9 @@ class Client:
             failure.__cause__ = error
         else:
             if is_instance(scrubbed, dict):
-                return scrubbed
+                plain = encoding.plain_copy(scrubbed, '', 0, found)
+                if isinstance(plain, dict):
+                    return plain
             if scrubbed is not None:
                 failure = BeforeSendError(
                     'before_send: expected a dict or None back, got %s'
@@ -544,11 +541,14 @@ class Client:
             )
         return False
 
-    def _warn_of_refusal(self) -> None:
-        """Log why calls return False: once, until the queue has had room again."""
+    def _warn_of_refusal(self, accepted: bool) -> None:
+        """Log why calls return False: once, until the queue has room again."""
         closed = self._queue.closed
+        if accepted:
+            if self._queue.store.has_room_again():
+                self._due['refusal'] = True
         # In sync_mode an open client reports the failure through on_error.
-        if (closed or not self.sync_mode) and self._due.pop('refusal', False):
+        elif (closed or not self.sync_mode) and self._due.pop('refusal', False):
             if closed:
                 log.warning('The client was shut down: its calls return False')
             else:
@@ -711,7 +711,7 @@ def _warn_of_settings(config: Any, oauth_manager: Any) -> None:
     if oauth_manager is not None and oauth_manager.problem is not None:
         text = oauth_manager.problem[1]
         log.warning('OAuth cannot work, and no event will be sent: %s', text)
-    if config.host is not None and not settings.has_scheme(config.host):
+    if not (config.host or 'https://').lower().startswith(('http://', 'https://')):
         log.warning(
             'host: expected a URL that begins with https:// or http://, got a str '
             'without; requests to it will fail. Write https:// in front of it'

@@ -211,11 +211,6 @@ def _check_host(value: Optional[str]) -> Optional[str]:
     return host.strip() or os.environ.get(ENV_HOST, '').strip() or None
 
 
-def has_scheme(host: str) -> bool:
-    """Whether a base URL begins with ``http://`` or ``https://``."""
-    return host.lower().startswith(('http://', 'https://'))
-
-
 def _check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
     if value is None:
         return None
