@@ -195,12 +195,9 @@ def find_write_key(value: Any) -> Any:
 def check_write_key(value: Optional[str]) -> str:
     """Return the write key to use; raise `ValidationError` if there is none."""
     key = find_write_key(value)
+    what = 'a str that is not empty (the key of your event source; or set %s)'
     expect(
-        is_instance(key, str) and bool(key),
-        'write_key',
-        'a str that is not empty (the key of your event source; or set %s)'
-        % ENV_WRITE_KEY,
-        value,
+        is_instance(key, str) and bool(key), 'write_key', what % ENV_WRITE_KEY, value
     )
     return str(key)
 
@@ -230,14 +227,13 @@ def _check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
     return str(value) if send else None
 
 
-def _check_log_handler(value: Any) -> Optional[logging.Handler]:
-    if not is_instance(value, logging.Handler):
-        # Another object would make all log lines fail, for all clients.
-        expected = 'a logging.Handler (an instance, not the class) or None'
-        expect(not value, 'log_handler', expected, value)
-        return None
-    handler: logging.Handler = value
-    return handler
+def _check_log_handler(value: Any) -> Any:
+    if is_instance(value, logging.Handler):
+        return value
+    # Another object would make all log lines fail, for all clients.
+    expected = 'a logging.Handler (an instance, not the class) or None'
+    expect(not value, 'log_handler', expected, value)
+    return None
 
 
 def check_callable(name: str, value: Any) -> Any:
