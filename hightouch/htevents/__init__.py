@@ -87,8 +87,8 @@ __all__ = [
 
 __version__ = VERSION
 
-# The settings by name, for editors and type checkers. The values are those in
-# settings.DefaultConfig, and a test compares the names.
+# The settings by name, for editors and type checkers. The values come from
+# settings.DefaultConfig; a test compares the names.
 write_key: Optional[str] = Client.DefaultConfig.write_key
 host: Optional[str] = Client.DefaultConfig.host
 debug: bool = Client.DefaultConfig.debug
@@ -139,7 +139,7 @@ _creation = _Creation()
 
 
 def _get_client() -> Client:
-    """Return the default client, made if there is none."""
+    """Return the default client. The first call makes it."""
     global default_client
     fork.check()
     client = default_client
@@ -157,7 +157,7 @@ def _get_client() -> Client:
 
 
 def _client_if_configured() -> Optional[Client]:
-    """Return the default client; None if there is none, and no write key to make it."""
+    """Return the default client; None if it is missing and no write key is set."""
     if default_client is None and (
         process_exit.is_over() or not settings.find_write_key(write_key)
     ):

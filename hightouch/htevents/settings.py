@@ -193,7 +193,7 @@ def find_write_key(value: Any) -> Any:
 
 
 def check_write_key(value: Optional[str]) -> str:
-    """Return the write key to use; raise `ValidationError` if there is none."""
+    """Return the write key to use; raise `ValidationError` if it is missing."""
     key = find_write_key(value)
     what = 'a str that is not empty (the key of your event source; or set %s)'
     expect(
