@@ -571,7 +571,8 @@ class Client:
     def shutdown(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
         """Flush, then end the threads. Report events not delivered in time as lost.
 
-        Later calls return ``(False, message)``. A second shutdown does nothing.
+        Later calls return ``(False, message)``. A second shutdown does nothing. Inside a
+        callback it waits for nothing, and the threads end when the queue is empty.
 
         :param timeout: seconds; None waits without limit
         :returns: like `flush`
