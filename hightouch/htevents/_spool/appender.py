@@ -4,24 +4,21 @@ import errno
 import os
 from itertools import count
 from time import time
-from typing import Any, Iterator, List, Optional
+from typing import Any, List, Optional
 
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log as logger
 from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Counter
 from hightouch.htevents._spool.directory import Directory, Owner
-from hightouch.htevents._spool.log import Log, Writer, event_record
+from hightouch.htevents._spool.log import Writer, event_record
 
 # Bytes of a log after which the next one begins; less in a small spool.
 LOG_BYTES = 4 << 20
 
-# Logs beyond twice what the spool's size needs. So many would mean that none can be written
-# to its end, because of a limit on the size of files for example.
+# Logs beyond twice the number that the spool's size needs. So many would mean that none can
+# be written to its end, because of a limit on the size of files for example.
 MORE_LOGS = 100
-
-# Bytes of an event and its record, at most.
-RECORD_BYTES = 33 << 10
 
 # Seconds before a new log is tried, after one could not be made.
 RETRY_INTERVAL = 1.0
@@ -30,8 +27,12 @@ RETRY_INTERVAL = 1.0
 class Appender:
     """Safe to use from all threads, signal handlers and finalizers.
 
+    A call that a signal handler forks inside of goes on with its parent's appender, which is
+    closed in the child.
+
     :param directory: where the logs are made
     :param max_bytes: bytes that events of this client may take
+    :ivar writer: to the current log; None before the next one is made
     :ivar owners: the owners of the logs: the current one is the last
     :ivar appended: counts the events
     :ivar last_put: monotonic time of the last event
@@ -42,12 +43,12 @@ class Appender:
 
     def __init__(self, directory: Directory, max_bytes: int) -> None:
         self._directory = directory
-        self.max_bytes = max_bytes
+        self._max_bytes = max_bytes
         self._log_bytes = min(LOG_BYTES, max_bytes // 4)
         self._max_logs = MORE_LOGS + 2 * max_bytes // self._log_bytes
         self._numbers = count(1)
         self._next_open = 0.0
-        self.writer: Optional[Writer] = None  # to the current log
+        self.writer: Optional[Writer] = None
         self.owners: List[Owner] = []
         self.appended = Counter()
         self.last_put = float('-inf')
@@ -82,11 +83,11 @@ class Appender:
             status = os.fstat(held[0].fd)
             if not status.st_nlink:
                 self._in_trouble(OSError(0, 'its files were deleted'))
-                log.fd  # opened, so that its events can still be read
+                log.open()  # so its events can still be read
                 self.seal(held[0])
                 return None
             used = self.used_elsewhere + status.st_size - log.done + len(record)
-            if used > self.max_bytes:
+            if used > self._max_bytes:
                 return False
             if os.write(held[0].fd, record) != len(record):
                 raise OSError(errno.EFBIG, 'the record was cut short')
@@ -131,16 +132,17 @@ class Appender:
             writer = self._directory.make_log(owner, number, self.appended)
             self.seal(self.writer)  # of another thread that came here
             self.writer = writer
-            if self.is_closed:  # since we looked
+            if self.is_closed:  # since the first look
                 self.writer = None
                 owner.logs.remove(writer.log)
                 os.unlink(writer.log.path)
-                owner.release(is_empty=not owner.logs)
+                owner.release()
                 return None
         except OSError as error:
             raise_interruption(error)
             self._next_open = monotonic() + RETRY_INTERVAL
-            self._in_trouble(error)
+            if not self.is_closed:
+                self._in_trouble(error)
             return None
         return writer
 
@@ -156,21 +158,8 @@ class Appender:
                 self.trouble,
             )
 
-    def logs(self) -> Iterator[Log]:
-        """Yield the logs that are not finished, oldest first."""
-        for owner in list(self.owners):
-            yield from list(owner.logs)
-
     def used(self) -> int:
-        """Return the bytes that events take."""
+        """Return the bytes that events take, about."""
         writer = self.writer
         current = 0 if writer is None else writer.log.size() - writer.log.done
         return self.used_elsewhere + current
-
-    def is_full(self) -> bool:
-        return self.used() + RECORD_BYTES > self.max_bytes
-
-    def why_refused(self) -> str:
-        if self.trouble:
-            return 'Events cannot be made durable (%s)' % self.trouble
-        return 'The spool is full (%d bytes)' % self.max_bytes

@@ -8,9 +8,10 @@
 
 A stream is the events of one write key. Its folder is named by a hash of the key, so the key
 is not on the disk, and events never meet those of another key. An owner is a client in a
-process. The kernel drops its file lock (``flock``) with the process, however that ends: neither
-a process id that is used again nor another container on the same volume can mistake a living
-owner for a dead one. The process that gets the lock of a dead owner inherits its logs.
+process. The kernel drops its file lock (``flock``) with the process, however that ends. A
+living owner can therefore not be taken for a dead one, although a process id is used again or
+another container has the same volume. The process that gets the lock of a dead owner inherits
+its logs.
 """
 
 import hashlib
@@ -19,15 +20,16 @@ import re
 import socket
 import sys
 import uuid
+from time import time
 from typing import Any, Dict, Iterator, List, Optional, Set
 
 from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.logs import log as logger
 from hightouch.htevents._queue.stores import Counter
-from hightouch.htevents._spool.log import HEADER, Log, Writer
+from hightouch.htevents._spool.log import HEADER, Log, Writer, close_all
 from hightouch.htevents._spool.ownership import (
     OwnershipError,
     check_directory,
-    check_file,
     check_folder,
     open_plain,
 )
@@ -39,14 +41,14 @@ try:
 except ImportError:  # not a POSIX system: see check_support
     fcntl = None  # type: ignore[assignment]
 
-LOCK, NEW, LOG, DAMAGED = '.lock', '.new', '.log', '.damaged'
+LOCK, LOG, DAMAGED = '.lock', '.log', '.damaged'
 
 # The names of a stream's folder and of a log.
 STREAM = re.compile(r'[0-9a-f]{32}\Z')
 LOG_NAME = re.compile(r'([0-9a-f]{32})\.(\d+)\.log\Z')
 
-# Lock files that are made until one is ours: another process may tidy a new one away just
-# before we have locked it.
+# Lock files that are made until one is ours: another process may take a new one for a dead
+# owner's, and remove it before we have locked it.
 _TRIES = 10
 
 
@@ -66,7 +68,7 @@ def check_support() -> None:
 
 
 def lock(path: str) -> Optional[int]:
-    """Take the lock file at ``path``; None when somebody has it, or it is gone.
+    """Take the lock file at ``path``; None when another process has it, or it is gone.
 
     :returns: the file descriptor that holds the lock until it is closed
     :raises OSError: when files cannot be locked, or it is not a plain file of ours
@@ -75,21 +77,20 @@ def lock(path: str) -> Optional[int]:
         fd = open_plain(path, os.O_RDWR)
     except FileNotFoundError:
         return None
+    is_ours = False
     try:
-        # Its last owner may have removed it before we got the lock.
-        if _try_lock(fd) and _is_at(fd, path):
-            return fd
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
+        is_ours = _try_lock(fd, path)
+    finally:
+        if not is_ours:
+            os.close(fd)
+    return fd if is_ours else None
 
 
-def _try_lock(fd: int) -> bool:
+def _try_lock(fd: int, path: str) -> bool:
+    """Lock an open file. False when another process has it, or removed it before."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        return _is_at(fd, path)
     except BlockingIOError as error:
         raise_interruption(error)
         return False
@@ -98,7 +99,8 @@ def _try_lock(fd: int) -> bool:
 def _is_at(fd: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
+    except OSError as error:
+        raise_interruption(error)
         return False
 
 
@@ -115,44 +117,46 @@ class Owner:
         self.path = path
         self.adopted = adopted
         self.logs: List[Log] = []
-        # Whether its lock is released when no call writes any more.
-        self.is_leaving = False
-        self._fds = [fd]  # popped by the one that closes it
+        self._fds = [fd]
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that holds the lock; -1 when it was released."""
+        return [*self._fds, -1][0]
 
     def is_gone(self) -> bool:
-        """Whether its lock file was deleted, so that others would take it for dead."""
-        return os.fstat(self._fds[0]).st_nlink == 0
+        """Whether its lock file was deleted: others would take it for dead."""
+        return os.fstat(self.fd).st_nlink == 0
 
-    def release(self, is_empty: bool) -> None:
-        """Let go of the lock; remove the file if no log is left."""
-        try:
-            fd = self._fds.pop()
-        except IndexError:
-            return  # it was released
-        if is_empty:
+    def release(self) -> None:
+        """Let go of the lock; remove the file if no log is left.
+
+        The lock stays as long as a call writes to a log, which has a copy: see `Writer`.
+        """
+        # In a child that was forked inside this call the lock is its parent's.
+        if not self.logs and _is_at(self.fd, self.path + LOCK):
             _unlink(self.path + LOCK)
+        self.close()
+
+    def close(self) -> None:
+        """Close all files but those that calls write to."""
         for log in list(self.logs):
             log.close()
-        os.close(fd)
-
-    def leave(self) -> None:
-        """Let go of the lock as soon as no call writes: nobody may take the logs before."""
-        self.is_leaving = True
-        if all(log.writer() is None for log in list(self.logs)):
-            self.release(is_empty=not self.logs)
+        close_all(self._fds)
 
     def forget(self) -> None:
-        """Close all descriptors, as a forked child has to: the lock is its parent's."""
+        """Close all files, as a forked child has to: the lock is its parent's."""
         for log in list(self.logs):
             writer = log.writer()
             if writer is not None:
                 writer.close()
-        self.release(is_empty=False)
+        self.close()
 
-    def descriptors(self) -> Iterator[int]:
-        yield from list(self._fds)
-        for log in list(self.logs):
-            yield from log.descriptors()
+
+def logs_of(owners: List[Owner]) -> Iterator[Log]:
+    """Yield the logs that are not finished, oldest first. Any thread may call this."""
+    for owner in list(owners):
+        yield from list(owner.logs)
 
 
 class Directory:
@@ -168,11 +172,9 @@ class Directory:
         self.directory = os.path.abspath(directory)
         self.folder = os.path.join(self.directory, stream_name(write_key))
         self._fsync = fsync
-        # Paths that are not looked at again, and those that could not be read yet.
-        self._left_alone: Set[str] = set()
-        self._unreadable: Set[str] = set()
-        # Texts to be logged, in order: here a caller may hold a lock.
-        self.said: List[str] = []
+        self._said: List[str] = []
+        # Paths that something was said of. They are not taken over.
+        self._told: Set[str] = set()
         self._check()
 
     def _check(self) -> None:
@@ -225,16 +227,182 @@ class Directory:
             finally:
                 os.close(fd)
 
-    def close_others(self, known: Set[int]) -> None:
-        """Close, in a forked child, files that another thread was opening at that moment.
+    def tell(self, path: str, text: str, *args: Any) -> None:
+        """Say something of a path, once. It is logged later: a caller may hold a lock."""
+        if path not in self._told:
+            self._told.add(path)
+            self._said.append(text % args)
 
-        :param known: descriptors that are closed by their owners
+    def log(self) -> None:
+        """Log what was said. No lock may be held: a log handler may track."""
+        while self._said:
+            try:
+                logger.error('%s', self._said.pop(0))
+            except IndexError:
+                return  # another thread was faster
+
+    # -- making ----------------------------------------------------------------------
+
+    def make_owner(self) -> Owner:
+        """Make an owner for this client and process.
+
+        :raises OSError: when the file system does not allow it
         """
+        self._make_folder()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for _ in range(_TRIES):
+            # In the order of their age.
+            name = '%012x%s' % (int(time() * 1000), uuid.uuid4().hex[12:])
+            path = os.path.join(self.folder, name)
+            fd = os.open(path + LOCK, flags, 0o600)
+            owner = Owner(path, fd, adopted=False)
+            try:
+                if _try_lock(fd, path + LOCK):
+                    os.write(fd, _self().encode('utf-8', 'replace'))
+                    return owner
+            except BaseException:
+                owner.release()
+                raise
+            owner.release()
+        raise OSError('files that are made there are taken away')
+
+    def make_log(self, owner: Owner, number: int, total: Counter) -> Writer:
+        """Make a log; return the writer that appends to it.
+
+        :param total: counts the events of all logs
+        :raises OSError: when the file system does not allow it
+        """
+        self._make_folder()
+        log = Log('%s.%06d%s' % (owner.path, number, LOG), owner, total)
+        writer = log.create(self._fsync)
+        self._sync(self.folder)
+        owner.logs.append(log)
+        return writer
+
+    # -- what dead processes left ----------------------------------------------------
+
+    def has_orphans(self) -> bool:
+        """Whether a dead process left something to read; cheap: no log is read."""
+        for path in self._owners():
+            fd = self._lock(path)
+            if fd is not None:
+                os.close(fd)
+                return True
+        return False
+
+    def adopt(self, most: int) -> List[Owner]:
+        """Take over, for this process alone, the logs of dead owners. Raises nothing.
+
+        :param most: owners to take over; the others wait, or are another process's
+        """
+        adopted: List[Owner] = []
+        for path, logs in self._owners().items():
+            fd = self._lock(path) if len(adopted) < most else None
+            if fd is None:
+                continue
+            owner = Owner(path, fd, adopted=True)
+            readable = [each for each in logs if self._is_readable(each)]
+            owner.logs.extend(Log(each, owner, Counter()) for each in readable)
+            if readable:
+                adopted.append(owner)
+            elif logs:
+                self._told.add(path)  # nothing of it can be read
+                owner.close()
+            else:
+                owner.release()
+        return adopted
+
+    def _lock(self, path: str) -> Optional[int]:
+        try:
+            return lock(path + LOCK)
+        except OwnershipError as error:
+            self.tell(path, 'Left alone: %s', error)
+        except OSError as error:
+            raise_interruption(error)  # otherwise gone, or it may pass
+        return None
+
+    def _owners(self) -> Dict[str, List[str]]:
+        """List the logs of each owner by its path, all oldest first."""
+        try:
+            check_directory(self.directory)
+            check_folder(self.folder)
+            names = os.listdir(self.folder)
+        except OSError as error:
+            raise_interruption(error)
+            if isinstance(error, OwnershipError):
+                self.tell(self.folder, 'Left alone: %s', error)
+            return {}
+        owners: Dict[str, List[str]] = {}
+        for name in sorted(names):
+            path = os.path.join(self.folder, name)
+            if name.endswith(LOCK):
+                owners.setdefault(path[: -len(LOCK)], [])
+            elif LOG_NAME.match(name):
+                owners.setdefault(path.rsplit('.', 2)[0], []).append(path)
+        for owner in owners:
+            if os.path.basename(owner) + LOCK not in names:
+                self._make_lock(owner)
+        return {each: owners[each] for each in owners if each not in self._told}
+
+    def _make_lock(self, owner: str) -> None:
+        """Make the lock file of an owner again, because somebody has deleted it."""
+        try:
+            os.close(os.open(owner + LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise_interruption(error)
+
+    def _is_readable(self, path: str) -> bool:
+        """Whether a log is ours, and of this version; True if that will be found out."""
+        try:
+            fd = open_plain(path, os.O_RDWR)
+            try:
+                head = os.pread(fd, len(HEADER) + 1, 0)
+            finally:
+                os.close(fd)
+        except OwnershipError as error:
+            self.tell(path, 'Left alone: %s', error)
+        except OSError as error:
+            raise_interruption(error)  # otherwise gone, or it may pass
+        else:
+            if head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER:
+                self.tell(
+                    path, 'Left alone: another version of this package made %s', path
+                )
+        return path not in self._told
+
+    # -- the end of a log ------------------------------------------------------------
+
+    def remove(self, log: Log) -> None:
+        """Remove a log that is finished; set it aside if it is damaged."""
+        log.close()
+        if not log.damaged:
+            if not _unlink(log.path):
+                self.tell(log.path, '%s is delivered, and cannot be removed', log.path)
+            return
+        path = log.path + DAMAGED
+        try:
+            os.rename(log.path, path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise_interruption(error)
+            path = log.path
+        self.tell(
+            path,
+            'A spool file was damaged: %d record(s) of it cannot be read. The others are '
+            'sent; the file is set aside as %s',
+            log.damaged,
+            path,
+        )
+
+    # -- a fork ----------------------------------------------------------------------
+
+    def close_others(self) -> None:
+        """Close, in a forked child, files that another thread was opening at that moment."""
         try:
             for name in os.listdir('/proc/self/fd'):
-                if int(name) not in known and self._is_inside('/proc/self/fd/' + name):
-                    # Not closed: a call that a signal handler forked inside of may
-                    # still use the number.
+                if self._is_inside('/proc/self/fd/' + name):
+                    # Not closed: an interrupted call may still use the number.
                     null = os.open(os.devnull, os.O_RDONLY)
                     os.dup2(null, int(name), inheritable=False)
                     os.close(null)
@@ -246,216 +414,6 @@ class Directory:
             return os.readlink(link).startswith(self.folder + os.sep)
         except OSError:
             return False  # of the listing itself, which is closed again
-
-    def say(self, text: str, *args: Any) -> None:
-        self.said.append(text % args)
-
-    # -- making ----------------------------------------------------------------------
-
-    def make_owner(self) -> Owner:
-        """Make an owner for this client and process.
-
-        :raises OSError: when the file system does not allow it
-        """
-        self._make_folder()
-        for _ in range(_TRIES):
-            path = os.path.join(self.folder, uuid.uuid4().hex)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            fd = os.open(path + NEW, flags, 0o600)
-            try:
-                os.write(fd, _self().encode('utf-8', 'replace'))
-                if _try_lock(fd) and _is_at(fd, path + NEW):
-                    # Seen by others from here on.
-                    os.rename(path + NEW, path + LOCK)
-                    return Owner(path, fd, adopted=False)
-                os.close(fd)  # a cleaner was faster than our lock: make another
-            except FileNotFoundError:
-                os.close(fd)
-            except BaseException:
-                os.close(fd)
-                _unlink(path + NEW)
-                raise
-        raise OSError('what is made there is taken away')
-
-    def make_log(self, owner: Owner, number: int, total: Counter) -> Writer:
-        """Make a log; return the writer that appends to it.
-
-        :param total: counts the events of all logs
-        :raises OSError: when the file system does not allow it
-        """
-        self._make_folder()
-        log = Log('%s.%d%s' % (owner.path, number, LOG), owner, total)
-        writer = log.create(self._fsync)
-        self._sync(self.folder)
-        owner.logs.append(log)
-        return writer
-
-    # -- what dead processes left ----------------------------------------------------
-
-    def has_orphans(self) -> bool:
-        """Whether a dead process left something to read; cheap: no log is read."""
-        for path in self._owners():
-            fd = None if path in self._unreadable else self._lock(path)
-            if fd is not None:
-                os.close(fd)
-                return True
-        return False
-
-    def adopt(self, most: int) -> List[Owner]:
-        """Take over, for this process alone, what dead ones left. Raises nothing.
-
-        :param most: owners to take over; the others wait, or are another process's
-        """
-        adopted: List[Owner] = []
-        for path, logs in self._owners().items():
-            if len(adopted) >= most:
-                break
-            fd = self._lock(path)
-            if fd is None:
-                continue
-            owner = Owner(path, fd, adopted=True)
-            # Listed again, under the lock: its last owner may have finished some.
-            names = [each for each in logs if os.path.exists(each)]
-            readable = [each for each in names if self._is_readable(each)]
-            owner.logs.extend(Log(each, owner, Counter()) for each in readable)
-            if owner.logs:
-                adopted.append(owner)
-                self._unreadable.discard(path)
-            else:
-                self._unreadable.add(path)
-                owner.release(is_empty=not names)
-        return adopted
-
-    def _lock(self, path: str) -> Optional[int]:
-        try:
-            check_file(path + LOCK)
-            return lock(path + LOCK)
-        except OwnershipError as error:
-            self.leave_alone(path, '%s: %s' % (path + LOCK, error))
-        except OSError as error:
-            raise_interruption(error)  # otherwise gone, or it may pass
-        return None
-
-    def _owners(self) -> Dict[str, List[str]]:
-        """List the logs of each owner, by its path; oldest owners first. Tidies up."""
-        try:
-            check_directory(self.directory)
-            check_folder(self.folder)
-            names = sorted(os.listdir(self.folder))
-        except OSError as error:
-            raise_interruption(error)
-            if isinstance(error, OwnershipError):
-                self.leave_alone(self.folder, str(error))
-            return {}
-        logs: Dict[str, List[str]] = {}
-        with_lock = set()
-        for name in names:
-            path = os.path.join(self.folder, name)
-            stem, suffix = os.path.splitext(path)
-            if suffix == LOCK:
-                with_lock.add(stem)
-                logs.setdefault(stem, [])
-            elif suffix == NEW:
-                self._tidy(path)
-            elif LOG_NAME.match(name):
-                logs.setdefault(os.path.splitext(stem)[0], []).append(path)
-        for owner in list(logs):
-            logs[owner].sort(key=_number)
-            if owner in self._left_alone or not (
-                owner in with_lock or self._make_lock(owner)
-            ):
-                del logs[owner]
-        return dict(sorted(logs.items(), key=lambda each: _modified(each[0] + LOCK)))
-
-    def _make_lock(self, owner: str) -> bool:
-        """Make the lock file of an owner again, because somebody has deleted it."""
-        try:
-            os.close(os.open(owner + LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except OSError as error:
-            raise_interruption(error)
-            return False
-        return True
-
-    def _tidy(self, path: str) -> None:
-        """Remove a new lock file whose process died before it was complete."""
-        try:
-            check_file(path)
-            fd = lock(path)
-        except OSError as error:
-            raise_interruption(error)
-            return
-        if fd is not None:
-            _unlink(path)
-            os.close(fd)
-
-    def _is_readable(self, path: str) -> bool:
-        """Whether a log can be read now, and by this version."""
-        try:
-            check_file(path)
-            fd = open_plain(path, os.O_RDWR)
-            try:
-                head = os.pread(fd, len(HEADER) + 1, 0)
-            finally:
-                os.close(fd)
-        except OwnershipError as error:
-            self.leave_alone(path, str(error))
-            return False
-        except OSError as error:
-            raise_interruption(error)
-            if path not in self._unreadable:
-                self._unreadable.add(path)
-                self.say('Cannot be read now: %s: %s', path, error)
-            return False
-        is_other = head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER
-        if is_other:
-            self.leave_alone(path, '%s: another version of this package made it' % path)
-        return not is_other
-
-    def leave_alone(self, path: str, problem: str) -> None:
-        """Do not look at a file again: it stays where it is."""
-        if path not in self._left_alone:
-            self._left_alone.add(path)
-            self.say('Left alone: %s', problem)
-
-    # -- the end of a log ------------------------------------------------------------
-
-    def remove(self, log: Log) -> None:
-        """Remove a log that is finished; set it aside if it is damaged."""
-        log.close()
-        if not log.damaged:
-            if not _unlink(log.path):
-                self.leave_alone(
-                    log.path, '%s: delivered, but it cannot be removed' % log.path
-                )
-            return
-        path = log.path + DAMAGED
-        try:
-            os.rename(log.path, path)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise_interruption(error)
-            path = log.path
-            self._left_alone.add(path)
-        self.say(
-            'A spool file was damaged: %d record(s) of it cannot be read. The others are '
-            'sent; the file is set aside as %s',
-            log.damaged,
-            path,
-        )
-
-
-def _number(path: str) -> int:
-    found = LOG_NAME.match(os.path.basename(path))
-    return int(found.group(2)) if found else 0
-
-
-def _modified(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError as error:
-        raise_interruption(error)
-        return 0
 
 
 def _unlink(path: str) -> bool:

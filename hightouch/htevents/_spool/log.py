@@ -1,7 +1,7 @@
 """One log of a spool: an append-only text file.
 
 It begins with a line that names its format. Each record is one ``write``, and begins with a
-newline, so that a record that was damaged or cut short spoils nothing after it::
+newline. A record that was damaged or cut short therefore spoils no later record::
 
     htevents-spool 1
     E <milliseconds> <length> <crc32> <json>     an event, and when it was accepted
@@ -17,6 +17,7 @@ import os
 import re
 import weakref
 from bisect import bisect_right
+from sys import maxsize
 from typing import (
     Any,
     Callable,
@@ -38,12 +39,13 @@ HEADER = b'htevents-spool 1'
 # Bytes that are read at a time: more than any record.
 CHUNK = 256 << 10
 
-# A record that a full disk or the end of its process has cut short, up to its checksum.
-_CUT = re.compile(
-    rb'(E( \d*( \d*( [0-9a-f]{0,8})?)?)?|D( \d*( \d*( [0-9a-f]{0,7})?)?)?)?\Z'
-)
 _EVENT = re.compile(rb'E (\d{1,15}) (\d{1,9}) ([0-9a-f]{8}) ')
 _DONE = re.compile(rb'D (\d{1,15}) (\d{1,15}) ([0-9a-f]{8})\Z')
+# A record that a full disk or the end of its process has cut short, up to its checksum.
+_CUT = re.compile(rb'(E( \d*){0,2}( [0-9a-f]{0,8})?|D( \d*){0,2}( [0-9a-f]{0,7})?)?\Z')
+
+# Bytes [from, to) of a file.
+Range = Tuple[int, int]
 
 
 def event_record(body: bytes, milliseconds: int) -> bytes:
@@ -65,7 +67,7 @@ class Event(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What was found in a piece of a log.
+    """A piece of a log.
 
     :ivar events: the events
     :ivar done: ranges of bytes that are resolved
@@ -74,7 +76,7 @@ class Piece(NamedTuple):
     """
 
     events: List[Event]
-    done: List[Tuple[int, int]]
+    done: List[Range]
     end: int
     damaged: int
 
@@ -87,10 +89,10 @@ def parse(data: bytes, at: int, is_complete: bool, most: int) -> Piece:
     :param most: events after which to stop
     """
     events: List[Event] = []
-    done: List[Tuple[int, int]] = []
+    done: List[Range] = []
     lines = data.split(b'\n')
     damaged = int(not at and lines[0] != HEADER)
-    at += len(lines[0])  # what is before the first newline
+    at += len(lines[0])  # the bytes before the first newline
     last = len(lines) - 1
     for number, line in enumerate(lines[1:], 1):
         event = _event(line, at)
@@ -110,6 +112,34 @@ def parse(data: bytes, at: int, is_complete: bool, most: int) -> Piece:
     return Piece(events, done, at, damaged)
 
 
+def _event(line: bytes, start: int) -> Optional[Tuple[Event, bool]]:
+    """Return an event, and whether its record is damaged all the same."""
+    found = _EVENT.match(line)
+    if found is None:
+        return None
+    milliseconds, length, crc = int(found[1]), int(found[2]), int(found[3], 16)
+    body = line[found.end() :]
+    # If the newline of the next record is damaged, that record follows: it is lost.
+    for each in (body, body[:length]):
+        if crc32(each, milliseconds & 0xFFFFFFFF) == crc:
+            return Event(each, milliseconds, start), len(body) != length
+    return None
+
+
+def _done(line: bytes) -> Optional[Range]:
+    found = _DONE.match(line)
+    if found is None or crc32(b'%b %b' % (found[1], found[2])) != int(found[3], 16):
+        return None
+    return int(found[1]), int(found[2])
+
+
+def _is_cut(line: bytes) -> bool:
+    found = _EVENT.match(line)
+    if found is None:
+        return _CUT.match(line) is not None
+    return len(line) - found.end() < int(found[2])
+
+
 def read_piece(fd: int, at: int, grows: bool, most: int) -> Piece:
     """Read a piece of an open log.
 
@@ -126,89 +156,61 @@ def read_piece(fd: int, at: int, grows: bool, most: int) -> Piece:
 
 def read_all(fd: int) -> Iterator[Piece]:
     """Read an open log from its beginning to its end."""
-    found = read_piece(fd, 0, False, CHUNK)
-    at = 0
-    while found.end > at:
+    at, found = -1, read_piece(fd, 0, False, CHUNK)
+    while found.end > max(at, 0):
         yield found
         at = found.end
         found = read_piece(fd, at, False, CHUNK)
 
 
-class Resolved:
-    """Ranges of bytes of a log that are resolved."""
-
-    def __init__(self, ranges: Iterable[Tuple[int, int]]) -> None:
-        in_order = sorted(ranges)
-        self._starts = [start for start, _ in in_order]
-        self._ends = [end for _, end in in_order]
-
-    def __contains__(self, event: Event) -> bool:
-        number = bisect_right(self._starts, event.start)
-        return number > 0 and event.start < self._ends[number - 1]
+def is_resolved(event: Event, done: List[Range]) -> bool:
+    """Whether an event is in one of the ranges, which are in order."""
+    number = bisect_right(done, (event.start, maxsize))
+    return number > 0 and event.start < done[number - 1][1]
 
 
-def _event(line: bytes, start: int) -> Optional[Tuple[Event, bool]]:
-    """Return an event, and whether its record is damaged all the same."""
-    found = _EVENT.match(line)
-    if found is None:
-        return None
-    milliseconds, length, crc = int(found[1]), int(found[2]), int(found[3], 16)
-    body = line[found.end() :]
-    if crc32(body, milliseconds & 0xFFFFFFFF) == crc:
-        return Event(body, milliseconds, start), len(body) != length
-    if crc32(body[:length], milliseconds & 0xFFFFFFFF) == crc:
-        # The newline of the next record is damaged: that one is lost.
-        return Event(body[:length], milliseconds, start), True
-    return None
-
-
-def _done(line: bytes) -> Optional[Tuple[int, int]]:
-    found = _DONE.match(line)
-    if found is None or crc32(b'%b %b' % (found[1], found[2])) != int(found[3], 16):
-        return None
-    return int(found[1]), int(found[2])
-
-
-def _is_cut(line: bytes) -> bool:
-    found = _EVENT.match(line)
-    if found is None:
-        return _CUT.match(line) is not None
-    return len(line) - found.end() < int(found[2])
+def close_all(fds: List[int]) -> None:
+    """Close descriptors and empty their list. Several threads may call this."""
+    while fds:
+        try:
+            os.close(fds.pop())
+        except IndexError:
+            return  # another thread was faster
 
 
 class Writer:
     """The right to append to a log, for as long as a thread refers to it.
 
+    It has a copy of its owner's lock, so that nobody takes over a log that still grows.
+
     :ivar fd: open for reading and appending; -1 in a forked child, where it was closed
     """
 
-    # For one whose making a signal handler interrupts.
+    # For an instance whose making a signal handler interrupts.
     fd = -1
+    fds: List[int] = []
     log: Any = None
 
-    def __init__(self, fd: int, log: 'Log') -> None:
-        self.fd = fd
+    def __init__(self, log: 'Log') -> None:
+        self.fds = []  # the last one is closed first
         self.log = log
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self.fd = -1
+        close_all(self.fds)
 
     def __del__(self) -> None:
-        log = self.log
-        if log is not None:
-            log.writer = _nobody  # the weak reference still works here
+        if self.log is not None:
+            self.log.writer = _nobody  # the weak reference still works here
         self.close()
-        if log is not None and log.owner.is_leaving:
-            log.owner.leave()
 
 
 class Log:
-    """A log as its owner sees it: the methods need the lock of the store, but for `size`,
-    `is_gone` and `fd`.
+    """A log as its owner sees it.
 
-    :ivar owner: whose log it is; knows whether it was adopted
+    The methods need the lock of the store, except for `create`, `open`, `size` and `is_gone`.
+
+    :ivar owner: the owner of the log; knows whether it was adopted
     :ivar appended: counts the events that this process appended
     :ivar count: counts an event, here and in its store
     :ivar read: how many events were read of those
@@ -217,7 +219,8 @@ class Log:
     :ivar done: bytes of it that are resolved
     :ivar damaged: how many records could not be read
     :ivar has_ended: whether all events were read that will ever be appended
-    :ivar next_read: monotonic time before which it is not read, because that has failed
+    :ivar next_read: monotonic time of the next try, after it could not be read
+    :ivar writer: returns its writer; None when no thread can append
     """
 
     def __init__(self, path: str, owner: Any, total: Counter) -> None:
@@ -234,44 +237,39 @@ class Log:
         self.has_ended = False
         self.next_read = 0.0
         self.writer: Callable[[], Optional[Writer]] = _nobody
-        self._open: Dict[None, int] = {}  # its descriptor
-        self._resolved: Optional[Resolved] = None  # under its last owner
-        self._owed: List[Tuple[int, int]] = []
+        self._fds: List[int] = []
+        self._resolved: Optional[List[Range]] = None  # by its last owner
+        self._owed: List[Range] = []  # notes to be written
 
     def create(self, fsync: bool) -> Writer:
         """Make the file; the caller is the first to append to it."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        if fsync:
-            flags |= os.O_DSYNC
-        writer = Writer(os.open(self.path, flags, 0o600), self)
+        writer = Writer(self)
+        writer.fds.append(os.dup(self.owner.fd))
+        writer.fd = os.open(self.path, flags | (os.O_DSYNC if fsync else 0), 0o600)
+        writer.fds.append(writer.fd)
         try:
-            if os.write(writer.fd, HEADER) != len(HEADER):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _write(writer.fd, HEADER)
         except BaseException:
             os.unlink(self.path)
             raise
-        self._resolved = Resolved(())
+        self._resolved = []
         self.writer = weakref.ref(writer)
         return writer
 
+    def open(self) -> int:
+        """Open it for reading and notes. A deleted file can be read while it is open."""
+        writer = self.writer()
+        if writer is not None:
+            fd = os.dup(writer.fd)
+        else:
+            fd = open_plain(self.path, os.O_RDWR | os.O_APPEND)
+        self._fds.append(fd)
+        return fd
+
     @property
     def fd(self) -> int:
-        """Its descriptor for reading and notes.
-
-        :raises OSError: when it cannot be opened
-        """
-        fd = self._open.get(None)
-        if fd is None:
-            # A file that was deleted can be read as long as somebody has it open.
-            writer = self.writer()
-            if writer is not None:
-                made = os.dup(writer.fd)
-            else:
-                made = open_plain(self.path, os.O_RDWR | os.O_APPEND)
-            fd = self._open.setdefault(None, made)
-            if fd != made:
-                os.close(made)  # another thread was faster
-        return fd
+        return self._fds[0] if self._fds else self.open()
 
     def size(self) -> int:
         """Return its bytes; 0 when it is gone, and nobody has it open."""
@@ -281,47 +279,47 @@ class Log:
             return 0
 
     def is_gone(self) -> bool:
-        """Whether it was deleted, so that no other process will find it."""
+        """Whether it was deleted: no other process will find it."""
         try:
             return self._status().st_nlink == 0
         except FileNotFoundError:
             return True
         except OSError:
-            return False  # it is there, for all we know
+            return False  # it may still be there
 
     def _status(self) -> os.stat_result:
         try:
             return os.stat(self.path)
         except FileNotFoundError:
-            writer, fd = self.writer(), self._open.get(None)
-            if writer is not None:
-                fd = writer.fd
-            if fd is None:
+            writer = self.writer()
+            fds = list(self._fds) if writer is None else [writer.fd]
+            if not fds:
                 raise
-            return os.fstat(fd)
-
-    def was_cut(self) -> bool:
-        """Whether it is shorter than what was read of it."""
-        return os.fstat(self.fd).st_size < self.offset
+            return os.fstat(fds[0])
 
     def next_piece(self, most: int) -> Tuple[Piece, List[Tuple[Event, int]]]:
-        """Read up to ``most`` events that are not resolved; changes nothing: see `commit`.
+        """Read up to ``most`` events that are not resolved. `commit` goes on behind them.
 
         :returns: the piece, and each event of it to be sent, with the end of its bytes
         :raises OSError: when it cannot be read
         """
         if self._resolved is None:
-            self._resolved = Resolved(
-                bounds for piece in read_all(self.fd) for bounds in piece.done
-            )
+            pieces = read_all(self.fd)
+            self._resolved = sorted(each for piece in pieces for each in piece.done)
         # Asked first: as long as it grows, its last record may be half written.
         grows = self.writer() is not None
         found = read_piece(self.fd, self.offset, grows, most)
         if found.end == self.offset:
+            if os.fstat(self.fd).st_size < self.offset:
+                # It was cut short. The events that are in it now are sent, perhaps again.
+                self.damaged += 1
+                self.offset = 0
+                return self.next_piece(most)
             self.has_ended = not grows
         ends = [each.start for each in found.events[1:]] + [found.end]
+        done = self._resolved
         events = zip(found.events, ends)
-        return found, [each for each in events if each[0] not in self._resolved]
+        return found, [each for each in events if not is_resolved(each[0], done)]
 
     def commit(self, found: Piece, events: List[Tuple[Event, int]]) -> None:
         """Go on behind a piece that was read. If this is interrupted, it is read again."""
@@ -346,26 +344,16 @@ class Log:
                 start = self._owed.pop()[0]
             self._owed.append((start, end))
         while self._owed:
-            note = done_record(*self._owed[-1])
-            if os.write(self.fd, note) != len(note):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _write(self.fd, done_record(*self._owed[-1]))
             self._owed.pop()
 
-    def is_finished(self) -> bool:
-        """Whether all of it was read and resolved, and nobody can append an event."""
-        return self.has_ended and not self.outstanding
-
     def close(self) -> None:
-        fd = self._open.pop(None, None)
-        if fd is not None:
-            os.close(fd)
+        close_all(self._fds)
 
-    def descriptors(self) -> Iterator[int]:
-        """Yield the file descriptors that are open."""
-        writer = self.writer()
-        if writer is not None:
-            yield writer.fd
-        yield from list(self._open.values())
+
+def _write(fd: int, data: bytes) -> None:
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _nobody() -> None:

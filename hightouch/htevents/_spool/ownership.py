@@ -1,7 +1,7 @@
-"""Checks the owner and the mode of a spool's directory and files.
+"""Checks whose the files of a spool are.
 
-What another user could put there would be sent under our write key, or hang a call: a pipe
-in place of a file.
+Another user could add events that we would send under our write key. Another user could also
+put a pipe in place of a file, and a call would hang.
 """
 
 import os
@@ -9,18 +9,18 @@ import stat
 
 
 class OwnershipError(OSError):
-    """Others could have made it, or could put something in there."""
+    """Another user made a file, or could change it."""
 
 
 def check_directory(path: str) -> None:
-    """Raise `OwnershipError` if another user owns a directory, or all may change it."""
+    """Raise `OwnershipError` if another user owns a directory, or all users may change it."""
     found = os.stat(path)
     if found.st_uid not in (0, os.geteuid()):
         raise OwnershipError(
             '%s belongs to another user (uid %d); make a directory in there that is '
             'your own (mkdir -m 700), or run as that user' % (path, found.st_uid)
         )
-    # Where it is sticky, as /tmp is, others can add to it, but not touch what is ours.
+    # In a sticky directory, such as /tmp, other users cannot touch our files.
     if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
         raise OwnershipError(
             'everybody may write to %s; make a directory in there that is your own '
@@ -29,7 +29,7 @@ def check_directory(path: str) -> None:
 
 
 def check_folder(path: str) -> None:
-    """Raise `OwnershipError` unless a folder is of this user, that no other may write to."""
+    """Raise `OwnershipError` unless this user owns a folder and no other may write to it."""
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise OwnershipError('%s is not a folder of this user' % path)
@@ -39,22 +39,23 @@ def check_folder(path: str) -> None:
         )
 
 
-def check_file(path: str) -> None:
-    """Raise `OwnershipError` unless a file is a plain one, of this user."""
-    found = os.lstat(path)
+def check_file(path: str, found: os.stat_result) -> None:
+    """Raise `OwnershipError` unless ``found`` is a plain file of this user."""
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         raise OwnershipError('%s is not a plain file of this user' % path)
 
 
 def open_plain(path: str, flags: int) -> int:
-    """Open a file that has to be a plain one: never a pipe, which would wait.
+    """Open a plain file of this user. Never waits, as it would for a pipe.
 
-    :raises OSError: when it is none, or cannot be opened
+    :raises OwnershipError: when it is another kind of file, or another user's
+    :raises OSError: when it cannot be opened
     """
-    for name in ('O_CLOEXEC', 'O_NOFOLLOW', 'O_NONBLOCK'):
-        flags |= getattr(os, name, 0)
-    fd = os.open(path, flags)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise OwnershipError('%s is not a plain file' % path)
+    check_file(path, os.lstat(path))
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        check_file(path, os.fstat(fd))  # it may have been replaced
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

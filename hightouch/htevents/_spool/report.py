@@ -1,10 +1,17 @@
 """What waits in a spool, for people: looks at all streams, and changes nothing."""
 
 import os
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
-from hightouch.htevents._spool.directory import DAMAGED, LOCK, LOG_NAME, STREAM, lock
-from hightouch.htevents._spool.log import Resolved, read_all
+from hightouch.htevents._spool.directory import (
+    DAMAGED,
+    LOCK,
+    LOG,
+    LOG_NAME,
+    STREAM,
+    lock,
+)
+from hightouch.htevents._spool.log import Event, is_resolved, read_all
 from hightouch.htevents._spool.ownership import check_file, check_folder, open_plain
 
 
@@ -24,10 +31,10 @@ class Waiting(NamedTuple):
     stream: str
     path: str
     state: str
-    events: Optional[int]
-    bytes: int
-    oldest: Optional[float]
-    owner: str
+    events: Optional[int] = None
+    bytes: int = 0
+    oldest: Optional[float] = None
+    owner: str = ''
 
 
 def waiting(directory: str) -> List[Waiting]:
@@ -37,27 +44,27 @@ def waiting(directory: str) -> List[Waiting]:
     """
     found: List[Waiting] = []
     for stream in filter(STREAM.match, sorted(os.listdir(directory))):
-        folder = os.path.join(directory, stream)
-        try:
-            check_folder(folder)
-            names = sorted(os.listdir(folder))
-        except FileNotFoundError:
-            continue  # removed since it was listed
-        except OSError:
-            found.append(Waiting(stream, folder, 'foreign', None, 0, None, ''))
-            continue
-        found.extend(_look(stream, folder, names))
+        found.extend(_look(stream, os.path.join(directory, stream)))
     return found
 
 
-def _look(stream: str, folder: str, names: List[str]) -> Iterator[Waiting]:
+def _look(stream: str, folder: str) -> Iterator[Waiting]:
+    try:
+        check_folder(folder)
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return  # removed since it was listed
+    except OSError:
+        yield Waiting(stream, folder, 'foreign')
+        return
     owners: Dict[str, List[str]] = {}
     for name in names:
         path = os.path.join(folder, name)
-        if name.endswith((LOCK, '.log', DAMAGED)) and not _is_ours(path):
-            yield Waiting(stream, path, 'foreign', None, 0, None, '')
+        size = _size(path)
+        if name.endswith((LOCK, LOG, DAMAGED)) and size is None:
+            yield Waiting(stream, path, 'foreign')
         elif name.endswith(DAMAGED):
-            yield Waiting(stream, path, 'damaged', None, _size(path), None, '')
+            yield Waiting(stream, path, 'damaged', None, size or 0)
         elif LOG_NAME.match(name):
             owners.setdefault(path.rsplit('.', 2)[0], []).append(path)
     for owner, paths in owners.items():
@@ -67,62 +74,50 @@ def _look(stream: str, folder: str, names: List[str]) -> Iterator[Waiting]:
 def _look_at_owner(stream: str, owner: str, paths: List[str]) -> Iterator[Waiting]:
     name, state, fd = '?[?]@?', 'left', None
     try:
-        # Nobody takes over what is left while we look at it.
+        # Nobody takes over the logs while we look at them.
         fd = lock(owner + LOCK)
         state = 'running' if fd is None and os.path.exists(owner + LOCK) else 'left'
         with open(owner + LOCK, encoding='utf-8', errors='replace') as file:
             name = file.readline().strip() or name
     except OSError:
         pass  # somebody has deleted it
+    events: List[Event] = []
     try:
-        events, size, oldest = 0, 0, []
         for path in paths:
             try:
-                bodies = _events(path)
+                events += _events(path)
             except FileNotFoundError:
                 continue  # delivered and removed since it was listed
             except OSError:
-                yield Waiting(stream, path, state, None, _size(path), None, '')
-                continue
-            events += len(bodies)
-            size += sum(length for length, _ in bodies)
-            oldest += [milliseconds for _, milliseconds in bodies]
-        if events or fd is not None or state == 'running':
-            at = min(oldest) / 1000.0 if oldest else None
-            yield Waiting(stream, owner + LOCK, state, events, size, at, name)
+                yield Waiting(stream, path, state, None, _size(path) or 0)
     finally:
         if fd is not None:
             os.close(fd)
+    if events or fd is not None or state == 'running':
+        size = sum(len(each.body) for each in events)
+        oldest = min((each.milliseconds / 1000.0 for each in events), default=None)
+        yield Waiting(stream, owner + LOCK, state, len(events), size, oldest, name)
 
 
-def _events(path: str) -> List[Tuple[int, int]]:
-    """Return the length and the time of each event in a log that is not resolved."""
+def _events(path: str) -> List[Event]:
+    """Return the events in a log that are not resolved."""
     fd = open_plain(path, os.O_RDONLY)
     try:
         pieces = list(read_all(fd))
     finally:
         os.close(fd)
-    resolved = Resolved(bounds for piece in pieces for bounds in piece.done)
-    return [
-        (len(event.body), event.milliseconds)
-        for piece in pieces
-        for event in piece.events
-        if event not in resolved
-    ]
+    done = sorted(bounds for piece in pieces for bounds in piece.done)
+    events = (each for piece in pieces for each in piece.events)
+    return [each for each in events if not is_resolved(each, done)]
 
 
-def _is_ours(path: str) -> bool:
+def _size(path: str) -> Optional[int]:
+    """Return the bytes of a file; None when it is not a plain file of this user."""
     try:
-        check_file(path)
+        found = os.lstat(path)
+        check_file(path, found)
+        return found.st_size
     except FileNotFoundError:
-        pass
-    except OSError:
-        return False
-    return True
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
         return 0  # removed since it was listed
+    except OSError:
+        return None

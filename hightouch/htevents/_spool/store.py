@@ -11,22 +11,23 @@ The application's side takes no lock, and there is none that a fork has to wait 
 closes the descriptors that it has inherited.
 """
 
-import threading
-from collections import deque
-from sys import maxsize
-from time import time
-from typing import Any, Dict, Iterator, List, Optional, Sequence
-from weakref import WeakSet
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any, Dict, List, Optional, Sequence
 
-from hightouch.htevents._process.interruption import raise_interruption
-from hightouch.htevents._process.logs import log as logger
 from hightouch.htevents._process.waiting import monotonic
-from hightouch.htevents._queue.stores import Store
-from hightouch.htevents._spool.appender import RETRY_INTERVAL, Appender
-from hightouch.htevents._spool.directory import Directory, Owner
+from hightouch.htevents._queue.stores import Policy
+from hightouch.htevents._spool.appender import Appender
+from hightouch.htevents._spool.directory import Directory, logs_of
 from hightouch.htevents._spool.log import Log
-from hightouch.htevents._spool.policy import DurablePolicy
-from hightouch.htevents.errors import DamageError
+from hightouch.htevents._spool.reader import Reader
+from hightouch.htevents.errors import (
+    FINAL_STATUSES,
+    MAX_AGE_DAYS,
+    APIError,
+    OauthError,
+)
+from hightouch.htevents.stamps import parse
 
 # Seconds between looks around for what dead processes left: while events flow, and while
 # they do not (an idle client wakes up for nothing else).
@@ -43,11 +44,49 @@ PAUSE = 0.005
 BURST_EVENTS = 10000
 BURST_LOOK = 0.02
 
-# All stores of this process, which a forked child has to tell apart.
-_stores: 'WeakSet[FileStore]' = WeakSet()
+# Bytes of an event and its record, at most.
+RECORD_BYTES = 33 << 10
+
+_TIMESTAMP = b'"timestamp":"'
 
 
-class FileStore(Store):
+class DurablePolicy(Policy):
+    """Events on the disk that cannot be delivered wait, up to 7 days."""
+
+    durable = True
+
+    def most_retries(self, retries: float) -> float:
+        return float('inf')
+
+    def is_final(self, error: BaseException) -> bool:
+        # A setting that is wrong today can be right after the next start.
+        return (
+            isinstance(error, APIError)
+            and not isinstance(error, OauthError)
+            and error.status in FINAL_STATUSES
+        )
+
+    def expired(self, items: Sequence[Any]) -> List[bool]:
+        oldest = datetime.now(timezone.utc) - timedelta(days=MAX_AGE_DAYS)
+        # By the day first, whatever the offset: nearly all messages are of today. The
+        # timestamp comes last in a message, so that the last one found is its own.
+        day = (oldest + timedelta(days=2)).strftime('%Y-%m-%d').encode('ascii')
+        expired = []
+        for body, *_ in items:
+            start = body.rfind(_TIMESTAMP) + len(_TIMESTAMP)
+            expired.append(body[start : start + 10] <= day and _is_before(body, oldest))
+        return expired
+
+
+def _is_before(body: bytes, oldest: datetime) -> bool:
+    try:
+        moment = parse(json.loads(body.decode('utf-8'))['timestamp'])
+        return moment.tzinfo is not None and moment < oldest
+    except Exception:  # a damaged message, or what before_send made of one
+        return False  # that is the collector's to say
+
+
+class FileStore(Reader):
     """Safe to use from all threads, signal handlers and finalizers.
 
     :param directory: exists, and this process may write there
@@ -62,52 +101,40 @@ class FileStore(Store):
     def __init__(
         self, directory: str, write_key: str, fsync: bool, max_bytes: int
     ) -> None:
-        self.directory = Directory(directory, write_key, fsync)
         self._max_bytes = max_bytes
-        self._make()
-        _stores.add(self)
-
-    def _make(self) -> None:
-        # Owns the logs of this client; `put` uses nothing else.
-        self.appender = Appender(self.directory, self._max_bytes)
-        self._adopted: List[Owner] = []
-        # Held while logs are looked for, read, resolved or removed; also during I/O.
-        # Guards the fields below. Re-entrant, because it knows its owner.
-        self.lock: Any = threading.RLock()
-        self.ready = deque()  # read, and waiting to be taken
-        self._read_count = 0  # of the events that were appended
-        self._next_scan = 0.0
-        self._is_reading = False
-        self._not_noted = False
-        self._left = 0
-        self._damage: List[DamageError] = []
-        self.damaged_files = 0
+        stream = Directory(directory, write_key, fsync)
+        self._start(stream, Appender(stream, max_bytes))
 
     def reset(self) -> None:
-        # For a call that a signal handler forks inside of: its event is the parent's.
         self.appender.is_closed = True
         for owner in self._owners():
             owner.forget()
-        known = {fd for store in _stores for fd in store.descriptors()}
-        self.directory.close_others(known)
-        self._make()
-
-    def descriptors(self) -> Iterator[int]:
-        """Yield the file descriptors that it has open."""
-        for owner in self._owners():
-            yield from owner.descriptors()
-
-    def _owners(self) -> List[Owner]:
-        return self.appender.owners + self._adopted
-
-    def _logs(self) -> Iterator[Log]:
-        for owner in self._owners():
-            yield from list(owner.logs)
+        self.directory.close_others()
+        self._start(self.directory, Appender(self.directory, self._max_bytes))
 
     # -- the application's side ------------------------------------------------------
 
     def put(self, body: bytes) -> int:
         return max(1, self.waiting()) if self.appender.append(body) else 0
+
+    def can_wait(self) -> bool:
+        return not (self.appender.trouble or self.appender.is_closed)
+
+    def is_full(self) -> bool:
+        return self.appender.used() + RECORD_BYTES > self._max_bytes
+
+    def has_room_again(self) -> bool:
+        used = self.appender.used()
+        return not self.appender.trouble and 2 * used <= self._max_bytes
+
+    def why_refused(self) -> str:
+        if self.appender.trouble:
+            return 'Events cannot be made durable (%s)' % self.appender.trouble
+        return 'The spool is full (%d bytes)' % self._max_bytes
+
+    def is_durable(self) -> bool:
+        gone = any(log.is_gone() for log in logs_of(self.appender.owners))
+        return not (self.appender.trouble or gone)
 
     # -- the consumers' side ---------------------------------------------------------
 
@@ -118,147 +145,30 @@ class FileStore(Store):
 
     def fetch(self, size: int) -> None:
         with self.lock:
-            try:
-                self._is_reading = True
-                self._read_up_to(size)
-            finally:
-                self._is_reading = False
-        self._log()
+            self._adopt()
+        super().fetch(size)
 
-    def _read_up_to(self, size: int) -> None:
-        if self.appender.is_closed:
+    def _adopt(self) -> None:
+        """Take over the logs of dead owners every now and then."""
+        if self.is_closing or self.appender.is_closed or monotonic() < self._next_scan:
             return
-        if monotonic() >= self._next_scan and not self.is_closing:
-            self._next_scan = monotonic() + SCAN_INTERVAL
-            room = MAX_ADOPTED - len(self._adopted)
-            self._adopted.extend(self.directory.adopt(room))
-        for log in self.appender.logs():
-            self._read(log, size)
-        # What is not ours can wait: for ours, and for its next owner.
-        if not (self.ready or self.is_closing):
-            for owner in list(self._adopted):
-                for log in list(owner.logs):
-                    self._read(log, size)
+        self._next_scan = monotonic() + SCAN_INTERVAL
+        self._adopted.extend(self.directory.adopt(MAX_ADOPTED - len(self._adopted)))
         self._recount()
 
-    def _read(self, log: Log, size: int) -> None:
-        if monotonic() < log.next_read:
-            return
-        try:
-            while len(self.ready) < size:
-                if not self._read_piece(log, size - len(self.ready)):
-                    break
-            log.next_read = 0.0
-        except OSError as error:
-            raise_interruption(error)
-            if not isinstance(error, FileNotFoundError):  # it may pass
-                if not log.next_read:
-                    self.directory.say('Cannot read %s: %s', log.path, error)
-                log.next_read = monotonic() + RETRY_INTERVAL
-                return
-            log.has_ended = True
-        if log.has_ended:
-            self._settle(log)
+    def has_backlog(self) -> bool:
+        with self.lock:  # a look takes each lock file for a moment: `adopt` needs it, too
+            return bool(self._adopted) or self.directory.has_orphans()
 
-    def _read_piece(self, log: Log, most: int) -> bool:
-        """Read a piece of a log; False at its end."""
-        found, events = log.next_piece(most)
-        if found.end == log.offset:
-            return log.was_cut() and self._begin_anew(log)
-        now, wall = monotonic(), time()
-        self.ready.extend(
-            [
-                (
-                    event.body,
-                    now - max(0.0, wall - event.milliseconds / 1000.0),
-                    (log, event.start),
-                )
-                for event, _ in events
-            ]
-        )
-        if not log.owner.adopted:
-            self._read_count += len(events)
-        log.commit(found, events)
-        if found.damaged:
-            self.appender.seal(log.writer())  # what it costs is known at its end
-        return True
+    def may_have_more(self) -> bool:
+        return bool(self._adopted) or monotonic() >= self._next_scan
 
-    def _begin_anew(self, log: Log) -> bool:
-        """Read a log again that somebody has cut short: what is in there is sent (again)."""
-        self.appender.seal(log.writer())
-        log.damaged += 1
-        log.offset = 0
-        return True
+    def idle_wait(self) -> Optional[float]:
+        return IDLE_SCAN_INTERVAL
 
-    def _settle(self, log: Log) -> None:
-        """Count what was read of a log at its end; remove it when all is resolved."""
-        if not log.owner.adopted:
-            # More than was counted, if a signal handler raised; less, if it is damaged.
-            lost = log.appended.value - log.read
-            self._read_count += lost
-            log.read += lost  # once
-            if lost > 0:
-                self._damage.append(DamageError(lost, log.path))
-        if log.is_finished() and log in log.owner.logs:
-            self._finish(log)
-
-    def _finish(self, log: Log) -> None:
-        owner = log.owner
-        owner.logs.remove(log)
-        log.offset = maxsize  # past every mark
-        if log.damaged:
-            self.damaged_files += 1
-        self.directory.remove(log)
-        if owner.logs:
-            return
-        own = self.appender.owners
-        if owner.adopted:
-            self._adopted.remove(owner)
-            self._next_scan = 0.0  # there may be more: see MAX_ADOPTED
-        elif owner in own[:-1]:
-            own.remove(owner)  # its files were deleted, and another one has followed
-        else:
-            return
-        owner.release(is_empty=True)
-
-    def _recount(self) -> None:
-        """Count the bytes again that `put` may still use."""
-        writer = self.appender.writer
-        self.appender.used_elsewhere = sum(
-            max(0, log.size() - log.done)
-            for log in self._logs()
-            if writer is None or log is not writer.log
-        )
-
-    def resolve(self, items: Sequence[Any]) -> None:
-        by_log: Dict[Log, List[int]] = {}
-        for _, _, (log, start) in items:
-            by_log.setdefault(log, []).append(start)
-        with self.lock:
-            for log, starts in by_log.items():
-                self._resolve(log, starts)
-            self._recount()
-        self._log()
-
-    def _resolve(self, log: Log, starts: List[int]) -> None:
-        if self.appender.is_closed:
-            return  # its next owner sends them again
-        try:
-            log.resolve(starts)
-            self._not_noted = False
-        except OSError as error:
-            raise_interruption(error)
-            if not self._not_noted:
-                self._not_noted = True
-                self.directory.say('Cannot write to %s: %s', log.path, error)
-            # On a full disk only its end gives room: it ends when all is resolved.
-            self.appender.seal(log.writer())
-        if not log.outstanding and log.writer() is None:
-            self._read(log, len(self.ready) + 1)  # to its end
-
-    def waiting(self) -> int:
-        unread = max(0, self.appender.appended.value - self._read_count)
-        return len(self.ready) + unread + sum(each.count for each in self._damage)
+    def pause(self) -> float:
+        is_burst = monotonic() - self.appender.last_put <= PAUSE
+        return BURST_LOOK if is_burst and self.waiting() <= BURST_EVENTS else 0.0
 
     def oldest(self) -> Optional[float]:
         oldest = super().oldest()
@@ -266,8 +176,10 @@ class FileStore(Store):
             return self.appender.last_put  # it is not read yet
         return oldest
 
+    # -- marks -----------------------------------------------------------------------
+
     def mark(self) -> Dict[Log, int]:
-        return {log: log.size() for log in self.appender.logs()}
+        return {log: log.size() for log in logs_of(self.appender.owners)}
 
     def is_past(self, mark: Any) -> bool:
         # Not by the counts: an event that is on the disk may be read, and not counted yet.
@@ -280,95 +192,3 @@ class FileStore(Store):
     def is_before(self, item: Any, mark: Any) -> bool:
         log, start = item[2]
         return bool(start < mark.get(log, 0))
-
-    def pause(self) -> float:
-        is_burst = monotonic() - self.appender.last_put <= PAUSE
-        return BURST_LOOK if is_burst and self.waiting() <= BURST_EVENTS else 0.0
-
-    def idle_wait(self) -> Optional[float]:
-        return IDLE_SCAN_INTERVAL
-
-    def has_backlog(self) -> bool:
-        with self.lock:  # a look takes each lock file for a moment: `adopt` needs it, too
-            return bool(self._adopted) or self.directory.has_orphans()
-
-    def may_have_more(self) -> bool:
-        return bool(self._adopted) or monotonic() >= self._next_scan
-
-    def has_damage(self) -> bool:
-        return bool(self._damage)
-
-    def damage(self) -> List[DamageError]:
-        found: List[DamageError] = []
-        while self._damage:
-            found.append(self._damage.pop(0))
-        return found
-
-    def _log(self) -> None:
-        """Log what there is to say, with no lock held: a log handler may track."""
-        while self.directory.said:
-            try:
-                logger.error('%s', self.directory.said.pop(0))
-            except IndexError:
-                return  # another thread was faster
-
-    # -- the end ---------------------------------------------------------------------
-
-    def give_up(self, items: List[Any]) -> List[Any]:
-        """Leave what is pending to the next client; return what it will not find."""
-        with self.lock:
-            gone = {log for log in self._logs() if log.is_gone()}
-            for log in gone:
-                self._read(log, maxsize)
-            items = items + list(self.ready)
-            self.ready.clear()
-            lost = [item for item in items if item[2][0] in gone]
-            self._left = len(items) - len(lost) + self.waiting()
-            self._read_count = self.appender.appended.value
-            return lost
-
-    def left(self) -> int:
-        return self._left
-
-    def close(self) -> None:
-        with self.lock:
-            self.appender.is_closed = True
-            self.appender.writer = None
-            for log in list(self._logs()):
-                self._close(log)
-            for owner in self._owners():
-                owner.leave()
-            self.appender.owners, self._adopted = [], []
-        self._recount()
-        self._log()
-
-    def _close(self, log: Log) -> None:
-        try:
-            while not log.outstanding:
-                found, events = log.next_piece(1)
-                if found.end == log.offset:
-                    return self._settle(log)
-                if events:
-                    return
-                log.commit(found, events)
-        except OSError as error:
-            raise_interruption(error)  # its next owner will find out
-
-    # -- its state -------------------------------------------------------------------
-
-    def can_wait(self) -> bool:
-        return not (self.appender.trouble or self.appender.is_closed)
-
-    def is_full(self) -> bool:
-        return self.appender.is_full()
-
-    def has_room_again(self) -> bool:
-        used = self.appender.used()
-        return not self.appender.trouble and 2 * used <= self._max_bytes
-
-    def why_refused(self) -> str:
-        return self.appender.why_refused()
-
-    def is_durable(self) -> bool:
-        gone = any(log.is_gone() for log in self.appender.logs())
-        return not (self.appender.trouble or gone)

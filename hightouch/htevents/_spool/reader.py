@@ -1,0 +1,211 @@
+"""The consumers' side of a spool: reads, resolves and removes the logs."""
+
+import threading
+from collections import deque
+from sys import maxsize
+from time import time
+from typing import Any, Dict, List, Sequence
+
+from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.waiting import monotonic
+from hightouch.htevents._queue.stores import Store
+from hightouch.htevents._spool.appender import RETRY_INTERVAL, Appender
+from hightouch.htevents._spool.directory import Directory, Owner, logs_of
+from hightouch.htevents._spool.log import Log
+from hightouch.htevents.errors import DamageError
+
+
+class Reader(Store):
+    """The half of a spool's store that takes a lock.
+
+    The place of an event is its log, and where in there its record begins.
+    """
+
+    def _start(self, directory: Directory, appender: Appender) -> None:
+        """Begin anew, also in a forked child.
+
+        :param appender: owns the logs of this client
+        """
+        self.directory = directory
+        self.appender = appender
+        self._adopted: List[Owner] = []  # dead ones, whose logs it reads
+        # Held while logs are looked for, read, resolved or removed; also during I/O.
+        # Guards the fields below. Re-entrant, because it knows its owner.
+        self.lock: Any = threading.RLock()
+        self.ready = deque()  # read, and waiting to be taken
+        self._read_count = 0  # of the events that were appended
+        self._next_scan = 0.0  # monotonic time of the next look for dead owners
+        self._is_reading = False
+        self._left = 0
+        self._damage: List[DamageError] = []
+        self.damaged_files = 0
+
+    def _owners(self) -> List[Owner]:
+        return self.appender.owners + self._adopted
+
+    def waiting(self) -> int:
+        unread = max(0, self.appender.appended.value - self._read_count)
+        return len(self.ready) + unread + sum(each.count for each in self._damage)
+
+    # -- reading ---------------------------------------------------------------------
+
+    def fetch(self, size: int) -> None:
+        with self.lock:
+            try:
+                self._is_reading = True
+                if not self.appender.is_closed:
+                    self._read_up_to(size)
+            finally:
+                self._is_reading = False
+        self.directory.log()
+
+    def _read_up_to(self, size: int) -> None:
+        for log in logs_of(self.appender.owners):
+            self._read(log, size)
+        # The logs of dead owners can wait for ours, and for their next owner.
+        if not (self.ready or self.is_closing):
+            for log in logs_of(self._adopted):
+                self._read(log, size)
+
+    def _read(self, log: Log, size: int) -> None:
+        """Read a log until so many events can be taken."""
+        if monotonic() < log.next_read:
+            return
+        try:
+            while len(self.ready) < size:
+                if not self._read_piece(log, size - len(self.ready)):
+                    break
+        except OSError as error:
+            raise_interruption(error)
+            if not isinstance(error, FileNotFoundError):  # it may pass
+                self.directory.tell(log.path, 'Cannot read %s: %s', log.path, error)
+                log.next_read = monotonic() + RETRY_INTERVAL
+                return
+            log.has_ended = True
+        if log.has_ended:
+            self._settle(log)
+
+    def _read_piece(self, log: Log, most: int) -> bool:
+        """Read a piece of a log; False at its end."""
+        found, events = log.next_piece(most)
+        if found.damaged or log.damaged:
+            self.appender.seal(log.writer())  # the loss is known at the end of the log
+        if found.end == log.offset:
+            return False
+        now, wall = monotonic(), time()
+        self.ready.extend(
+            [
+                (
+                    event.body,
+                    now - max(0.0, wall - event.milliseconds / 1000.0),
+                    (log, event.start),
+                )
+                for event, _ in events
+            ]
+        )
+        if not log.owner.adopted:
+            self._read_count += len(events)
+        log.commit(found, events)
+        return True
+
+    def _settle(self, log: Log) -> None:
+        """Count the events of a log at its end; remove it when all are resolved."""
+        if not log.owner.adopted:
+            # More than was counted, if a signal handler raised; less, if it is damaged.
+            lost = log.appended.value - log.read
+            self._read_count += lost
+            log.read += lost  # once
+            if lost > 0:
+                self._damage.append(DamageError(lost, log.path))
+        if not log.outstanding and log in log.owner.logs:
+            self._finish(log)
+
+    def _finish(self, log: Log) -> None:
+        owner = log.owner
+        owner.logs.remove(log)
+        log.offset = maxsize  # past every mark
+        self.damaged_files += bool(log.damaged)
+        self.directory.remove(log)
+        self._recount()
+        if not owner.logs and owner not in self.appender.owners[-1:]:
+            (self._adopted if owner.adopted else self.appender.owners).remove(owner)
+            owner.release()
+            self._next_scan = 0.0  # there may be more than could be adopted
+
+    def _recount(self) -> None:
+        """Count the bytes again that `put` may still use."""
+        current = self.appender.writer
+        self.appender.used_elsewhere = sum(
+            max(0, log.size() - log.done)
+            for log in logs_of(self._owners())
+            if current is None or log is not current.log
+        )
+
+    def has_damage(self) -> bool:
+        return bool(self._damage)
+
+    def damage(self) -> List[DamageError]:
+        found: List[DamageError] = []
+        while self._damage:
+            found.append(self._damage.pop(0))
+        return found
+
+    # -- resolving -------------------------------------------------------------------
+
+    def resolve(self, items: Sequence[Any]) -> None:
+        with self.lock:
+            self._resolve_all(items)
+        self.directory.log()
+
+    def _resolve_all(self, items: Sequence[Any]) -> None:
+        by_log: Dict[Log, List[int]] = {}
+        for _, _, (log, start) in items:
+            by_log.setdefault(log, []).append(start)
+        if not self.appender.is_closed:  # otherwise their next owner sends them again
+            for log, starts in by_log.items():
+                self._resolve(log, starts)
+            self._recount()
+
+    def _resolve(self, log: Log, starts: List[int]) -> None:
+        try:
+            log.resolve(starts)
+        except OSError as error:
+            raise_interruption(error)
+            self.directory.tell(log.path, 'Cannot write to %s: %s', log.path, error)
+            # On a full disk only its end gives room: it ends when all is resolved.
+            self.appender.seal(log.writer())
+        if not log.outstanding and log.writer() is None:
+            self._read(log, len(self.ready) + 1)  # to its end
+
+    # -- the end ---------------------------------------------------------------------
+
+    def give_up(self, items: List[Any]) -> List[Any]:
+        """Leave what is pending to the next client; return what it will not find."""
+        assert self.lock._is_owned()
+        gone = {log for log in logs_of(self._owners()) if log.is_gone()}
+        for log in gone:
+            self._read(log, maxsize)
+        items = items + list(self.ready)
+        self.ready.clear()
+        lost = [item for item in items if item[2][0] in gone]
+        self._left = len(items) - len(lost) + self.waiting()
+        self._read_count = self.appender.appended.value
+        return lost
+
+    def left(self) -> int:
+        return self._left
+
+    def close(self) -> None:
+        with self.lock:
+            self._close()
+        self.directory.log()
+
+    def _close(self) -> None:
+        self.appender.is_closed = True
+        self.appender.writer = None
+        for log in logs_of(self._owners()):
+            self._read(log, 1)  # which removes it, if all of it is resolved
+            self.ready.clear()
+        for owner in self._owners():
+            owner.release()
+        self.appender.owners, self._adopted = [], []
