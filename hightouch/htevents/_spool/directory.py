@@ -21,7 +21,7 @@ import socket
 import sys
 import uuid
 from time import time
-from typing import Any, Dict, Iterator, List, Optional, Set
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, TypeVar
 
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log as logger
@@ -42,6 +42,8 @@ except ImportError:  # not a POSIX system: see check_support
     fcntl = None  # type: ignore[assignment]
 
 LOCK, LOG, DAMAGED = '.lock', '.log', '.damaged'
+
+_T = TypeVar('_T')
 
 # The names of a stream's folder and of a log.
 STREAM = re.compile(r'[0-9a-f]{32}\Z')
@@ -187,23 +189,17 @@ class Directory:
             self._make_folder()
             if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
                 raise OSError('no right to write there')
-            self._check_locks()
+            fd = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # whether files can be
+            finally:
+                os.close(fd)
         except OSError as error:
             raise_interruption(error)
             raise ValidationError(
                 'spool_dir: expected a directory that this process may write to, got '
                 '%r: %s' % (self.directory, error.strerror or error)
             )
-
-    def _check_locks(self) -> None:
-        fd = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            raise_interruption(error)
-            raise OSError('files cannot be locked there')
-        finally:
-            os.close(fd)
 
     def _make_folder(self) -> None:
         """Make what is missing, and check whose it is."""
@@ -281,15 +277,6 @@ class Directory:
 
     # -- what dead processes left ----------------------------------------------------
 
-    def has_orphans(self) -> bool:
-        """Whether a dead process left something to read; cheap: no log is read."""
-        for path in self._owners():
-            fd = self._lock(path)
-            if fd is not None:
-                os.close(fd)
-                return True
-        return False
-
     def adopt(self, most: int) -> List[Owner]:
         """Take over, for this process alone, the logs of dead owners. Raises nothing.
 
@@ -297,11 +284,14 @@ class Directory:
         """
         adopted: List[Owner] = []
         for path, logs in self._owners().items():
-            fd = self._lock(path) if len(adopted) < most else None
+            more = len(adopted) < most and path not in self._told
+            fd = self._attempt(path, lambda path: lock(path + LOCK)) if more else None
             if fd is None:
                 continue
             owner = Owner(path, fd, adopted=True)
-            readable = [each for each in logs if self._is_readable(each)]
+            for each in logs:
+                self._attempt(each, _check_log)
+            readable = [each for each in logs if each not in self._told]
             owner.logs.extend(Log(each, owner, Counter()) for each in readable)
             if readable:
                 adopted.append(owner)
@@ -312,26 +302,22 @@ class Directory:
                 owner.release()
         return adopted
 
-    def _lock(self, path: str) -> Optional[int]:
+    def _attempt(self, path: str, function: Callable[[str], _T]) -> Optional[_T]:
+        """Call a function with a path; None after an error, which may pass.
+
+        A path that is not ours is told, and left alone from then on.
+        """
         try:
-            return lock(path + LOCK)
+            return function(path)
         except OwnershipError as error:
             self.tell(path, 'Left alone: %s', error)
         except OSError as error:
-            raise_interruption(error)  # otherwise gone, or it may pass
+            raise_interruption(error)
         return None
 
     def _owners(self) -> Dict[str, List[str]]:
         """List the logs of each owner by its path, all oldest first."""
-        try:
-            check_directory(self.directory)
-            check_folder(self.folder)
-            names = os.listdir(self.folder)
-        except OSError as error:
-            raise_interruption(error)
-            if isinstance(error, OwnershipError):
-                self.tell(self.folder, 'Left alone: %s', error)
-            return {}
+        names = self._attempt(self.folder, self._list) or []
         owners: Dict[str, List[str]] = {}
         for name in sorted(names):
             path = os.path.join(self.folder, name)
@@ -341,34 +327,13 @@ class Directory:
                 owners.setdefault(path.rsplit('.', 2)[0], []).append(path)
         for owner in owners:
             if os.path.basename(owner) + LOCK not in names:
-                self._make_lock(owner)
-        return {each: owners[each] for each in owners if each not in self._told}
+                self._attempt(owner, _make_lock)  # somebody has deleted it
+        return owners
 
-    def _make_lock(self, owner: str) -> None:
-        """Make the lock file of an owner again, because somebody has deleted it."""
-        try:
-            os.close(os.open(owner + LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except OSError as error:
-            raise_interruption(error)
-
-    def _is_readable(self, path: str) -> bool:
-        """Whether a log is ours, and of this version; True if that will be found out."""
-        try:
-            fd = open_plain(path, os.O_RDWR)
-            try:
-                head = os.pread(fd, len(HEADER) + 1, 0)
-            finally:
-                os.close(fd)
-        except OwnershipError as error:
-            self.tell(path, 'Left alone: %s', error)
-        except OSError as error:
-            raise_interruption(error)  # otherwise gone, or it may pass
-        else:
-            if head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER:
-                self.tell(
-                    path, 'Left alone: another version of this package made %s', path
-                )
-        return path not in self._told
+    def _list(self, folder: str) -> List[str]:
+        check_directory(self.directory)
+        check_folder(folder)
+        return os.listdir(folder)
 
     # -- the end of a log ------------------------------------------------------------
 
@@ -414,6 +379,21 @@ class Directory:
             return os.readlink(link).startswith(self.folder + os.sep)
         except OSError:
             return False  # of the listing itself, which is closed again
+
+
+def _make_lock(owner: str) -> None:
+    os.close(os.open(owner + LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _check_log(path: str) -> None:
+    """Raise `OwnershipError` unless a log is ours, and of this version."""
+    fd = open_plain(path, os.O_RDONLY)
+    try:
+        head = os.pread(fd, len(HEADER) + 1, 0)
+    finally:
+        os.close(fd)
+    if head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER:
+        raise OwnershipError('another version of this package made %s' % path)
 
 
 def _unlink(path: str) -> bool:

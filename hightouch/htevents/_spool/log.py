@@ -18,17 +18,7 @@ import re
 import weakref
 from bisect import bisect_right
 from sys import maxsize
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    NamedTuple,
-    Optional,
-    Tuple,
-)
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from zlib import crc32
 
 from hightouch.htevents._queue.stores import Counter
@@ -59,11 +49,12 @@ def done_record(start: int, end: int) -> bytes:
 
 
 class Event(NamedTuple):
-    """An event in a log; ``start`` is where its record begins."""
+    """An event in a log; its record takes the bytes [start, end)."""
 
     body: bytes
     milliseconds: int
     start: int
+    end: int
 
 
 class Piece(NamedTuple):
@@ -95,49 +86,40 @@ def parse(data: bytes, at: int, is_complete: bool, most: int) -> Piece:
     at += len(lines[0])  # the bytes before the first newline
     last = len(lines) - 1
     for number, line in enumerate(lines[1:], 1):
-        event = _event(line, at)
-        bounds = _done(line) if event is None else None
-        if event is not None:
+        record, is_damaged = _record(line, at)
+        if record is None and number == last and not is_complete:
+            break
+        if isinstance(record, Event):
             if len(events) == most:
                 break
-            events.append(event[0])
-            damaged += event[1]
-        elif bounds is not None:
-            done.append(bounds)
-        elif number == last and not is_complete:
-            break
-        else:
-            damaged += not _is_cut(line)
+            events.append(record)
+        elif record is not None:
+            done.append(record)
+        damaged += is_damaged
         at += 1 + len(line)
     return Piece(events, done, at, damaged)
 
 
-def _event(line: bytes, start: int) -> Optional[Tuple[Event, bool]]:
-    """Return an event, and whether its record is damaged all the same."""
+def _record(line: bytes, at: int) -> Tuple[Any, bool]:
+    """Return an `Event`, a `Range` or None, and whether a record is damaged.
+
+    A record that was cut short is not damaged: its call did not return True.
+    """
     found = _EVENT.match(line)
-    if found is None:
-        return None
-    milliseconds, length, crc = int(found[1]), int(found[2]), int(found[3], 16)
-    body = line[found.end() :]
-    # If the newline of the next record is damaged, that record follows: it is lost.
-    for each in (body, body[:length]):
-        if crc32(each, milliseconds & 0xFFFFFFFF) == crc:
-            return Event(each, milliseconds, start), len(body) != length
-    return None
-
-
-def _done(line: bytes) -> Optional[Range]:
+    if found is not None:
+        milliseconds, length, crc = int(found[1]), int(found[2]), int(found[3], 16)
+        body = line[found.end() :]
+        # If the newline of the next record is damaged, that record follows: it is lost.
+        for each in (body, body[:length]):
+            if crc32(each, milliseconds & 0xFFFFFFFF) == crc:
+                event = Event(each, milliseconds, at, at + 1 + len(line))
+                return event, len(body) != length
+        return None, len(body) >= length
     found = _DONE.match(line)
-    if found is None or crc32(b'%b %b' % (found[1], found[2])) != int(found[3], 16):
-        return None
-    return int(found[1]), int(found[2])
-
-
-def _is_cut(line: bytes) -> bool:
-    found = _EVENT.match(line)
-    if found is None:
-        return _CUT.match(line) is not None
-    return len(line) - found.end() < int(found[2])
+    if found is not None:
+        is_right = crc32(b'%b %b' % (found[1], found[2])) == int(found[3], 16)
+        return (int(found[1]), int(found[2])) if is_right else None, not is_right
+    return None, _CUT.match(line) is None
 
 
 def read_piece(fd: int, at: int, grows: bool, most: int) -> Piece:
@@ -297,10 +279,9 @@ class Log:
                 raise
             return os.fstat(fds[0])
 
-    def next_piece(self, most: int) -> Tuple[Piece, List[Tuple[Event, int]]]:
+    def next_piece(self, most: int) -> Piece:
         """Read up to ``most`` events that are not resolved. `commit` goes on behind them.
 
-        :returns: the piece, and each event of it to be sent, with the end of its bytes
         :raises OSError: when it cannot be read
         """
         if self._resolved is None:
@@ -316,21 +297,20 @@ class Log:
                 self.offset = 0
                 return self.next_piece(most)
             self.has_ended = not grows
-        ends = [each.start for each in found.events[1:]] + [found.end]
         done = self._resolved
-        events = zip(found.events, ends)
-        return found, [each for each in events if not is_resolved(each[0], done)]
+        events = [each for each in found.events if not is_resolved(each, done)]
+        return found._replace(events=events)
 
-    def commit(self, found: Piece, events: List[Tuple[Event, int]]) -> None:
+    def commit(self, found: Piece) -> None:
         """Go on behind a piece that was read. If this is interrupted, it is read again."""
-        self.outstanding.update((event.start, end) for event, end in events)
+        self.outstanding.update((each.start, each.end) for each in found.events)
         self.read += len(found.events)
         self.damaged += found.damaged
-        size = found.end - self.offset
-        self.done += size - sum(end - event.start for event, end in events)
+        size = sum(each.end - each.start for each in found.events)
+        self.done += found.end - self.offset - size
         self.offset = found.end
 
-    def resolve(self, starts: Iterable[int]) -> None:
+    def resolve(self, starts: List[int]) -> None:
         """Note that events are resolved; a note that fails now is written with the next.
 
         :raises OSError: when a note cannot be written

@@ -87,25 +87,22 @@ class Reader(Store):
 
     def _read_piece(self, log: Log, most: int) -> bool:
         """Read a piece of a log; False at its end."""
-        found, events = log.next_piece(most)
+        found = log.next_piece(most)
         if found.damaged or log.damaged:
             self.appender.seal(log.writer())  # the loss is known at the end of the log
         if found.end == log.offset:
             return False
-        now, wall = monotonic(), time()
+        now = monotonic()
+        epoch = now - time()
         self.ready.extend(
             [
-                (
-                    event.body,
-                    now - max(0.0, wall - event.milliseconds / 1000.0),
-                    (log, event.start),
-                )
-                for event, _ in events
+                (body, min(now, epoch + milliseconds / 1000.0), (log, start))
+                for body, milliseconds, start, _ in found.events
             ]
         )
         if not log.owner.adopted:
-            self._read_count += len(events)
-        log.commit(found, events)
+            self._read_count += len(found.events)
+        log.commit(found)
         return True
 
     def _settle(self, log: Log) -> None:
@@ -145,10 +142,7 @@ class Reader(Store):
         return bool(self._damage)
 
     def damage(self) -> List[DamageError]:
-        found: List[DamageError] = []
-        while self._damage:
-            found.append(self._damage.pop(0))
-        return found
+        return [self._damage.pop(0) for _ in range(len(self._damage))]
 
     # -- resolving -------------------------------------------------------------------
 

@@ -157,8 +157,9 @@ class FileStore(Reader):
         self._recount()
 
     def has_backlog(self) -> bool:
-        with self.lock:  # a look takes each lock file for a moment: `adopt` needs it, too
-            return bool(self._adopted) or self.directory.has_orphans()
+        with self.lock:
+            self._adopt()
+        return bool(self._adopted)
 
     def may_have_more(self) -> bool:
         return bool(self._adopted) or monotonic() >= self._next_scan
