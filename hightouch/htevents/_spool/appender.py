@@ -2,7 +2,6 @@
 
 import errno
 import os
-from itertools import count
 from time import time
 from typing import Any, List, Optional
 
@@ -10,15 +9,15 @@ from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log as logger
 from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Counter
-from hightouch.htevents._spool.directory import Directory, Owner
-from hightouch.htevents._spool.log import Writer, event_record
+from hightouch.htevents._spool.directory import Directory
+from hightouch.htevents._spool.log import Log, Writer, event_record
 
-# Bytes of a log after which the next one begins; less in a small spool.
-LOG_BYTES = 4 << 20
+# Logs that hold all bytes of a spool. Each takes file descriptors until it is finished.
+LOGS = 16
 
-# Logs beyond twice the number that the spool's size needs. So many would mean that none can
-# be written to its end, because of a limit on the size of files for example.
-MORE_LOGS = 100
+# Logs that a client may have. So many mean that none can be written to its end, because of
+# a limit on the size of files for example.
+MAX_LOGS = 200
 
 # Seconds before a new log is tried, after one could not be made.
 RETRY_INTERVAL = 1.0
@@ -33,7 +32,8 @@ class Appender:
     :param directory: where the logs are made
     :param max_bytes: bytes that events of this client may take
     :ivar writer: to the current log; None before the next one is made
-    :ivar owners: the owners of the logs: the current one is the last
+    :ivar logs: the logs that are not finished, oldest first. Changed by list.append and
+        list.remove, which are atomic
     :ivar appended: counts the events
     :ivar last_put: monotonic time of the last event
     :ivar trouble: why events cannot be made durable; '' when they can
@@ -44,12 +44,10 @@ class Appender:
     def __init__(self, directory: Directory, max_bytes: int) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._log_bytes = min(LOG_BYTES, max_bytes // 4)
-        self._max_logs = MORE_LOGS + 2 * max_bytes // self._log_bytes
-        self._numbers = count(1)
+        self._log_bytes = max_bytes // LOGS
         self._next_open = 0.0
         self.writer: Optional[Writer] = None
-        self.owners: List[Owner] = []
+        self.logs: List[Log] = []
         self.appended = Counter()
         self.last_put = float('-inf')
         self.trouble = ''
@@ -122,27 +120,20 @@ class Appender:
         if self.is_closed or monotonic() < self._next_open:
             return None
         try:
-            owner = self.owners[-1] if self.owners else None
-            if owner is None or owner.is_gone():
-                owner = self._directory.make_owner()
-                self.owners.append(owner)
-            if len(owner.logs) >= self._max_logs:
+            if len(self.logs) >= MAX_LOGS:
                 raise OSError('no file could be written to its end')
-            number = next(self._numbers)
-            writer = self._directory.make_log(owner, number, self.appended)
+            writer = self._directory.make_log(self.appended)
+            self.logs.append(writer.log)
             self.seal(self.writer)  # of another thread that came here
             self.writer = writer
             if self.is_closed:  # since the first look
                 self.writer = None
-                owner.logs.remove(writer.log)
-                os.unlink(writer.log.path)
-                owner.release()
+                self._directory.discard(writer.log)
                 return None
         except OSError as error:
             raise_interruption(error)
             self._next_open = monotonic() + RETRY_INTERVAL
-            if not self.is_closed:
-                self._in_trouble(error)
+            self._in_trouble(error)
             return None
         return writer
 

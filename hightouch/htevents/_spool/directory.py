@@ -1,17 +1,16 @@
-"""The directory of a spool: who may write where, and what dead processes left.
+"""The directory of a spool: its folders and files, and their locks.
 
 ::
 
-    DIR/<stream>/<owner>.lock         locked by its owner, as long as that lives
-    DIR/<stream>/<owner>.<n>.log      its events: see ``log``
-    DIR/<stream>/<...>.log.damaged    set aside: not read again
+    DIR/<stream>/<name>.log            events of one client: see ``log``
+    DIR/<stream>/<name>.lock           locked by its process, as long as that lives
+    DIR/<stream>/<name>.log.damaged    set aside: not read again
 
 A stream is the events of one write key. Its folder is named by a hash of the key, so the key
-is not on the disk, and events never meet those of another key. An owner is a client in a
-process. The kernel drops its file lock (``flock``) with the process, however that ends. A
-living owner can therefore not be taken for a dead one, although a process id is used again or
-another container has the same volume. The process that gets the lock of a dead owner inherits
-its logs.
+is not on the disk, and events never meet the events of another key. The kernel drops a file
+lock (``flock``) with its process, however that ends. A living process can therefore not be
+taken for a dead one, although a process id is used again or another container has the same
+volume. The process that gets the lock of a dead one takes over the log.
 """
 
 import hashlib
@@ -21,12 +20,12 @@ import socket
 import sys
 import uuid
 from time import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, TypeVar
+from typing import Any, Callable, Iterator, List, Optional, Set, TypeVar
 
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log as logger
 from hightouch.htevents._queue.stores import Counter
-from hightouch.htevents._spool.log import HEADER, Log, Writer, close_all
+from hightouch.htevents._spool.log import HEADER, LOCK, LOG, Log, Writer, create
 from hightouch.htevents._spool.ownership import (
     OwnershipError,
     check_directory,
@@ -41,16 +40,16 @@ try:
 except ImportError:  # not a POSIX system: see check_support
     fcntl = None  # type: ignore[assignment]
 
-LOCK, LOG, DAMAGED = '.lock', '.log', '.damaged'
+DAMAGED = '.damaged'
 
 _T = TypeVar('_T')
 
 # The names of a stream's folder and of a log.
 STREAM = re.compile(r'[0-9a-f]{32}\Z')
-LOG_NAME = re.compile(r'([0-9a-f]{32})\.(\d+)\.log\Z')
+LOG_NAME = re.compile(r'[0-9a-f]{32}\.log\Z')
 
-# Lock files that are made until one is ours: another process may take a new one for a dead
-# owner's, and remove it before we have locked it.
+# Lock files that are made until one is ours: another process may take a new one for one of
+# a dead process, and remove it before we have locked it.
 _TRIES = 10
 
 
@@ -89,7 +88,7 @@ def lock(path: str) -> Optional[int]:
 
 
 def _try_lock(fd: int, path: str) -> bool:
-    """Lock an open file. False when another process has it, or removed it before."""
+    """Lock an open file; False when another process has it, or has removed it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return _is_at(fd, path)
@@ -106,61 +105,6 @@ def _is_at(fd: int, path: str) -> bool:
         return False
 
 
-class Owner:
-    """A client in a process, living or dead: its lock and its logs.
-
-    :ivar path: of its files, up to their suffix
-    :ivar adopted: whether this process has inherited it
-    :ivar logs: the logs that are not finished, oldest first. Changed by list.append and
-        list.remove, which are atomic
-    """
-
-    def __init__(self, path: str, fd: int, adopted: bool) -> None:
-        self.path = path
-        self.adopted = adopted
-        self.logs: List[Log] = []
-        self._fds = [fd]
-
-    @property
-    def fd(self) -> int:
-        """The descriptor that holds the lock; -1 when it was released."""
-        return [*self._fds, -1][0]
-
-    def is_gone(self) -> bool:
-        """Whether its lock file was deleted: others would take it for dead."""
-        return os.fstat(self.fd).st_nlink == 0
-
-    def release(self) -> None:
-        """Let go of the lock; remove the file if no log is left.
-
-        The lock stays as long as a call writes to a log, which has a copy: see `Writer`.
-        """
-        # In a child that was forked inside this call the lock is its parent's.
-        if not self.logs and _is_at(self.fd, self.path + LOCK):
-            _unlink(self.path + LOCK)
-        self.close()
-
-    def close(self) -> None:
-        """Close all files but those that calls write to."""
-        for log in list(self.logs):
-            log.close()
-        close_all(self._fds)
-
-    def forget(self) -> None:
-        """Close all files, as a forked child has to: the lock is its parent's."""
-        for log in list(self.logs):
-            writer = log.writer()
-            if writer is not None:
-                writer.close()
-        self.close()
-
-
-def logs_of(owners: List[Owner]) -> Iterator[Log]:
-    """Yield the logs that are not finished, oldest first. Any thread may call this."""
-    for owner in list(owners):
-        yield from list(owner.logs)
-
-
 class Directory:
     """The stream of one write key in a directory. Safe to use from several threads.
 
@@ -175,7 +119,7 @@ class Directory:
         self.folder = os.path.join(self.directory, stream_name(write_key))
         self._fsync = fsync
         self._said: List[str] = []
-        # Paths that something was said of. They are not taken over.
+        # The paths in these texts. They are not taken over.
         self._told: Set[str] = set()
         self._check()
 
@@ -191,7 +135,8 @@ class Directory:
                 raise OSError('no right to write there')
             fd = os.open(self.folder, os.O_RDONLY)
             try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # whether files can be
+                # Fails where no file can be locked.
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -239,68 +184,60 @@ class Directory:
 
     # -- making ----------------------------------------------------------------------
 
-    def make_owner(self) -> Owner:
-        """Make an owner for this client and process.
-
-        :raises OSError: when the file system does not allow it
-        """
-        self._make_folder()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        for _ in range(_TRIES):
-            # In the order of their age.
-            name = '%012x%s' % (int(time() * 1000), uuid.uuid4().hex[12:])
-            path = os.path.join(self.folder, name)
-            fd = os.open(path + LOCK, flags, 0o600)
-            owner = Owner(path, fd, adopted=False)
-            try:
-                if _try_lock(fd, path + LOCK):
-                    os.write(fd, _self().encode('utf-8', 'replace'))
-                    return owner
-            except BaseException:
-                owner.release()
-                raise
-            owner.release()
-        raise OSError('files that are made there are taken away')
-
-    def make_log(self, owner: Owner, number: int, total: Counter) -> Writer:
-        """Make a log; return the writer that appends to it.
+    def make_log(self, total: Counter) -> Writer:
+        """Make a log for this client and process; return the writer that appends to it.
 
         :param total: counts the events of all logs
         :raises OSError: when the file system does not allow it
         """
         self._make_folder()
-        log = Log('%s.%06d%s' % (owner.path, number, LOG), owner, total)
-        writer = log.create(self._fsync)
-        self._sync(self.folder)
-        owner.logs.append(log)
-        return writer
+        for _ in range(_TRIES):
+            # In the order of their age.
+            name = '%012x%s' % (int(time() * 1000), uuid.uuid4().hex[12:])
+            log = Log(os.path.join(self.folder, name), total)
+            try:
+                create(log.lock_path, 0, log.locks)
+                if _try_lock(log.locks[0], log.lock_path):
+                    os.write(log.locks[0], _self().encode('utf-8', 'replace'))
+                    writer = log.create(self._fsync)
+                    self._sync(self.folder)
+                    return writer
+            except BaseException:
+                self.discard(log)
+                raise
+            self.discard(log)
+        raise OSError('files that are made there are taken away')
 
     # -- what dead processes left ----------------------------------------------------
 
-    def adopt(self, most: int) -> List[Owner]:
-        """Take over, for this process alone, the logs of dead owners. Raises nothing.
+    def adopt(self, most: int) -> Iterator[Log]:
+        """Take over, for this process alone, the logs of dead ones. Raises nothing.
 
-        :param most: owners to take over; the others wait, or are another process's
+        :param most: logs to take over; the others wait, or are another process's
         """
-        adopted: List[Owner] = []
-        for path, logs in self._owners().items():
-            more = len(adopted) < most and path not in self._told
-            fd = self._attempt(path, lambda path: lock(path + LOCK)) if more else None
-            if fd is None:
-                continue
-            owner = Owner(path, fd, adopted=True)
-            for each in logs:
-                self._attempt(each, _check_log)
-            readable = [each for each in logs if each not in self._told]
-            owner.logs.extend(Log(each, owner, Counter()) for each in readable)
-            if readable:
-                adopted.append(owner)
-            elif logs:
-                self._told.add(path)  # nothing of it can be read
-                owner.close()
-            else:
-                owner.release()
-        return adopted
+        for stem in self._stems():
+            if most > 0 and stem not in self._told:
+                log = self._attempt(stem, self._adopt)
+                if log is not None:
+                    most -= 1
+                    yield log
+
+    def _adopt(self, stem: str) -> Optional[Log]:
+        fd = lock(stem + LOCK)
+        if fd is None:
+            return None
+        log = Log(stem)
+        log.locks.append(fd)
+        try:
+            _check_log(log.path)
+            return log
+        except FileNotFoundError as error:
+            raise_interruption(error)
+            self.discard(log)  # its process died before it had made a log
+            return None
+        except BaseException:
+            log.close()
+            raise
 
     def _attempt(self, path: str, function: Callable[[str], _T]) -> Optional[_T]:
         """Call a function with a path; None after an error, which may pass.
@@ -315,20 +252,16 @@ class Directory:
             raise_interruption(error)
         return None
 
-    def _owners(self) -> Dict[str, List[str]]:
-        """List the logs of each owner by its path, all oldest first."""
+    def _stems(self) -> List[str]:
+        """List the paths of logs and locks without their suffixes, oldest first."""
         names = self._attempt(self.folder, self._list) or []
-        owners: Dict[str, List[str]] = {}
-        for name in sorted(names):
-            path = os.path.join(self.folder, name)
-            if name.endswith(LOCK):
-                owners.setdefault(path[: -len(LOCK)], [])
-            elif LOG_NAME.match(name):
-                owners.setdefault(path.rsplit('.', 2)[0], []).append(path)
-        for owner in owners:
-            if os.path.basename(owner) + LOCK not in names:
-                self._attempt(owner, _make_lock)  # somebody has deleted it
-        return owners
+        with_lock = {each[: -len(LOCK)] for each in names if each.endswith(LOCK)}
+        with_log = {each[: -len(LOG)] for each in names if LOG_NAME.match(each)}
+        for each in with_log - with_lock:  # somebody has deleted the lock
+            self._attempt(os.path.join(self.folder, each + LOCK), _make_lock)
+        return [
+            os.path.join(self.folder, each) for each in sorted(with_log | with_lock)
+        ]
 
     def _list(self, folder: str) -> List[str]:
         check_directory(self.directory)
@@ -338,27 +271,36 @@ class Directory:
     # -- the end of a log ------------------------------------------------------------
 
     def remove(self, log: Log) -> None:
-        """Remove a log that is finished; set it aside if it is damaged."""
-        log.close()
-        if not log.damaged:
-            if not _unlink(log.path):
-                self.tell(log.path, '%s is delivered, and cannot be removed', log.path)
-            return
+        """Remove a log that is finished, or set it aside if it is damaged."""
         path = log.path + DAMAGED
         try:
-            os.rename(log.path, path)
-        except FileNotFoundError:
-            return
+            if log.damaged:
+                os.rename(log.path, path)
+                self.tell(
+                    path,
+                    'A spool file was damaged: %d record(s) of it cannot be read. The '
+                    'others are sent; the file is set aside as %s',
+                    log.damaged,
+                    path,
+                )
+            else:
+                os.unlink(log.path)
         except OSError as error:
             raise_interruption(error)
-            path = log.path
-        self.tell(
-            path,
-            'A spool file was damaged: %d record(s) of it cannot be read. The others are '
-            'sent; the file is set aside as %s',
-            log.damaged,
-            path,
-        )
+            if not isinstance(error, FileNotFoundError):
+                text = '%s is done (%d damaged record(s)), and cannot be removed: %s'
+                self.tell(log.stem, text, log.path, log.damaged, error)
+        if not os.path.lexists(log.path):
+            self._attempt(log.lock_path, os.unlink)
+        log.close()
+
+    def discard(self, log: Log) -> None:
+        """Remove a log that has no events."""
+        # In a child that was forked inside a call the files are its parent's.
+        if log.locks and _is_at(log.locks[0], log.lock_path):
+            self.remove(log)
+        # Its writer, too: an application may keep an error, and the frames in which it is.
+        log.forget()
 
     # -- a fork ----------------------------------------------------------------------
 
@@ -381,8 +323,8 @@ class Directory:
             return False  # of the listing itself, which is closed again
 
 
-def _make_lock(owner: str) -> None:
-    os.close(os.open(owner + LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+def _make_lock(path: str) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _check_log(path: str) -> None:
@@ -394,18 +336,6 @@ def _check_log(path: str) -> None:
         os.close(fd)
     if head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER:
         raise OwnershipError('another version of this package made %s' % path)
-
-
-def _unlink(path: str) -> bool:
-    """Remove a file; False when it is still there."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise_interruption(error)
-        return False
-    return True
 
 
 def _self() -> str:

@@ -17,6 +17,7 @@ import os
 import re
 import weakref
 from bisect import bisect_right
+from itertools import starmap
 from sys import maxsize
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from zlib import crc32
@@ -25,6 +26,8 @@ from hightouch.htevents._queue.stores import Counter
 from hightouch.htevents._spool.ownership import open_plain
 
 HEADER = b'htevents-spool 1'
+
+LOCK, LOG = '.lock', '.log'
 
 # Bytes that are read at a time: more than any record.
 CHUNK = 256 << 10
@@ -151,6 +154,15 @@ def is_resolved(event: Event, done: List[Range]) -> bool:
     return number > 0 and event.start < done[number - 1][1]
 
 
+def create(path: str, flags: int, fds: List[int]) -> None:
+    """Make a file, and append its descriptor to a list.
+
+    In one step of the interpreter: a signal handler that raises comes before it or after it.
+    """
+    flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fds.extend(starmap(os.open, [(path, flags, 0o600)]))
+
+
 def close_all(fds: List[int]) -> None:
     """Close descriptors and empty their list. Several threads may call this."""
     while fds:
@@ -163,7 +175,7 @@ def close_all(fds: List[int]) -> None:
 class Writer:
     """The right to append to a log, for as long as a thread refers to it.
 
-    It has a copy of its owner's lock, so that nobody takes over a log that still grows.
+    It has a copy of the lock: nobody takes over a log that still grows.
 
     :ivar fd: open for reading and appending; -1 in a forked child, where it was closed
     """
@@ -188,11 +200,14 @@ class Writer:
 
 
 class Log:
-    """A log as its owner sees it.
+    """A log of this process, which has its lock file locked.
 
     The methods need the lock of the store, except for `create`, `open`, `size` and `is_gone`.
 
-    :ivar owner: the owner of the log; knows whether it was adopted
+    :param stem: path without suffix
+    :param total: counts the events of all logs of a client; None if a dead process made this
+    :ivar adopted: whether a dead process made it
+    :ivar locks: the descriptor that holds the lock, until it is closed
     :ivar appended: counts the events that this process appended
     :ivar count: counts an event, here and in its store
     :ivar read: how many events were read of those
@@ -205,12 +220,14 @@ class Log:
     :ivar writer: returns its writer; None when no thread can append
     """
 
-    def __init__(self, path: str, owner: Any, total: Counter) -> None:
-        self.path = path
-        self.owner = owner
+    def __init__(self, stem: str, total: Optional[Counter] = None) -> None:
+        self.stem = stem
+        self.path = stem + LOG
+        self.lock_path = stem + LOCK
+        self.adopted = total is None
         self.appended = Counter()
         # In one step of the interpreter: a signal handler may raise between two.
-        self.count = zip(self.appended.left, total.left).__next__
+        self.count = zip(self.appended.left, (total or Counter()).left).__next__
         self.read = 0
         self.offset = 0
         self.outstanding: Dict[int, int] = {}
@@ -219,24 +236,20 @@ class Log:
         self.has_ended = False
         self.next_read = 0.0
         self.writer: Callable[[], Optional[Writer]] = _nobody
+        self.locks: List[int] = []
         self._fds: List[int] = []
         self._resolved: Optional[List[Range]] = None  # by its last owner
         self._owed: List[Range] = []  # notes to be written
 
     def create(self, fsync: bool) -> Writer:
         """Make the file; the caller is the first to append to it."""
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         writer = Writer(self)
-        writer.fds.append(os.dup(self.owner.fd))
-        writer.fd = os.open(self.path, flags | (os.O_DSYNC if fsync else 0), 0o600)
-        writer.fds.append(writer.fd)
-        try:
-            _write(writer.fd, HEADER)
-        except BaseException:
-            os.unlink(self.path)
-            raise
-        self._resolved = []
         self.writer = weakref.ref(writer)
+        writer.fds.append(os.dup(self.locks[0]))
+        create(self.path, os.O_APPEND | (os.O_DSYNC if fsync else 0), writer.fds)
+        writer.fd = writer.fds[-1]
+        _write(writer.fd, HEADER)
+        self._resolved = []
         return writer
 
     def open(self) -> int:
@@ -328,7 +341,16 @@ class Log:
             self._owed.pop()
 
     def close(self) -> None:
+        """Close it. The lock stays as long as a call writes, which has a copy."""
         close_all(self._fds)
+        close_all(self.locks)
+
+    def forget(self) -> None:
+        """Close it, also for calls that write: in a forked child the lock is its parent's."""
+        writer = self.writer()
+        if writer is not None:
+            writer.close()
+        self.close()
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -10,7 +10,7 @@ from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Store
 from hightouch.htevents._spool.appender import RETRY_INTERVAL, Appender
-from hightouch.htevents._spool.directory import Directory, Owner, logs_of
+from hightouch.htevents._spool.directory import Directory
 from hightouch.htevents._spool.log import Log
 from hightouch.htevents.errors import DamageError
 
@@ -18,7 +18,7 @@ from hightouch.htevents.errors import DamageError
 class Reader(Store):
     """The half of a spool's store that takes a lock.
 
-    The place of an event is its log, and where in there its record begins.
+    The place of an event is its log, and where its record begins.
     """
 
     def _start(self, directory: Directory, appender: Appender) -> None:
@@ -28,20 +28,20 @@ class Reader(Store):
         """
         self.directory = directory
         self.appender = appender
-        self._adopted: List[Owner] = []  # dead ones, whose logs it reads
+        self._adopted: List[Log] = []  # of dead processes
         # Held while logs are looked for, read, resolved or removed; also during I/O.
         # Guards the fields below. Re-entrant, because it knows its owner.
         self.lock: Any = threading.RLock()
         self.ready = deque()  # read, and waiting to be taken
         self._read_count = 0  # of the events that were appended
-        self._next_scan = 0.0  # monotonic time of the next look for dead owners
+        self._next_scan = 0.0  # monotonic time of the next look for such logs
         self._is_reading = False
         self._left = 0
         self._damage: List[DamageError] = []
         self.damaged_files = 0
 
-    def _owners(self) -> List[Owner]:
-        return self.appender.owners + self._adopted
+    def _logs(self) -> List[Log]:
+        return self.appender.logs + self._adopted
 
     def waiting(self) -> int:
         unread = max(0, self.appender.appended.value - self._read_count)
@@ -60,11 +60,11 @@ class Reader(Store):
         self.directory.log()
 
     def _read_up_to(self, size: int) -> None:
-        for log in logs_of(self.appender.owners):
+        for log in list(self.appender.logs):
             self._read(log, size)
-        # The logs of dead owners can wait for ours, and for their next owner.
+        # The logs of dead processes can wait for ours, and for the next client.
         if not (self.ready or self.is_closing):
-            for log in logs_of(self._adopted):
+            for log in list(self._adopted):
                 self._read(log, size)
 
     def _read(self, log: Log, size: int) -> None:
@@ -100,33 +100,30 @@ class Reader(Store):
                 for body, milliseconds, start, _ in found.events
             ]
         )
-        if not log.owner.adopted:
+        if not log.adopted:
             self._read_count += len(found.events)
         log.commit(found)
         return True
 
     def _settle(self, log: Log) -> None:
         """Count the events of a log at its end; remove it when all are resolved."""
-        if not log.owner.adopted:
+        if not log.adopted:
             # More than was counted, if a signal handler raised; less, if it is damaged.
             lost = log.appended.value - log.read
             self._read_count += lost
             log.read += lost  # once
             if lost > 0:
                 self._damage.append(DamageError(lost, log.path))
-        if not log.outstanding and log in log.owner.logs:
+        if not log.outstanding and log in self._logs():
             self._finish(log)
 
     def _finish(self, log: Log) -> None:
-        owner = log.owner
-        owner.logs.remove(log)
+        (self._adopted if log.adopted else self.appender.logs).remove(log)
         log.offset = maxsize  # past every mark
         self.damaged_files += bool(log.damaged)
         self.directory.remove(log)
         self._recount()
-        if not owner.logs and owner not in self.appender.owners[-1:]:
-            (self._adopted if owner.adopted else self.appender.owners).remove(owner)
-            owner.release()
+        if log.adopted:
             self._next_scan = 0.0  # there may be more than could be adopted
 
     def _recount(self) -> None:
@@ -134,7 +131,7 @@ class Reader(Store):
         current = self.appender.writer
         self.appender.used_elsewhere = sum(
             max(0, log.size() - log.done)
-            for log in logs_of(self._owners())
+            for log in self._logs()
             if current is None or log is not current.log
         )
 
@@ -155,7 +152,7 @@ class Reader(Store):
         by_log: Dict[Log, List[int]] = {}
         for _, _, (log, start) in items:
             by_log.setdefault(log, []).append(start)
-        if not self.appender.is_closed:  # otherwise their next owner sends them again
+        if not self.appender.is_closed:  # otherwise the next client sends them again
             for log, starts in by_log.items():
                 self._resolve(log, starts)
             self._recount()
@@ -166,7 +163,7 @@ class Reader(Store):
         except OSError as error:
             raise_interruption(error)
             self.directory.tell(log.path, 'Cannot write to %s: %s', log.path, error)
-            # On a full disk only its end gives room: it ends when all is resolved.
+            # A full disk has room again when the log ends and is removed.
             self.appender.seal(log.writer())
         if not log.outstanding and log.writer() is None:
             self._read(log, len(self.ready) + 1)  # to its end
@@ -176,7 +173,7 @@ class Reader(Store):
     def give_up(self, items: List[Any]) -> List[Any]:
         """Leave what is pending to the next client; return what it will not find."""
         assert self.lock._is_owned()
-        gone = {log for log in logs_of(self._owners()) if log.is_gone()}
+        gone = {log for log in self._logs() if log.is_gone()}
         for log in gone:
             self._read(log, maxsize)
         items = items + list(self.ready)
@@ -197,9 +194,8 @@ class Reader(Store):
     def _close(self) -> None:
         self.appender.is_closed = True
         self.appender.writer = None
-        for log in logs_of(self._owners()):
+        for log in self._logs():
             self._read(log, 1)  # which removes it, if all of it is resolved
             self.ready.clear()
-        for owner in self._owners():
-            owner.release()
-        self.appender.owners, self._adopted = [], []
+            log.close()
+        self.appender.logs, self._adopted = [], []

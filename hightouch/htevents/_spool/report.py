@@ -1,25 +1,18 @@
 """What waits in a spool, for people: looks at all streams, and changes nothing."""
 
 import os
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional
 
-from hightouch.htevents._spool.directory import (
-    DAMAGED,
-    LOCK,
-    LOG,
-    LOG_NAME,
-    STREAM,
-    lock,
-)
-from hightouch.htevents._spool.log import Event, is_resolved, read_all
+from hightouch.htevents._spool.directory import DAMAGED, LOG_NAME, STREAM, lock
+from hightouch.htevents._spool.log import LOCK, LOG, Event, is_resolved, read_all
 from hightouch.htevents._spool.ownership import check_file, check_folder, open_plain
 
 
 class Waiting(NamedTuple):
-    """What waits of one owner.
+    """A log, or a file that is not read.
 
     :ivar stream: the folder's name
-    :ivar path: of its lock file, or of a log that is damaged or of another user
+    :ivar path: of the file
     :ivar state: 'running' (its process lives), 'left' (its process died), 'damaged', or
         'foreign' (another user's: it is left alone, also by clients)
     :ivar events: how many; None when it cannot be read
@@ -57,7 +50,6 @@ def _look(stream: str, folder: str) -> Iterator[Waiting]:
     except OSError:
         yield Waiting(stream, folder, 'foreign')
         return
-    owners: Dict[str, List[str]] = {}
     for name in names:
         path = os.path.join(folder, name)
         size = _size(path)
@@ -66,37 +58,31 @@ def _look(stream: str, folder: str) -> Iterator[Waiting]:
         elif name.endswith(DAMAGED):
             yield Waiting(stream, path, 'damaged', None, size or 0)
         elif LOG_NAME.match(name):
-            owners.setdefault(path.rsplit('.', 2)[0], []).append(path)
-    for owner, paths in owners.items():
-        yield from _look_at_owner(stream, owner, paths)
+            yield from _look_at_log(stream, path, path[: -len(LOG)] + LOCK)
 
 
-def _look_at_owner(stream: str, owner: str, paths: List[str]) -> Iterator[Waiting]:
-    name, state, fd = '?[?]@?', 'left', None
+def _look_at_log(stream: str, path: str, lock_path: str) -> Iterator[Waiting]:
+    owner, state, fd = '?[?]@?', 'left', None
     try:
-        # Nobody takes over the logs while we look at them.
-        fd = lock(owner + LOCK)
-        state = 'running' if fd is None and os.path.exists(owner + LOCK) else 'left'
-        with open(owner + LOCK, encoding='utf-8', errors='replace') as file:
-            name = file.readline().strip() or name
+        # No process takes over the log while we have its lock.
+        fd = lock(lock_path)
+        state = 'running' if fd is None and os.path.exists(lock_path) else 'left'
+        with open(lock_path, encoding='utf-8', errors='replace') as file:
+            owner = file.readline().strip() or owner
     except OSError:
         pass  # somebody has deleted it
-    events: List[Event] = []
     try:
-        for path in paths:
-            try:
-                events += _events(path)
-            except FileNotFoundError:
-                continue  # delivered and removed since it was listed
-            except OSError:
-                yield Waiting(stream, path, state, None, _size(path) or 0)
+        events = _events(path)
+        size = sum(len(each.body) for each in events)
+        oldest = min((each.milliseconds / 1000.0 for each in events), default=None)
+        yield Waiting(stream, path, state, len(events), size, oldest, owner)
+    except FileNotFoundError:
+        pass  # delivered and removed since it was listed
+    except OSError:
+        yield Waiting(stream, path, state, None, _size(path) or 0)
     finally:
         if fd is not None:
             os.close(fd)
-    if events or fd is not None or state == 'running':
-        size = sum(len(each.body) for each in events)
-        oldest = min((each.milliseconds / 1000.0 for each in events), default=None)
-        yield Waiting(stream, owner + LOCK, state, len(events), size, oldest, name)
 
 
 def _events(path: str) -> List[Event]:

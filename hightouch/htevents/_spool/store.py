@@ -3,12 +3,12 @@
 An event is appended to the client's current log. A consumer reads the logs in order, a batch
 ahead: memory holds counters and one batch, however many events wait. When a batch is resolved
 a note of that is appended to its log, and a log is removed when all of it is resolved. Events
-that a process could not deliver stay in its logs. Its lock ends with it, and a living client of
-the same write key takes the logs over: at its start, and when it looks around every now and
-then. It reads them while it has no events of its own to read.
+that a process could not deliver stay in its logs. Their locks end with it, and a living client
+of the same write key takes the logs over: at its start, and when it looks around every now and
+then. It reads them while it has no new events to read.
 
-The application's side takes no lock, and there is none that a fork has to wait for: a child
-closes the descriptors that it has inherited.
+The application's side takes no lock. A fork waits for no lock either: a child closes the
+descriptors that it has inherited.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Policy
 from hightouch.htevents._spool.appender import Appender
-from hightouch.htevents._spool.directory import Directory, logs_of
+from hightouch.htevents._spool.directory import Directory
 from hightouch.htevents._spool.log import Log
 from hightouch.htevents._spool.reader import Reader
 from hightouch.htevents.errors import (
@@ -29,12 +29,12 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.stamps import parse
 
-# Seconds between looks around for what dead processes left: while events flow, and while
-# they do not (an idle client wakes up for nothing else).
+# Seconds between looks for logs of dead processes: while events flow, and while they do not
+# (an idle client wakes up for nothing else).
 SCAN_INTERVAL = 5.0
 IDLE_SCAN_INTERVAL = 30.0
 
-# Dead owners whose logs are read at a time: each takes some file descriptors.
+# Logs of dead processes that are read at a time: each takes some file descriptors.
 MAX_ADOPTED = 16
 
 # A burst: less than PAUSE seconds between two calls, until so many events wait. A call lets
@@ -69,7 +69,7 @@ class DurablePolicy(Policy):
     def expired(self, items: Sequence[Any]) -> List[bool]:
         oldest = datetime.now(timezone.utc) - timedelta(days=MAX_AGE_DAYS)
         # By the day first, whatever the offset: nearly all messages are of today. The
-        # timestamp comes last in a message, so that the last one found is its own.
+        # timestamp comes last in a message: the last match is not in its properties.
         day = (oldest + timedelta(days=2)).strftime('%Y-%m-%d').encode('ascii')
         expired = []
         for body, *_ in items:
@@ -82,8 +82,8 @@ def _is_before(body: bytes, oldest: datetime) -> bool:
     try:
         moment = parse(json.loads(body.decode('utf-8'))['timestamp'])
         return moment.tzinfo is not None and moment < oldest
-    except Exception:  # a damaged message, or what before_send made of one
-        return False  # that is the collector's to say
+    except Exception:  # before_send may have changed the message
+        return False  # the collector decides
 
 
 class FileStore(Reader):
@@ -107,8 +107,8 @@ class FileStore(Reader):
 
     def reset(self) -> None:
         self.appender.is_closed = True
-        for owner in self._owners():
-            owner.forget()
+        for log in self._logs():
+            log.forget()
         self.directory.close_others()
         self._start(self.directory, Appender(self.directory, self._max_bytes))
 
@@ -133,7 +133,7 @@ class FileStore(Reader):
         return 'The spool is full (%d bytes)' % self._max_bytes
 
     def is_durable(self) -> bool:
-        gone = any(log.is_gone() for log in logs_of(self.appender.owners))
+        gone = any(log.is_gone() for log in list(self.appender.logs))
         return not (self.appender.trouble or gone)
 
     # -- the consumers' side ---------------------------------------------------------
@@ -149,7 +149,7 @@ class FileStore(Reader):
         super().fetch(size)
 
     def _adopt(self) -> None:
-        """Take over the logs of dead owners every now and then."""
+        """Take over the logs of dead processes, now and then."""
         if self.is_closing or self.appender.is_closed or monotonic() < self._next_scan:
             return
         self._next_scan = monotonic() + SCAN_INTERVAL
@@ -180,7 +180,7 @@ class FileStore(Reader):
     # -- marks -----------------------------------------------------------------------
 
     def mark(self) -> Dict[Log, int]:
-        return {log: log.size() for log in logs_of(self.appender.owners)}
+        return {log: log.size() for log in list(self.appender.logs)}
 
     def is_past(self, mark: Any) -> bool:
         # Not by the counts: an event that is on the disk may be read, and not counted yet.

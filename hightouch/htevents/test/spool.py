@@ -910,7 +910,7 @@ class BacklogTest(SpoolTestCase):
         self.assertTrue(self.collector.wait_for(300 - 3 * 30, LIMIT))
 
     def test_events_keep_their_order_over_several_files(self) -> None:
-        with mock.patch.object(appender, 'LOG_BYTES', 10000):
+        with mock.patch.object(appender, 'LOGS', (1 << 30) // 10000):
             queue = self.queue()
         for number in range(2100):
             queue.offer(b'{"n":%d}' % number)
@@ -1122,7 +1122,7 @@ class BacklogTest(SpoolTestCase):
         self.assertGreater(fill(), before + 1000)
 
     def test_a_large_file_is_followed_by_another_and_removed(self) -> None:
-        with mock.patch.object(appender, 'LOG_BYTES', 100000):
+        with mock.patch.object(appender, 'LOGS', (256 << 20) // 100000):
             client = self.client(upload_interval=LIMIT, upload_size=1000)
         for number in range(500):
             client.track('user', str(number), {'text': 'x' * 500})
@@ -1232,7 +1232,7 @@ class BadGroundTest(SpoolTestCase):
     @unittest.skipUnless(IS_ROOT, 'only root can give a file away')
     def test_a_file_of_another_user_is_left_alone_with_one_error(self) -> None:
         before = set()  # type: Set[str]
-        for suffix in ('.1.log', '.lock'):
+        for suffix in ('.log', '.lock'):
             self.leave(1)
             (path,) = set(self.files('.lock')) - before
             before.add(path)
@@ -1279,7 +1279,7 @@ class BadGroundTest(SpoolTestCase):
             lambda path: os.symlink(os.path.join(self.spool_dir, 'other'), path),
             lambda path: os.symlink('/dev/zero', path),
         ]
-        suffixes = ('.1.log', '.lock')
+        suffixes = ('.log', '.lock')
         count = 0
         for make in kinds:
             for suffix in suffixes:
@@ -1649,7 +1649,7 @@ class BadGroundTest(SpoolTestCase):
     def test_remains_of_a_start_that_was_killed_are_removed(self) -> None:
         folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
         os.mkdir(folder)
-        names = ['b.lock', '%032x.lock' % 1, '%032x.1.log' % 1]
+        names = ['b.lock', '%032x.lock' % 1, '%032x.log' % 1]
         for name in names:
             with open(os.path.join(folder, name), 'w'):
                 pass
