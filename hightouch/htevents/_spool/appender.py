@@ -15,8 +15,8 @@ from hightouch.htevents._spool.log import Log, Writer, event_record
 # Logs that hold all bytes of a spool. Each takes file descriptors until it is finished.
 LOGS = 16
 
-# Logs that a client may have. So many mean that none can be written to its end, because of
-# a limit on the size of files for example.
+# Logs that a client may have. It has so many only if none can be written to its end, because
+# of a limit on the size of files for example.
 MAX_LOGS = 200
 
 # Seconds before a new log is tried, after one could not be made.
@@ -57,8 +57,8 @@ class Appender:
     def append(self, body: bytes) -> bool:
         """Write an event; False when it is not on the disk."""
         for _ in range(3):
-            # In a list, because an application may keep an error, its traceback, and so
-            # the variables of this call: the writer has to be let go of.
+            # In a list that can be emptied: an application may keep an error, its
+            # traceback, and therefore the variables of this call.
             held = [self.writer or self._open()]
             if held[0] is None:
                 break
@@ -81,7 +81,6 @@ class Appender:
             status = os.fstat(held[0].fd)
             if not status.st_nlink:
                 self._in_trouble(OSError(0, 'its files were deleted'))
-                log.open()  # so its events can still be read
                 self.seal(held[0])
                 return None
             used = self.used_elsewhere + status.st_size - log.done + len(record)

@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterator, List, Optional, Set, TypeVar
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log as logger
 from hightouch.htevents._queue.stores import Counter
-from hightouch.htevents._spool.log import HEADER, LOCK, LOG, Log, Writer, create
+from hightouch.htevents._spool.log import LOCK, LOG, Log, Writer, create
 from hightouch.htevents._spool.ownership import (
     OwnershipError,
     check_directory,
@@ -196,9 +196,9 @@ class Directory:
             name = '%012x%s' % (int(time() * 1000), uuid.uuid4().hex[12:])
             log = Log(os.path.join(self.folder, name), total)
             try:
-                create(log.lock_path, 0, log.locks)
-                if _try_lock(log.locks[0], log.lock_path):
-                    os.write(log.locks[0], _self().encode('utf-8', 'replace'))
+                create(log.lock_path, 0, log.fds)
+                if _try_lock(log.fds[0], log.lock_path):
+                    os.write(log.fds[0], _self().encode('utf-8', 'replace'))
                     writer = log.create(self._fsync)
                     self._sync(self.folder)
                     return writer
@@ -227,9 +227,9 @@ class Directory:
         if fd is None:
             return None
         log = Log(stem)
-        log.locks.append(fd)
+        log.fds.append(fd)
         try:
-            _check_log(log.path)
+            log.open()
             return log
         except FileNotFoundError as error:
             raise_interruption(error)
@@ -297,7 +297,7 @@ class Directory:
     def discard(self, log: Log) -> None:
         """Remove a log that has no events."""
         # In a child that was forked inside a call the files are its parent's.
-        if log.locks and _is_at(log.locks[0], log.lock_path):
+        if log.fds and _is_at(log.fds[0], log.lock_path):
             self.remove(log)
         # Its writer, too: an application may keep an error, and the frames in which it is.
         log.forget()
@@ -325,17 +325,6 @@ class Directory:
 
 def _make_lock(path: str) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-
-
-def _check_log(path: str) -> None:
-    """Raise `OwnershipError` unless a log is ours, and of this version."""
-    fd = open_plain(path, os.O_RDONLY)
-    try:
-        head = os.pread(fd, len(HEADER) + 1, 0)
-    finally:
-        os.close(fd)
-    if head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER:
-        raise OwnershipError('another version of this package made %s' % path)
 
 
 def _self() -> str:

@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 from zlib import crc32
 
 from hightouch.htevents._queue.stores import Counter
-from hightouch.htevents._spool.ownership import open_plain
+from hightouch.htevents._spool.ownership import OwnershipError, open_plain
 
 HEADER = b'htevents-spool 1'
 
@@ -106,7 +106,7 @@ def parse(data: bytes, at: int, is_complete: bool, most: int) -> Piece:
 def _record(line: bytes, at: int) -> Tuple[Any, bool]:
     """Return an `Event`, a `Range` or None, and whether a record is damaged.
 
-    A record that was cut short is not damaged: its call did not return True.
+    A record that was cut short is not damaged: no call returned True for it.
     """
     found = _EVENT.match(line)
     if found is not None:
@@ -141,11 +141,13 @@ def read_piece(fd: int, at: int, grows: bool, most: int) -> Piece:
 
 def read_all(fd: int) -> Iterator[Piece]:
     """Read an open log from its beginning to its end."""
-    at, found = -1, read_piece(fd, 0, False, CHUNK)
-    while found.end > max(at, 0):
+    at = 0
+    while True:
+        found = read_piece(fd, at, False, CHUNK)
+        if found.end == at:
+            return
         yield found
         at = found.end
-        found = read_piece(fd, at, False, CHUNK)
 
 
 def is_resolved(event: Event, done: List[Range]) -> bool:
@@ -202,12 +204,13 @@ class Writer:
 class Log:
     """A log of this process, which has its lock file locked.
 
-    The methods need the lock of the store, except for `create`, `open`, `size` and `is_gone`.
+    The methods need the lock of the store, except for `create`, `size` and `is_gone`.
 
     :param stem: path without suffix
     :param total: counts the events of all logs of a client; None if a dead process made this
     :ivar adopted: whether a dead process made it
-    :ivar locks: the descriptor that holds the lock, until it is closed
+    :ivar fd: for reading and notes, also when the file was deleted; -1 when it is closed
+    :ivar fds: the descriptor that holds the lock, then ``fd``
     :ivar appended: counts the events that this process appended
     :ivar count: counts an event, here and in its store
     :ivar read: how many events were read of those
@@ -236,8 +239,8 @@ class Log:
         self.has_ended = False
         self.next_read = 0.0
         self.writer: Callable[[], Optional[Writer]] = _nobody
-        self.locks: List[int] = []
-        self._fds: List[int] = []
+        self.fd = -1
+        self.fds: List[int] = []
         self._resolved: Optional[List[Range]] = None  # by its last owner
         self._owed: List[Range] = []  # notes to be written
 
@@ -245,52 +248,38 @@ class Log:
         """Make the file; the caller is the first to append to it."""
         writer = Writer(self)
         self.writer = weakref.ref(writer)
-        writer.fds.append(os.dup(self.locks[0]))
+        writer.fds.append(os.dup(self.fds[0]))
         create(self.path, os.O_APPEND | (os.O_DSYNC if fsync else 0), writer.fds)
         writer.fd = writer.fds[-1]
-        _write(writer.fd, HEADER)
+        self.fds.append(os.dup(writer.fd))
+        self.fd = self.fds[-1]
+        _write(self.fd, HEADER)
         self._resolved = []
         return writer
 
-    def open(self) -> int:
-        """Open it for reading and notes. A deleted file can be read while it is open."""
-        writer = self.writer()
-        if writer is not None:
-            fd = os.dup(writer.fd)
-        else:
-            fd = open_plain(self.path, os.O_RDWR | os.O_APPEND)
-        self._fds.append(fd)
-        return fd
+    def open(self) -> None:
+        """Open the file of a dead process.
 
-    @property
-    def fd(self) -> int:
-        return self._fds[0] if self._fds else self.open()
+        :raises OwnershipError: when it is not ours, or not of this version
+        """
+        self.fds.append(open_plain(self.path, os.O_RDWR | os.O_APPEND))
+        self.fd = self.fds[-1]
+        head = os.pread(self.fd, len(HEADER) + 1, 0)
+        if head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER:
+            raise OwnershipError('another version of this package made %s' % self.path)
 
     def size(self) -> int:
-        """Return its bytes; 0 when it is gone, and nobody has it open."""
         try:
-            return self._status().st_size
+            return os.fstat(self.fd).st_size
         except OSError:
-            return 0
+            return 0  # it was closed
 
     def is_gone(self) -> bool:
         """Whether it was deleted: no other process will find it."""
         try:
-            return self._status().st_nlink == 0
-        except FileNotFoundError:
-            return True
+            return os.fstat(self.fd).st_nlink == 0
         except OSError:
-            return False  # it may still be there
-
-    def _status(self) -> os.stat_result:
-        try:
-            return os.stat(self.path)
-        except FileNotFoundError:
-            writer = self.writer()
-            fds = list(self._fds) if writer is None else [writer.fd]
-            if not fds:
-                raise
-            return os.fstat(fds[0])
+            return False
 
     def next_piece(self, most: int) -> Piece:
         """Read up to ``most`` events that are not resolved. `commit` goes on behind them.
@@ -342,11 +331,11 @@ class Log:
 
     def close(self) -> None:
         """Close it. The lock stays as long as a call writes, which has a copy."""
-        close_all(self._fds)
-        close_all(self.locks)
+        self.fd = -1
+        close_all(self.fds)
 
     def forget(self) -> None:
-        """Close it, also for calls that write: in a forked child the lock is its parent's."""
+        """Close it, also for calls that write, as a forked child has to."""
         writer = self.writer()
         if writer is not None:
             writer.close()

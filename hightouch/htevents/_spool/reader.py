@@ -77,11 +77,9 @@ class Reader(Store):
                     break
         except OSError as error:
             raise_interruption(error)
-            if not isinstance(error, FileNotFoundError):  # it may pass
-                self.directory.tell(log.path, 'Cannot read %s: %s', log.path, error)
-                log.next_read = monotonic() + RETRY_INTERVAL
-                return
-            log.has_ended = True
+            self.directory.tell(log.path, 'Cannot read %s: %s', log.path, error)
+            log.next_read = monotonic() + RETRY_INTERVAL  # it may pass
+            return
         if log.has_ended:
             self._settle(log)
 
@@ -123,7 +121,7 @@ class Reader(Store):
         self.damaged_files += bool(log.damaged)
         self.directory.remove(log)
         self._recount()
-        if log.adopted:
+        if log.adopted and not self._adopted:
             self._next_scan = 0.0  # there may be more than could be adopted
 
     def _recount(self) -> None:
