@@ -72,7 +72,8 @@ class DurablePolicy(Policy):
         # timestamp comes last in a message: the last match is not in its properties.
         day = (oldest + timedelta(days=2)).strftime('%Y-%m-%d').encode('ascii')
         expired = []
-        for body, *_ in items:
+        for item in items:
+            body = item[0]
             start = body.rfind(_TIMESTAMP) + len(_TIMESTAMP)
             expired.append(body[start : start + 10] <= day and _is_before(body, oldest))
         return expired
