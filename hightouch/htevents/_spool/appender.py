@@ -12,11 +12,13 @@ from hightouch.htevents._queue.stores import Counter
 from hightouch.htevents._spool.directory import Directory
 from hightouch.htevents._spool.log import Log, Writer, event_record
 
-# Logs that hold all bytes of a spool. Each takes file descriptors until it is finished.
-LOGS = 16
+# Bytes of a log after which the next one begins; less in a small spool. A large spool has
+# longer ones: at most LOGS of them, because each takes a file descriptor.
+LOG_BYTES = 4 << 20
+LOGS = 64
 
-# Logs that a client may have. It has so many only if none can be written to its end, because
-# of a limit on the size of files for example.
+# Logs that a client may have. It has more than LOGS only if none can be written to its end,
+# because of a limit on the size of files for example.
 MAX_LOGS = 200
 
 # Seconds before a new log is tried, after one could not be made.
@@ -44,7 +46,7 @@ class Appender:
     def __init__(self, directory: Directory, max_bytes: int) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._log_bytes = max_bytes // LOGS
+        self._log_bytes = max(max_bytes // LOGS, min(LOG_BYTES, max_bytes // 16))
         self._next_open = 0.0
         self.writer: Optional[Writer] = None
         self.logs: List[Log] = []

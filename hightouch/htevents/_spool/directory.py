@@ -2,15 +2,14 @@
 
 ::
 
-    DIR/<stream>/<name>.log            events of one client: see ``log``
-    DIR/<stream>/<name>.lock           locked by its process, as long as that lives
+    DIR/<stream>/<name>.log            events of one client, locked by its process: see ``log``
     DIR/<stream>/<name>.log.damaged    set aside: not read again
 
 A stream is the events of one write key. Its folder is named by a hash of the key, so the key
 is not on the disk, and events never meet the events of another key. The kernel drops a file
 lock (``flock``) with its process, however that ends. A living process can therefore not be
 taken for a dead one, although a process id is used again or another container has the same
-volume. The process that gets the lock of a dead one takes over the log.
+volume. The process that gets the lock of a dead one takes the log over.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from typing import Any, Callable, Iterator, List, Optional, Set, TypeVar
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log as logger
 from hightouch.htevents._queue.stores import Counter
-from hightouch.htevents._spool.log import LOCK, LOG, Log, Writer, create
+from hightouch.htevents._spool.log import Log, Writer
 from hightouch.htevents._spool.ownership import (
     OwnershipError,
     check_directory,
@@ -48,8 +47,8 @@ _T = TypeVar('_T')
 STREAM = re.compile(r'[0-9a-f]{32}\Z')
 LOG_NAME = re.compile(r'[0-9a-f]{32}\.log\Z')
 
-# Lock files that are made until one is ours: another process may take a new one for one of
-# a dead process, and remove it before we have locked it.
+# Files that are made until one is ours: another process may take a new one for the log of a
+# dead process, and remove it before we have locked it.
 _TRIES = 10
 
 
@@ -69,13 +68,13 @@ def check_support() -> None:
 
 
 def lock(path: str) -> Optional[int]:
-    """Take the lock file at ``path``; None when another process has it, or it is gone.
+    """Open a log and lock it; None when another process has it locked, or it is gone.
 
     :returns: the file descriptor that holds the lock until it is closed
     :raises OSError: when files cannot be locked, or it is not a plain file of ours
     """
     try:
-        fd = open_plain(path, os.O_RDWR)
+        fd = open_plain(path, os.O_RDWR | os.O_APPEND)
     except FileNotFoundError:
         return None
     is_ours = False
@@ -193,13 +192,12 @@ class Directory:
         self._make_folder()
         for _ in range(_TRIES):
             # In the order of their age.
-            name = '%012x%s' % (int(time() * 1000), uuid.uuid4().hex[12:])
+            name = '%012x%s.log' % (int(time() * 1000), uuid.uuid4().hex[12:])
             log = Log(os.path.join(self.folder, name), total)
             try:
-                create(log.lock_path, 0, log.fds)
-                if _try_lock(log.fds[0], log.lock_path):
-                    os.write(log.fds[0], _self().encode('utf-8', 'replace'))
-                    writer = log.create(self._fsync)
+                writer = log.create(self._fsync)
+                if _try_lock(log.fd, log.path):
+                    log.begin(_self().encode('utf-8', 'replace'))
                     self._sync(self.folder)
                     return writer
             except BaseException:
@@ -215,25 +213,26 @@ class Directory:
 
         :param most: logs to take over; the others wait, or are another process's
         """
-        for stem in self._stems():
-            if most > 0 and stem not in self._told:
-                log = self._attempt(stem, self._adopt)
+        names = self._attempt(self.folder, self._list) or []
+        for name in sorted(filter(LOG_NAME.match, names)):
+            path = os.path.join(self.folder, name)
+            if most > 0 and path not in self._told:
+                log = self._attempt(path, self._adopt)
                 if log is not None:
                     most -= 1
                     yield log
 
-    def _adopt(self, stem: str) -> Optional[Log]:
-        fd = lock(stem + LOCK)
+    def _adopt(self, path: str) -> Optional[Log]:
+        fd = lock(path)
         if fd is None:
             return None
-        log = Log(stem)
-        log.fds.append(fd)
+        log = Log(path)
         try:
-            log.open()
-            return log
-        except FileNotFoundError as error:
-            raise_interruption(error)
-            self.discard(log)  # its process died before it had made a log
+            log.open(int, fd)
+            log.check_version()
+            if log.size():
+                return log
+            self.discard(log)  # its process died before it had locked the log
             return None
         except BaseException:
             log.close()
@@ -251,17 +250,6 @@ class Directory:
         except OSError as error:
             raise_interruption(error)
         return None
-
-    def _stems(self) -> List[str]:
-        """List the paths of logs and locks without their suffixes, oldest first."""
-        names = self._attempt(self.folder, self._list) or []
-        with_lock = {each[: -len(LOCK)] for each in names if each.endswith(LOCK)}
-        with_log = {each[: -len(LOG)] for each in names if LOG_NAME.match(each)}
-        for each in with_log - with_lock:  # somebody has deleted the lock
-            self._attempt(os.path.join(self.folder, each + LOCK), _make_lock)
-        return [
-            os.path.join(self.folder, each) for each in sorted(with_log | with_lock)
-        ]
 
     def _list(self, folder: str) -> List[str]:
         check_directory(self.directory)
@@ -289,15 +277,14 @@ class Directory:
             raise_interruption(error)
             if not isinstance(error, FileNotFoundError):
                 text = '%s is done (%d damaged record(s)), and cannot be removed: %s'
-                self.tell(log.stem, text, log.path, log.damaged, error)
-        if not os.path.lexists(log.path):
-            self._attempt(log.lock_path, os.unlink)
+                self.tell(log.path, text, log.path, log.damaged, error)
         log.close()
 
     def discard(self, log: Log) -> None:
         """Remove a log that has no events."""
-        # In a child that was forked inside a call the files are its parent's.
-        if log.fds and _is_at(log.fds[0], log.lock_path):
+        # Another process may have made the file. In a child that was forked inside a call,
+        # the file is its parent's, and closed.
+        if _is_at(log.fd, log.path):
             self.remove(log)
         # Its writer, too: an application may keep an error, and the frames in which it is.
         log.forget()
@@ -323,11 +310,8 @@ class Directory:
             return False  # of the listing itself, which is closed again
 
 
-def _make_lock(path: str) -> None:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-
-
 def _self() -> str:
     """Name this process, for `report`."""
     program = os.path.basename(sys.argv[0] if getattr(sys, 'argv', 0) else '')
-    return '%s[%d]@%s %s\n' % (program, os.getpid(), socket.gethostname(), VERSION)
+    text = '%s[%d]@%s %s' % (program, os.getpid(), socket.gethostname(), VERSION)
+    return ' '.join(text.split())  # on one line

@@ -1,15 +1,18 @@
 """One log of a spool: an append-only text file.
 
-It begins with a line that names its format. Each record is one ``write``, and begins with a
-newline. A record that was damaged or cut short therefore spoils no later record::
+It begins with a line that names its format and its maker. Each record is one ``write``, and
+begins with a newline. A record that was damaged or cut short therefore spoils no later record::
 
-    htevents-spool 1
+    htevents-spool 1 <program>[<pid>]@<host> <version>
     E <milliseconds> <length> <crc32> <json>     an event, and when it was accepted
     D <from> <to> <crc32>                        bytes [from, to) of this file are resolved
 
 Any thread, signal handler and finalizer may append: the file is open with ``O_APPEND``, so a
 write needs no lock. A thread that appends holds a `Writer`. Its descriptor is closed when the
 last thread lets go of it, and from then on the log does not grow.
+
+The process that has a log locked (``flock``) owns it. The descriptor of a `Writer` and the one
+for reading are copies, so the lock is held until both are closed.
 """
 
 import errno
@@ -23,11 +26,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 from zlib import crc32
 
 from hightouch.htevents._queue.stores import Counter
-from hightouch.htevents._spool.ownership import OwnershipError, open_plain
+from hightouch.htevents._spool.ownership import OwnershipError
 
 HEADER = b'htevents-spool 1'
-
-LOCK, LOG = '.lock', '.log'
 
 # Bytes that are read at a time: more than any record.
 CHUNK = 256 << 10
@@ -85,7 +86,7 @@ def parse(data: bytes, at: int, is_complete: bool, most: int) -> Piece:
     events: List[Event] = []
     done: List[Range] = []
     lines = data.split(b'\n')
-    damaged = int(not at and lines[0] != HEADER)
+    damaged = int(not at and lines[0].split(b' ')[:2] != HEADER.split(b' '))
     at += len(lines[0])  # the bytes before the first newline
     last = len(lines) - 1
     for number, line in enumerate(lines[1:], 1):
@@ -156,44 +157,40 @@ def is_resolved(event: Event, done: List[Range]) -> bool:
     return number > 0 and event.start < done[number - 1][1]
 
 
-def create(path: str, flags: int, fds: List[int]) -> None:
-    """Make a file, and append its descriptor to a list.
+class Descriptor:
+    """An open file. Several threads may close it.
 
-    In one step of the interpreter: a signal handler that raises comes before it or after it.
-    """
-    flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    fds.extend(starmap(os.open, [(path, flags, 0o600)]))
-
-
-def close_all(fds: List[int]) -> None:
-    """Close descriptors and empty their list. Several threads may call this."""
-    while fds:
-        try:
-            os.close(fds.pop())
-        except IndexError:
-            return  # another thread was faster
-
-
-class Writer:
-    """The right to append to a log, for as long as a thread refers to it.
-
-    It has a copy of the lock: nobody takes over a log that still grows.
-
-    :ivar fd: open for reading and appending; -1 in a forked child, where it was closed
+    :ivar fd: its number; -1 when it is closed
     """
 
-    # For an instance whose making a signal handler interrupts.
     fd = -1
-    fds: List[int] = []
-    log: Any = None
+    _fds: List[int] = []  # for an instance whose making a signal handler interrupts
 
-    def __init__(self, log: 'Log') -> None:
-        self.fds = []  # the last one is closed first
-        self.log = log
+    def open(self, function: Callable[..., int], *args: Any) -> None:
+        """Call a function that opens it.
+
+        In one step of the interpreter: a signal handler that raises comes before it or after
+        it, so no descriptor is left open.
+        """
+        self._fds = fds = []  # type: List[int]
+        fds.extend(starmap(function, [args]))
+        self.fd = fds[0]
 
     def close(self) -> None:
         self.fd = -1
-        close_all(self.fds)
+        try:
+            os.close(self._fds.pop())
+        except IndexError:
+            pass  # another thread was faster, or it was never open
+
+
+class Writer(Descriptor):
+    """The right to append to a log, for as long as a thread refers to it."""
+
+    log: Any = None
+
+    def __init__(self, log: 'Log') -> None:
+        self.log = log
 
     def __del__(self) -> None:
         if self.log is not None:
@@ -201,16 +198,13 @@ class Writer:
         self.close()
 
 
-class Log:
-    """A log of this process, which has its lock file locked.
+class Log(Descriptor):
+    """A log that this process owns, open for reading and notes, also after its deletion.
 
     The methods need the lock of the store, except for `create`, `size` and `is_gone`.
 
-    :param stem: path without suffix
     :param total: counts the events of all logs of a client; None if a dead process made this
     :ivar adopted: whether a dead process made it
-    :ivar fd: for reading and notes, also when the file was deleted; -1 when it is closed
-    :ivar fds: the descriptor that holds the lock, then ``fd``
     :ivar appended: counts the events that this process appended
     :ivar count: counts an event, here and in its store
     :ivar read: how many events were read of those
@@ -223,10 +217,8 @@ class Log:
     :ivar writer: returns its writer; None when no thread can append
     """
 
-    def __init__(self, stem: str, total: Optional[Counter] = None) -> None:
-        self.stem = stem
-        self.path = stem + LOG
-        self.lock_path = stem + LOCK
+    def __init__(self, path: str, total: Optional[Counter] = None) -> None:
+        self.path = path
         self.adopted = total is None
         self.appended = Counter()
         # In one step of the interpreter: a signal handler may raise between two.
@@ -239,8 +231,6 @@ class Log:
         self.has_ended = False
         self.next_read = 0.0
         self.writer: Callable[[], Optional[Writer]] = _nobody
-        self.fd = -1
-        self.fds: List[int] = []
         self._resolved: Optional[List[Range]] = None  # by its last owner
         self._owed: List[Range] = []  # notes to be written
 
@@ -248,24 +238,20 @@ class Log:
         """Make the file; the caller is the first to append to it."""
         writer = Writer(self)
         self.writer = weakref.ref(writer)
-        writer.fds.append(os.dup(self.fds[0]))
-        create(self.path, os.O_APPEND | (os.O_DSYNC if fsync else 0), writer.fds)
-        writer.fd = writer.fds[-1]
-        self.fds.append(os.dup(writer.fd))
-        self.fd = self.fds[-1]
-        _write(self.fd, HEADER)
         self._resolved = []
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        writer.open(os.open, self.path, flags | (os.O_DSYNC if fsync else 0), 0o600)
+        self.open(os.dup, writer.fd)
         return writer
 
-    def open(self) -> None:
-        """Open the file of a dead process.
+    def begin(self, maker: bytes) -> None:
+        """Write the first line, once the file is locked."""
+        _write(self.fd, b'%b %b' % (HEADER, maker))
 
-        :raises OwnershipError: when it is not ours, or not of this version
-        """
-        self.fds.append(open_plain(self.path, os.O_RDWR | os.O_APPEND))
-        self.fd = self.fds[-1]
+    def check_version(self) -> None:
+        """Raise `OwnershipError` if another version of the package made it."""
         head = os.pread(self.fd, len(HEADER) + 1, 0)
-        if head.startswith(HEADER[:-1]) and head.rstrip(b'\n') != HEADER:
+        if head.startswith(HEADER[:-1]) and head.rstrip() != HEADER:
             raise OwnershipError('another version of this package made %s' % self.path)
 
     def size(self) -> int:
@@ -328,11 +314,6 @@ class Log:
         while self._owed:
             _write(self.fd, done_record(*self._owed[-1]))
             self._owed.pop()
-
-    def close(self) -> None:
-        """Close it. The lock stays as long as a call writes, which has a copy."""
-        self.fd = -1
-        close_all(self.fds)
 
     def forget(self) -> None:
         """Close it, also for calls that write, as a forked child has to."""

@@ -4,7 +4,7 @@ import os
 from typing import Iterator, List, NamedTuple, Optional
 
 from hightouch.htevents._spool.directory import DAMAGED, LOG_NAME, STREAM, lock
-from hightouch.htevents._spool.log import LOCK, LOG, Event, is_resolved, read_all
+from hightouch.htevents._spool.log import HEADER, Event, is_resolved, read_all
 from hightouch.htevents._spool.ownership import check_file, check_folder, open_plain
 
 
@@ -53,29 +53,23 @@ def _look(stream: str, folder: str) -> Iterator[Waiting]:
     for name in names:
         path = os.path.join(folder, name)
         size = _size(path)
-        if name.endswith((LOCK, LOG, DAMAGED)) and size is None:
+        if name.endswith(('.log', DAMAGED)) and size is None:
             yield Waiting(stream, path, 'foreign')
         elif name.endswith(DAMAGED):
             yield Waiting(stream, path, 'damaged', None, size or 0)
         elif LOG_NAME.match(name):
-            yield from _look_at_log(stream, path, path[: -len(LOG)] + LOCK)
+            yield from _look_at_log(stream, path)
 
 
-def _look_at_log(stream: str, path: str, lock_path: str) -> Iterator[Waiting]:
-    owner, state, fd = '?[?]@?', 'left', None
+def _look_at_log(stream: str, path: str) -> Iterator[Waiting]:
+    state, fd = 'left', None
     try:
-        # No process takes over the log while we have its lock.
-        fd = lock(lock_path)
-        state = 'running' if fd is None and os.path.exists(lock_path) else 'left'
-        with open(lock_path, encoding='utf-8', errors='replace') as file:
-            owner = file.readline().strip() or owner
-    except OSError:
-        pass  # somebody has deleted it
-    try:
+        fd = lock(path)  # no process takes over the log while we have it locked
+        state = 'running' if fd is None else 'left'
         events = _events(path)
         size = sum(len(each.body) for each in events)
         oldest = min((each.milliseconds / 1000.0 for each in events), default=None)
-        yield Waiting(stream, path, state, len(events), size, oldest, owner)
+        yield Waiting(stream, path, state, len(events), size, oldest, _maker(path))
     except FileNotFoundError:
         pass  # delivered and removed since it was listed
     except OSError:
@@ -83,6 +77,13 @@ def _look_at_log(stream: str, path: str, lock_path: str) -> Iterator[Waiting]:
     finally:
         if fd is not None:
             os.close(fd)
+
+
+def _maker(path: str) -> str:
+    """Return the text behind the name of the format in the first line."""
+    with open(path, 'rb') as file:
+        line = file.readline(1000)
+    return line[len(HEADER) :].decode('utf-8', 'replace').strip() or '?[?]@?'
 
 
 def _events(path: str) -> List[Event]:

@@ -34,7 +34,7 @@ from hightouch.htevents.stamps import parse
 SCAN_INTERVAL = 5.0
 IDLE_SCAN_INTERVAL = 30.0
 
-# Logs of dead processes that are read at a time: each takes some file descriptors.
+# Logs of dead processes that are read at a time: each takes a file descriptor.
 MAX_ADOPTED = 16
 
 # A burst: less than PAUSE seconds between two calls, until so many events wait. A call lets

@@ -252,11 +252,14 @@ class CommandTest(TestCase):
     def test_spool_shows_control_characters_of_names_and_sends_none(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.leave('key', 3, folder)
-            with open(self.file(folder, '.lock'), 'w') as file:
-                file.write('a\x1b[2J\x9b[1]@left')
+            with open(self.file(folder, '.log'), 'r+b') as file:
+                records = file.read().partition(b'\n')[2]
+                file.seek(0)
+                file.write(b'htevents-spool 1 a\x1b[2J\x9b[1]@left\n' + records)
+                file.truncate()
             stream = os.path.join(folder, 'a' * 32)
             os.mkdir(stream, 0o700)
-            for name in ('bad\x1b[2J\nleft.lock', 'bad\udc9b.log.damaged'):
+            for name in ('bad\x1b[2J\nleft.log', 'bad\udc9b.log.damaged'):
                 with open(os.path.join(stream, name), 'w'):
                     pass
             for args in ((), ('--send', '--write-key', 'key', '--timeout', '1')):
@@ -271,7 +274,7 @@ class CommandTest(TestCase):
             for name, mode in (('f' * 32, 0o777), ('private', 0o700)):
                 os.mkdir(os.path.join(folder, name))
                 os.chmod(os.path.join(folder, name), mode)
-            os.mkfifo(os.path.join(folder, 'f' * 32, 'y.lock'))
+            os.mkfifo(os.path.join(folder, 'f' * 32, 'y.log'))
             result = self.run_command('spool', folder)
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertIn('3 event(s)', result.stdout)
@@ -284,7 +287,7 @@ class CommandTest(TestCase):
             )
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertIn('Delivered 3 of 3', result.stdout)
-            os.unlink(os.path.join(folder, 'f' * 32, 'y.lock'))
+            os.unlink(os.path.join(folder, 'f' * 32, 'y.log'))
 
     def test_collect_ends_when_nobody_reads_what_it_prints(self) -> None:
         """Also when nothing comes that it could print."""

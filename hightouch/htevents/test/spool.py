@@ -596,7 +596,7 @@ class SharedDirectoryTest(SpoolTestCase):
             'bad = 0\n'
             'def locks():\n'
             '    for fd in os.listdir("/proc/self/fd"):\n'
-            '        try: yield os.readlink("/proc/self/fd/" + fd).endswith(".lock")\n'
+            '        try: yield os.readlink("/proc/self/fd/" + fd).endswith(".log")\n'
             '        except OSError: pass\n'
             'for number in range(60):\n'
             '    pid = os.fork()\n'
@@ -620,7 +620,7 @@ class SharedDirectoryTest(SpoolTestCase):
         second.track('user', 'mine')
         self.assertTrue(second.flush(LIMIT))
         self.assertEqual(self.arrived(), ['mine'])
-        self.assertEqual(len(self.files('.lock')), 2)
+        self.assertEqual(len(self.files('.log')), 2)
 
     def test_what_dies_while_we_run_is_taken_over_by_exactly_one(self) -> None:
         with mock.patch.object(store, 'SCAN_INTERVAL', 0.05):
@@ -712,7 +712,7 @@ class SharedDirectoryTest(SpoolTestCase):
         client.track('user', 'event')
         folder = os.path.dirname(self.files()[0])
         self.assertEqual(stat.S_IMODE(os.stat(folder).st_mode), 0o700)
-        self.assertEqual(len(self.files()), 2)
+        self.assertEqual(len(self.files()), 1)
         for path in self.files():
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
             self.assertNotIn('secret-write-key', path)
@@ -910,7 +910,7 @@ class BacklogTest(SpoolTestCase):
         self.assertTrue(self.collector.wait_for(300 - 3 * 30, LIMIT))
 
     def test_events_keep_their_order_over_several_files(self) -> None:
-        with mock.patch.object(appender, 'LOGS', (1 << 30) // 10000):
+        with mock.patch.multiple(appender, LOG_BYTES=10000, LOGS=1 << 20):
             queue = self.queue()
         for number in range(2100):
             queue.offer(b'{"n":%d}' % number)
@@ -1122,7 +1122,7 @@ class BacklogTest(SpoolTestCase):
         self.assertGreater(fill(), before + 1000)
 
     def test_a_large_file_is_followed_by_another_and_removed(self) -> None:
-        with mock.patch.object(appender, 'LOGS', (256 << 20) // 100000):
+        with mock.patch.multiple(appender, LOG_BYTES=100000, LOGS=1 << 20):
             client = self.client(upload_interval=LIMIT, upload_size=1000)
         for number in range(500):
             client.track('user', str(number), {'text': 'x' * 500})
@@ -1232,13 +1232,11 @@ class BadGroundTest(SpoolTestCase):
     @unittest.skipUnless(IS_ROOT, 'only root can give a file away')
     def test_a_file_of_another_user_is_left_alone_with_one_error(self) -> None:
         before = set()  # type: Set[str]
-        for suffix in ('.log', '.lock'):
+        for _ in range(2):
             self.leave(1)
-            (path,) = set(self.files('.lock')) - before
+            (path,) = set(self.files('.log')) - before
             before.add(path)
-            others = os.path.splitext(path)[0] + suffix
-            open(others, 'a').close()
-            os.chown(others, 65534, 65534)
+            os.chown(path, 65534, 65534)
         with LogCatcher() as lines:
             client = self.client()
             client.track('user', 'own')
@@ -1279,12 +1277,8 @@ class BadGroundTest(SpoolTestCase):
             lambda path: os.symlink(os.path.join(self.spool_dir, 'other'), path),
             lambda path: os.symlink('/dev/zero', path),
         ]
-        suffixes = ('.log', '.lock')
-        count = 0
-        for make in kinds:
-            for suffix in suffixes:
-                make(os.path.join(folder, '%032x%s' % (count, suffix)))
-                count += 1
+        for number, make in enumerate(kinds):
+            make(os.path.join(folder, '%032x.log' % number))
         with LogCatcher() as lines:
             client = self.client()
             self.assert_all_arrived(['0'])
@@ -1293,11 +1287,11 @@ class BadGroundTest(SpoolTestCase):
             client._queue.store._next_scan = 0
             client._queue.store.fetch(1)
             said = lines.lines(level=logging.ERROR)
-        self.assertEqual(len(said), count)
+        self.assertEqual(len(said), len(kinds))
         for line in said:
             self.assertIn('not a plain file of this user', line)
         strange = [each for each in os.listdir(folder) if each.startswith('0' * 30)]
-        self.assertEqual(len(strange), count + len(kinds))  # with locks of the logs
+        self.assertEqual(len(strange), len(kinds))
         self.assertTrue(waiting(self.spool_dir))
 
     def test_locks_that_begin_to_fail_make_calls_answer_false(self) -> None:
@@ -1318,7 +1312,7 @@ class BadGroundTest(SpoolTestCase):
         with mock.patch.object(directory, '_try_lock', return_value=False) as lock:
             self.assertFalse(client.track('user', 'event')[0])
         self.assertLess(lock.call_count, 100)
-        self.assertEqual(self.files('.lock'), [])
+        self.assertEqual(self.files('.log'), [])
 
     def test_wrong_settings_are_told(self) -> None:
         with self.assertRaises(ValidationError):
@@ -1466,7 +1460,7 @@ class BadGroundTest(SpoolTestCase):
             (line,) = lines.lines(level=40)
         self.assertIn(self.files('.log.damaged')[0], line)
         self.assertEqual(client.stats().damaged_files, 1)
-        self.assertEqual(self.files('.lock'), [])
+        self.assertEqual(self.files('.log'), [])
         self.assertTrue(client.track('user', 'new')[0])
         self.assertTrue(client.shutdown(LIMIT))
         return set(self.arrived())
@@ -1649,7 +1643,7 @@ class BadGroundTest(SpoolTestCase):
     def test_remains_of_a_start_that_was_killed_are_removed(self) -> None:
         folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
         os.mkdir(folder)
-        names = ['b.lock', '%032x.lock' % 1, '%032x.log' % 1]
+        names = ['%032x.log' % number for number in range(3)]
         for name in names:
             with open(os.path.join(folder, name), 'w'):
                 pass
@@ -1661,13 +1655,6 @@ class BadGroundTest(SpoolTestCase):
         )
         self.assertTrue(client.shutdown(LIMIT))
         self.assertEqual(self.files(), [])
-
-    def test_events_whose_lock_file_was_deleted_are_found(self) -> None:
-        self.leave(3)
-        os.unlink(self.files('.lock')[0])
-        client = self.client()
-        client.track('user', 'event')
-        self.assertTrue(self.collector.wait_for(4, LIMIT))
 
     def test_a_signal_handler_may_track_while_a_call_writes(self) -> None:
         result = self.run_child(
