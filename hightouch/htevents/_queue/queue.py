@@ -173,7 +173,7 @@ class Queue:
                 if idle_wait is not None:
                     wait = idle_wait if wait is None else min(wait, idle_wait)
             elif wait <= 0:
-                batch = self.take_now(size)
+                batch = self._take(size) if is_running else self.take_now(size)
                 if batch is not None:
                     return batch
                 if store.has_damage():
@@ -200,6 +200,10 @@ class Queue:
     def take_now(self, size: int) -> Optional[Batch]:
         """Take the waiting messages, at most ``size``; return None without one."""
         self.store.fetch(size)
+        return self._take(size)
+
+    def _take(self, size: int) -> Optional[Batch]:
+        """Take messages that the store has looked for."""
         batch = self.ledger.take(size)
         if batch is not None:
             few = self.store.waiting() < size  # otherwise the next batch is full

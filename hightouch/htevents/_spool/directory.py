@@ -117,7 +117,7 @@ class Directory:
         self.directory = os.path.abspath(directory)
         self.folder = os.path.join(self.directory, stream_name(write_key))
         self._fsync = fsync
-        self._said: List[str] = []
+        self.said: List[str] = []
         # The paths in these texts. They are not taken over.
         self._told: Set[str] = set()
         self._check()
@@ -171,13 +171,13 @@ class Directory:
         """Say something of a path, once. It is logged later: a caller may hold a lock."""
         if path not in self._told:
             self._told.add(path)
-            self._said.append(text % args)
+            self.said.append(text % args)
 
     def log(self) -> None:
         """Log what was said. No lock may be held: a log handler may track."""
-        while self._said:
+        while self.said:
             try:
-                logger.error('%s', self._said.pop(0))
+                logger.error('%s', self.said.pop(0))
             except IndexError:
                 return  # another thread was faster
 

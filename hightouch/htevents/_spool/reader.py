@@ -14,6 +14,12 @@ from hightouch.htevents._spool.directory import Directory
 from hightouch.htevents._spool.log import Log
 from hightouch.htevents.errors import DamageError
 
+# Seconds between looks for logs of dead processes, while events flow.
+SCAN_INTERVAL = 5.0
+
+# Logs of dead processes that are read at a time: each takes a file descriptor.
+MAX_ADOPTED = 16
+
 
 class Reader(Store):
     """The half of a spool's store that takes a lock.
@@ -44,12 +50,22 @@ class Reader(Store):
         return self.appender.logs + self._adopted
 
     def waiting(self) -> int:
-        unread = max(0, self.appender.appended.value - self._read_count)
-        return len(self.ready) + unread + sum(each.count for each in self._damage)
+        waiting = len(self.ready) + max(
+            0, self.appender.appended.value - self._read_count
+        )
+        if self._damage:
+            waiting += sum(each.count for each in self._damage)
+        return waiting
 
     # -- reading ---------------------------------------------------------------------
 
+    def look(self, size: int) -> int:
+        self.fetch(size)
+        return self.waiting()
+
     def fetch(self, size: int) -> None:
+        if len(self.ready) >= size:
+            return
         with self.lock:
             try:
                 self._is_reading = True
@@ -57,15 +73,28 @@ class Reader(Store):
                     self._read_up_to(size)
             finally:
                 self._is_reading = False
-        self.directory.log()
+        if self.directory.said:
+            self.directory.log()
 
     def _read_up_to(self, size: int) -> None:
+        if monotonic() >= self._next_scan:
+            self._adopt()
         for log in list(self.appender.logs):
-            self._read(log, size)
+            # Otherwise it is read to its end, and grows.
+            if log.offset != log.size() or log.writer() is None:
+                self._read(log, size)
         # The logs of dead processes can wait for ours, and for the next client.
         if not (self.ready or self.is_closing):
             for log in list(self._adopted):
                 self._read(log, size)
+
+    def _adopt(self) -> None:
+        """Take over the logs of dead processes, now and then."""
+        if self.is_closing:
+            return
+        self._next_scan = monotonic() + SCAN_INTERVAL
+        self._adopted.extend(self.directory.adopt(MAX_ADOPTED - len(self._adopted)))
+        self._recount()
 
     def _read(self, log: Log, size: int) -> None:
         """Read a log until so many events can be taken."""
@@ -144,7 +173,8 @@ class Reader(Store):
     def resolve(self, items: Sequence[Any]) -> None:
         with self.lock:
             self._resolve_all(items)
-        self.directory.log()
+        if self.directory.said:
+            self.directory.log()
 
     def _resolve_all(self, items: Sequence[Any]) -> None:
         by_log: Dict[Log, List[int]] = {}
@@ -153,7 +183,8 @@ class Reader(Store):
         if not self.appender.is_closed:  # otherwise the next client sends them again
             for log, starts in by_log.items():
                 self._resolve(log, starts)
-            self._recount()
+            if len(self.appender.logs) + len(self._adopted) > 1:
+                self._recount()
 
     def _resolve(self, log: Log, starts: List[int]) -> None:
         try:

@@ -29,13 +29,9 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.stamps import parse
 
-# Seconds between looks for logs of dead processes: while events flow, and while they do not
-# (an idle client wakes up for nothing else).
-SCAN_INTERVAL = 5.0
+# Seconds between looks for logs of dead processes in an idle client, which wakes up for
+# nothing else.
 IDLE_SCAN_INTERVAL = 30.0
-
-# Logs of dead processes that are read at a time: each takes a file descriptor.
-MAX_ADOPTED = 16
 
 # A burst: less than PAUSE seconds between two calls, until so many events wait. A call lets
 # go of the GIL while it writes, and a consumer at work would take it: the call would wait
@@ -139,27 +135,10 @@ class FileStore(Reader):
 
     # -- the consumers' side ---------------------------------------------------------
 
-    def look(self, size: int) -> int:
-        if self.waiting() < size:
-            self.fetch(size)
-        return self.waiting()
-
-    def fetch(self, size: int) -> None:
-        with self.lock:
-            self._adopt()
-        super().fetch(size)
-
-    def _adopt(self) -> None:
-        """Take over the logs of dead processes, now and then."""
-        if self.is_closing or self.appender.is_closed or monotonic() < self._next_scan:
-            return
-        self._next_scan = monotonic() + SCAN_INTERVAL
-        self._adopted.extend(self.directory.adopt(MAX_ADOPTED - len(self._adopted)))
-        self._recount()
-
     def has_backlog(self) -> bool:
         with self.lock:
-            self._adopt()
+            if not self._adopted:
+                self._adopt()
         return bool(self._adopted)
 
     def may_have_more(self) -> bool:
