@@ -40,7 +40,7 @@ import requests
 from hightouch.htevents import Client
 from hightouch.htevents._queue import retry
 from hightouch.htevents._spool.directory import stream_name
-from hightouch.htevents.collector import Collector, Fault, Received
+from hightouch.htevents.collector import Collector, Fault, Received, _Refused
 
 # Each worker's write key is told by the first letter of its name.
 KEYS = {'a': 'chaos-key-a', 'b': 'chaos-key-b'}
@@ -125,16 +125,16 @@ class ChaosCollector(Collector):
             return lambda received: 413 if len(received.body['batch']) > 60 else 200
         return 200 if step is None else step
 
-    def _check(self, received: Received, type_: str) -> Any:
+    def _check(self, received: Received, type_: str) -> List[Any]:
         batch = received.body['batch']
         if any(each['event'] == 'poison' for each in batch):
-            return Fault(400, {}, b'{"code": "invalid", "message": "poison"}'), []
+            raise _Refused('poison')
         with self._arrival:
             for each in [each['messageId'] for each in batch]:
                 self.received.setdefault(each, []).append(received.headers['x-request'])
                 if received.body['writeKey'] != KEYS[each[0]]:
                     self.wrong_key.append(each)
-        return Fault(200, {}, b'{}'), batch
+        return list(batch)
 
     def _note(self, received: Received, events: Any = ()) -> None:
         step = self._current.step
