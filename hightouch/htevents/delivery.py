@@ -256,7 +256,7 @@ class Delivery:
         flush = self.queue.start_flush()
         if self._state != CLOSED and not self._has_threads():
             self._drain(deadline)
-        return ledger.wait(flush, deadline)
+        return ledger.flushes.wait(flush, deadline)
 
     def _drain(self, deadline: Deadline) -> None:
         """Deliver on this thread, because no other one runs."""

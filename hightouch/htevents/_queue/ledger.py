@@ -1,15 +1,15 @@
-"""The books of a queue: batches in flight, counts of outcomes, and callers that flush.
+"""The books of a queue: batches in flight, and counts of outcomes.
 
 The accepted events are the ones in the store, in flight, delivered and failed, so the counts
-add up by construction. A flush is a mark in the store. It is over when all events before the
-mark were taken, and none of them is in flight.
+add up by construction.
 """
 
 import threading
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from hightouch.htevents._process.waiting import Deadline, Signal, monotonic
+from hightouch.htevents._process.waiting import Deadline, monotonic
 from hightouch.htevents._queue.batch import Batch
+from hightouch.htevents._queue.flushes import Flushes
 from hightouch.htevents._queue.stores import BATCH_BYTES, Counter, Store
 from hightouch.htevents.errors import DamageError, describe
 
@@ -45,17 +45,6 @@ class Stats(NamedTuple):
     damaged_files: int = 0
 
 
-class Flush:
-    """A caller that waits until all events before a mark are resolved."""
-
-    __slots__ = ('mark', 'signal', 'done')
-
-    def __init__(self, mark: Any) -> None:
-        self.mark = mark
-        self.signal = Signal()
-        self.done = False
-
-
 class Ledger:
     """Safe to use from all threads, signal handlers and finalizers.
 
@@ -72,15 +61,11 @@ class Ledger:
         self.lock = threading.RLock()
         self._in_flight: Dict[Batch, None] = {}  # a dict, because it keeps the order
         self._put_back: List[Batch] = []
-        self._flushes: List[Flush] = []
-        # The marks of flushes. Changed by list.append and list.remove, which are atomic.
-        self._urgent: List[Any] = []
-        self._untold = 0  # events that the store has lost, until they are reported
+        self.flushes = Flushes(store, self.lock, self._in_flight)
         self._delivered = 0
         self._failed = 0
         self._retried = 0
         self._last_error: Optional[str] = None
-        self._released = False
         self.refused = Counter()
 
     def is_held(self) -> bool:
@@ -108,8 +93,8 @@ class Ledger:
             if batch.items:
                 return batch
             del self._in_flight[batch]
-            if self._flushes:
-                self._release_flushes()
+            if self.flushes.waiting:
+                self.flushes.settle()
             return None
 
     def admit(self, body: bytes) -> Batch:
@@ -163,8 +148,8 @@ class Ledger:
                 else:
                     self._failed += len(batch.items)
             del self._in_flight[batch]
-            if self._flushes:
-                self._release_flushes()
+            if self.flushes.waiting:
+                self.flushes.settle()
             return True
 
     def forget(self, batch: Batch) -> None:
@@ -176,15 +161,15 @@ class Ledger:
         """Return the errors of events that the store has lost, each once."""
         with self.lock:
             found = self._store.damage()
-            self._untold += sum(each.count for each in found)
+            self.flushes.unreported += sum(each.count for each in found)
             return found
 
     def lose(self, count: int) -> None:
         """Count events that the store has lost, after they were reported."""
         with self.lock:
-            self._untold -= count
+            self.flushes.unreported -= count
             self._failed += count
-            self._release_flushes()
+            self.flushes.settle()
 
     def recover(self) -> None:
         """Settle batches of this thread whose delivery a signal handler ended.
@@ -217,7 +202,7 @@ class Ledger:
             if lost.items:
                 return lost
             del self._in_flight[lost]
-            self._release_flushes()
+            self.flushes.settle()
             return None
 
     def _give_up(self, lost: Batch) -> None:
@@ -239,12 +224,6 @@ class Ledger:
     def last_error(self) -> Optional[str]:
         return self._last_error
 
-    def release(self) -> None:
-        """End all waiting: from here on nothing is resolved."""
-        self._released = True
-        with self.lock:
-            self._release_flushes()
-
     # -- flush and stats -------------------------------------------------------------
 
     def has_waiting(self) -> bool:
@@ -252,85 +231,16 @@ class Ledger:
         return bool(self._put_back) or self._store.waiting() > 0
 
     def is_urgent(self) -> bool:
-        """Whether a batch is to be taken now: one was put back, or somebody flushes."""
-        if self._flushes:
-            with self.lock:  # the store may have found that there is nothing more
-                self._release_flushes()
-        return bool(self._put_back or (self._urgent and self._has_urgent()))
-
-    def _has_urgent(self) -> bool:
-        for mark in reversed(list(self._urgent)):
-            if not self._store.is_past(mark):
-                return True
-            try:
-                self._urgent.remove(mark)
-            except ValueError:
-                pass  # another thread was faster
-        return False
-
-    def hasten(self, mark: Any) -> None:
-        """Let all events before a mark be taken now. Takes no lock."""
-        self._urgent.append(mark)
+        """Whether a batch is to be taken now: one was put back, or a caller flushes."""
+        if self.flushes.waiting:
+            with self.lock:  # the store may have found that no more events wait
+                self.flushes.settle()
+        flushes = self.flushes
+        return bool(self._put_back or (flushes.urgent and flushes.is_urgent()))
 
     def wait_for_callbacks(self, deadline: Deadline) -> None:
         """Wait until everything that was taken is resolved."""
-        self.wait(self.begin_flush(None), deadline)
-
-    def wait(self, flush: Flush, deadline: Deadline) -> bool:
-        """Wait until a flush is over; False when time ran out, or with `release`."""
-        try:
-            while not (flush.done or deadline.over or self._is_over()):
-                flush.signal.wait(deadline.remaining())
-        finally:
-            self.end_flush(flush)
-        return flush.done
-
-    def begin_flush(self, mark: Any) -> Flush:
-        """Note that a caller waits for all events before a mark: see `Store.mark`.
-
-        :param mark: None waits for the events in flight only
-        """
-        flush = Flush(mark)
-        if mark is not None:
-            self.hasten(mark)
-        with self.lock:
-            self._flushes.append(flush)
-            self._release_flushes()
-        return flush
-
-    def end_flush(self, flush: Flush) -> None:
-        with self.lock:
-            if flush in self._flushes:
-                self._flushes.remove(flush)
-
-    def _is_over(self) -> bool:
-        # A batch whose callbacks run is resolved as soon as they return.
-        return self._released and all(
-            each.outcome is None for each in list(self._in_flight)
-        )
-
-    def _release_flushes(self) -> None:
-        assert self.is_held()
-        for flush in list(self._flushes):
-            if self._is_done(flush.mark):
-                flush.done = True
-                self._flushes.remove(flush)
-            if flush.done or self._released:
-                flush.signal.set()
-
-    def _is_done(self, mark: Any) -> bool:
-        if mark is None:
-            return not self._in_flight
-        is_before = self._store.is_before
-        return (
-            self._store.is_past(mark)
-            and not self._untold
-            and not any(
-                is_before(item, mark)
-                for batch in list(self._in_flight)
-                for item in batch.items
-            )
-        )
+        self.flushes.wait(self.flushes.begin(None), deadline)
 
     def is_idle_but_here(self) -> bool:
         """Whether nothing is pending but what this thread delivers."""
@@ -345,7 +255,12 @@ class Ledger:
 
     def _count(self) -> int:
         in_flight = sum(map(len, list(self._in_flight)))
-        return self._store.waiting() + self._store.left() + self._untold + in_flight
+        return (
+            self._store.waiting()
+            + self._store.left()
+            + self.flushes.unreported
+            + in_flight
+        )
 
     def stats(self) -> Stats:
         with self.lock:

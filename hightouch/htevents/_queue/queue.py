@@ -22,7 +22,8 @@ from typing import Any, Dict, List, Optional
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.waiting import Deadline, Signal, monotonic
 from hightouch.htevents._queue.batch import Batch
-from hightouch.htevents._queue.ledger import Flush, Ledger
+from hightouch.htevents._queue.flushes import Flush
+from hightouch.htevents._queue.ledger import Ledger
 from hightouch.htevents._queue.stores import BATCH_BYTES, Store
 
 # Seconds before a second look at events that could not be taken.
@@ -248,21 +249,21 @@ class Queue:
 
         :returns: False when time ran out
         """
-        return self.ledger.wait(self.start_flush(), deadline)
+        return self.ledger.flushes.wait(self.start_flush(), deadline)
 
     def start_flush(self) -> Flush:
-        """Start the sending; return the flush to wait for: see `Ledger.wait`."""
-        flush = self.ledger.begin_flush(self.store.mark())
+        """Start the sending; return the flush to wait for: see `Flushes.wait`."""
+        flush = self.ledger.flushes.begin(self.store.mark())
         self.wake()
         return flush
 
     def begin_flush(self) -> bool:
         """Start the sending; return whether this thread delivers all pending events."""
-        self.ledger.hasten(self.store.mark())
+        self.ledger.flushes.hasten(self.store.mark())
         self.wake()
         return self.ledger.is_idle_but_here()
 
     def release(self) -> None:
         """End all waiting, and release files: from here on nothing is resolved."""
-        self.ledger.release()
+        self.ledger.flushes.release()
         self.store.close()

@@ -774,7 +774,7 @@ class GarbageTest(TestCase):
         self.assertTrue(self.collector.wait_for(1, LIMIT))
 
         def set_when_it_waits() -> None:
-            while not client._queue.ledger._flushes:
+            while not client._queue.ledger.flushes.waiting:
                 time.sleep(0.005)
             flushing.set()
 

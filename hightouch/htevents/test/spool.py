@@ -940,7 +940,7 @@ class BacklogTest(SpoolTestCase):
             target=lambda: flushed.append(queue.flush(Deadline(LIMIT)))
         )
         waiter.start()
-        self.assertTrue(eventually(lambda: queue.ledger._flushes))
+        self.assertTrue(eventually(lambda: queue.ledger.flushes.waiting))
         own = queue.take_now(10)
         assert own is not None
         queue.offer(b'{"n":2}')
@@ -1080,7 +1080,7 @@ class BacklogTest(SpoolTestCase):
         flushed: List[bool] = []
         thread = threading.Thread(target=lambda: flushed.append(client.flush(None)))
         thread.start()
-        self.assertTrue(eventually(lambda: client._queue.ledger._flushes))
+        self.assertTrue(eventually(lambda: client._queue.ledger.flushes.waiting))
         self.assertFalse(client.shutdown(0.1))
         go_on.set()
         thread.join(LIMIT)

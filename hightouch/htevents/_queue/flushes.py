@@ -1,0 +1,117 @@
+"""The callers that flush: each one waits until all events before a mark are resolved.
+
+A flush is over when all events before its mark were taken, and none of them is in flight.
+"""
+
+from typing import Any, Dict, List
+
+from hightouch.htevents._process.waiting import Deadline, Signal
+from hightouch.htevents._queue.batch import Batch
+from hightouch.htevents._queue.stores import Store
+
+
+class Flush:
+    """A caller that waits.
+
+    :ivar mark: see `Store.mark`; None waits for the events in flight only
+    """
+
+    __slots__ = ('mark', 'signal', 'done')
+
+    def __init__(self, mark: Any) -> None:
+        self.mark = mark
+        self.signal = Signal()
+        self.done = False
+
+
+class Flushes:
+    """Safe to use from all threads, signal handlers and finalizers.
+
+    :param store: where the events wait
+    :param lock: the lock of the ledger, which guards ``waiting`` and ``in_flight``
+    :param in_flight: the batches that were taken and are not resolved
+    :ivar waiting: the flushes that are not over
+    :ivar urgent: marks of flushes. Changed by list.append and list.remove, which are atomic
+    :ivar unreported: events that the store has lost. No flush is over before their report
+    """
+
+    def __init__(self, store: Store, lock: Any, in_flight: Dict[Batch, None]) -> None:
+        self._store = store
+        self._lock = lock
+        self._in_flight = in_flight
+        self.waiting: List[Flush] = []
+        self.urgent: List[Any] = []
+        self.unreported = 0
+        self._is_released = False
+
+    def hasten(self, mark: Any) -> None:
+        """Let all events before a mark be taken now. Takes no lock."""
+        self.urgent.append(mark)
+
+    def is_urgent(self) -> bool:
+        """Whether events before a mark are still to be taken."""
+        for mark in reversed(list(self.urgent)):
+            if not self._store.is_past(mark):
+                return True
+            try:
+                self.urgent.remove(mark)
+            except ValueError:
+                pass  # another thread was faster
+        return False
+
+    def begin(self, mark: Any) -> Flush:
+        """Note that a caller waits for all events before a mark."""
+        flush = Flush(mark)
+        if mark is not None:
+            self.hasten(mark)
+        with self._lock:
+            self.waiting.append(flush)
+            self.settle()
+        return flush
+
+    def wait(self, flush: Flush, deadline: Deadline) -> bool:
+        """Wait until a flush is over; False when time ran out, or with `release`."""
+        try:
+            while not (flush.done or deadline.over or self._is_over()):
+                flush.signal.wait(deadline.remaining())
+        finally:
+            with self._lock:
+                if flush in self.waiting:
+                    self.waiting.remove(flush)
+        return flush.done
+
+    def _is_over(self) -> bool:
+        # A batch whose callbacks run is resolved as soon as they return.
+        return self._is_released and all(
+            each.outcome is None for each in list(self._in_flight)
+        )
+
+    def settle(self) -> None:
+        """Wake the callers whose flush is over. The lock is held."""
+        assert self._lock._is_owned()
+        for flush in list(self.waiting):
+            if self._is_resolved(flush.mark):
+                flush.done = True
+                self.waiting.remove(flush)
+            if flush.done or self._is_released:
+                flush.signal.set()
+
+    def release(self) -> None:
+        """End all waiting: from here on nothing is resolved."""
+        self._is_released = True
+        with self._lock:
+            self.settle()
+
+    def _is_resolved(self, mark: Any) -> bool:
+        if mark is None:
+            return not self._in_flight
+        is_before = self._store.is_before
+        return (
+            self._store.is_past(mark)
+            and not self.unreported
+            and not any(
+                is_before(item, mark)
+                for batch in list(self._in_flight)
+                for item in batch.items
+            )
+        )
