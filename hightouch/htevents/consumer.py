@@ -16,7 +16,13 @@ from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.interruption import causes, raise_interruption
 from hightouch.htevents._process.logs import log, outlive, text_of
-from hightouch.htevents._process.waiting import Deadline, Signal, bounded, delivers
+from hightouch.htevents._process.waiting import (
+    Deadline,
+    Signal,
+    bounded,
+    delivers,
+    unlocking,
+)
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
@@ -60,6 +66,9 @@ DELIVERED, REFUSED, PUT_BACK = 'delivered', 'refused', 'put back'
 _WORST = (DELIVERED, REFUSED, PUT_BACK)
 
 
+_unlocking = unlocking(lambda consumer: consumer._source.locks())
+
+
 class Consumer(threading.Thread):
     """A daemon thread that sends what it finds in a queue.
 
@@ -98,7 +107,7 @@ class Consumer(threading.Thread):
         lease: Any = None,
     ) -> None:
         # A daemon: a thread that waits for a server must not keep the process alive.
-        # What is queued at interpreter exit is delivered by lifecycle.
+        # At the exit of the interpreter, _process.exit delivers the queued events.
         super().__init__(name='htevents-consumer')
         try:
             self.daemon = True
@@ -120,8 +129,10 @@ class Consumer(threading.Thread):
         self._lease = lease
         self.wakeup = Signal()
         self._ended = Signal()
-        # Whether a client runs it, on a thread that ends while it is idle: see `serve`.
+        # Whether a client runs it, on a thread that ends while it is idle: see `serve`. And
+        # whether there is such a thread now.
         self._is_served = False
+        self._is_busy = False
         # When the delivery has to end, and whether its events go back to the queue then.
         self._deadline = Deadline(None)
         self._keeps = False
@@ -136,10 +147,14 @@ class Consumer(threading.Thread):
 
     def run(self) -> None:
         """Deliver batches until `pause`, or until the queue is closed and empty."""
+        from hightouch.htevents._process.transport import Lease  # imports requests
+
+        lease = self._lease = self._lease or Lease()
         try:
             self._deliver_all(None, _nothing)
         finally:
             self.running = False
+            lease.close()
 
     def serve(self, idle_after: Optional[float], on_batch: Callable[[], None]) -> bool:
         """Do the same on a thread that was not started by ``start()``, until it is idle.
@@ -148,6 +163,7 @@ class Consumer(threading.Thread):
         :param on_batch: called when a batch was taken, and is about to be sent
         :returns: False when it ended for lack of time
         """
+        self._is_busy = True
         self._ended.wait(0)
         # What Thread.start() does for the thread's name, and for debuggers and profilers.
         try:
@@ -165,6 +181,7 @@ class Consumer(threading.Thread):
     def rest(self) -> None:
         """Mark it as a client's consumer that no thread serves now: `join` returns."""
         self._is_served = True
+        self._is_busy = False
         self._ended.set()
 
     @delivers
@@ -193,7 +210,7 @@ class Consumer(threading.Thread):
         """Wait until no thread serves it, at most ``timeout`` seconds."""
         if not self._is_served:
             super().join(timeout)
-        elif self._ended.wait(timeout):
+        elif self._is_busy and self._ended.wait(timeout):
             self._ended.set()  # for the next caller
 
     def pause(self) -> None:
@@ -211,6 +228,7 @@ class Consumer(threading.Thread):
         self._keeps = keeps
         self.wakeup.set()
 
+    @_unlocking
     def next(self) -> List[Any]:
         """Take the next batch, waiting for it at most ``upload_interval`` seconds.
 
@@ -227,6 +245,7 @@ class Consumer(threading.Thread):
         self._source.ledger.forget(batch)
         return batch.messages()
 
+    @_unlocking
     def upload(self) -> bool:
         """Take the next batch and deliver it; True when all of it was delivered."""
         batch = self._source.take(self, self.upload_interval)
@@ -427,8 +446,7 @@ class BatchDelivery:
         error = self._attempt(part)
         if error is None:
             self._todo.pop()
-            self._succeed(part)
-            return DELIVERED
+            return self._succeed(part)
         if any(policy.expired(part.items)):
             return REFUSED  # while it was retried: part it, and go on
         self._todo.pop()
@@ -461,14 +479,16 @@ class BatchDelivery:
             self._lost.append((ExpiredError(MAX_AGE_DAYS), parts[0]))
             self._todo.extend(parts[1:] if len(parts[1]) else ())
 
-    def _succeed(self, part: Batch) -> None:
-        if self._source.ledger.claim(part, delivered=True):
-            try:
-                on_success = self._consumer.on_success
-                if on_success is not None:
-                    call(on_success, 'on_success', part.messages())
-            finally:
-                self._source.acknowledge(part, delivered=True)
+    def _succeed(self, part: Batch) -> str:
+        if not self._source.ledger.claim(part, delivered=True):
+            return REFUSED  # a shutdown has reported it as lost
+        try:
+            on_success = self._consumer.on_success
+            if on_success is not None:
+                call(on_success, 'on_success', part.messages())
+        finally:
+            self._source.acknowledge(part, delivered=True)
+        return DELIVERED
 
     def _report(self) -> None:
         # One report for each kind of error, not one for each half of a split batch.

@@ -8,6 +8,7 @@ then looks at the queue.
 """
 
 import sys
+from threading import get_ident
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents._process import exit as process_exit
@@ -16,6 +17,7 @@ from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.logs import is_in_a_line, log
 from hightouch.htevents._process.waiting import (
     Deadline,
+    delivers,
     is_delivering,
     monotonic,
     start_thread,
@@ -81,15 +83,15 @@ class Delivery:
         # queue. Threads that make them together get the same ones, by setdefault.
         self._made: Dict[str, List[Consumer]] = {}
         self._resting: List[Consumer] = []  # the consumers without a thread
-        # Whether a thread was started that has not taken its consumer yet.
+        # Whether a thread was started that has not taken its consumer yet, and the ident of
+        # the thread that is starting it.
         self._starting = False
+        self._starter: Optional[int] = None
         self._next_start = 0.0
 
     def _after_fork(self) -> None:
         for consumer in self._present:
-            consumer.running = (
-                False  # a consumer that forked must not continue in the child
-            )
+            consumer.running = False  # one that forked must not continue in the child
         self._make()
 
     @property
@@ -130,8 +132,15 @@ class Delivery:
             return self.queue.refuse()
         if is_delivering():
             return self.queue.offer(body)
+        self.queue.ledger.recover()
+        try:
+            return self._deliver_here(body)
+        finally:
+            self._delivery_ended(True)
+
+    @delivers
+    def _deliver_here(self, body: bytes) -> bool:
         ledger, consumer = self.queue.ledger, self._make_consumer()
-        ledger.recover()
         delivered = consumer.deliver(ledger.admit(body)) == DELIVERED
         if ledger.has_waiting():  # from a callback, or an interrupted call
             # One generation only: a callback that tracks for each failure would
@@ -173,23 +182,29 @@ class Delivery:
     def _start_thread(self) -> None:
         if self._starting or monotonic() < self._next_start:
             return
+        if not any(each.running for each in list(self._resting)):
+            return  # the application has paused them
         try:
+            self._starter = get_ident()
             self._starting = True
-            if not start_thread(self._serve, getpid()):
+            if not start_thread(self._serve):
                 self._starting = False
                 # The events wait for a flush, the exit, or the next event.
                 self._next_start = monotonic() + START_RETRY_INTERVAL
         except BaseException:  # raised by a signal handler
             self._starting = False
             raise
+        finally:
+            self._starter = None
 
-    def _serve(self, pid: int) -> None:
+    def _serve(self) -> None:
         """Run a consumer on this thread until it is idle."""
+        pid = getpid()
         try:
             consumer = self._resting.pop()
         except IndexError:  # another thread took the last consumer
             self._starting = False
-            return self._thread_ended(True)
+            return self._delivery_ended(True)
         self._starting = False
         in_time = True
         try:
@@ -199,8 +214,8 @@ class Delivery:
         finally:
             if getpid() == pid:  # otherwise this thread has forked, and is the child
                 consumer.rest()
-                self._resting.append(consumer)
-                self._thread_ended(in_time and consumer.running)
+                self._resting.insert(0, consumer)  # a paused one is popped last
+                self._delivery_ended(in_time)
 
     def _batch_taken(self) -> None:
         """Let another consumer collect while this one sends."""
@@ -210,20 +225,29 @@ class Delivery:
         ):
             self._start_thread()
 
-    def _thread_ended(self, in_time: bool) -> None:
+    def _delivery_ended(self, in_time: bool) -> None:
+        """Go on after the last delivery of a thread.
+
+        :param in_time: False if the client is closing, and no more can be delivered in time
+        """
         if self._state == CLOSED:
             self._release()  # a request that outlasted the shutdown has taken it again
             return
         ledger = self.queue.ledger
         waits = ledger.has_waiting() or ledger.is_urgent()
-        if waits and in_time and self._resting:
-            self._start_thread()  # an event or a flush came just before the end
+        if waits and in_time:
+            if self._resting:
+                self._start_thread()  # an event or a flush came just before the end
         # In CLOSING, `finish` ends everything.
-        elif self._state == DRAINING and not (waits or self._has_threads()):
+        elif self._state == DRAINING and not self._has_threads():
+            if waits:
+                self._give_up()
             self._end()
 
     def _has_threads(self) -> bool:
-        return self._starting or len(self._resting) < len(self._present)
+        # A signal handler may have interrupted its thread just before that starts another.
+        is_starting = self._starting and self._starter != get_ident()
+        return is_starting or len(self._resting) < len(self._present)
 
     # -- flush and shutdown ----------------------------------------------------------
 

@@ -142,7 +142,7 @@ _SAMPLE = {'text': ['é', 1, 2.5, None, True]}
 
 @lru_cache(maxsize=None)  # the search for a missing module is slower than a new client
 def preload() -> None:
-    """Use orjson in all later calls, if it is installed (see transport.preload)."""
+    """Use orjson in all later calls, if it is installed (imported with the first client)."""
     global _fast
     try:
         orjson = __import__('orjson')

@@ -13,7 +13,7 @@ from hightouch.htevents._process.credentials import bare, secrets_of, split_cred
 from hightouch.htevents._process.discretion import discreet
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.logs import log
-from hightouch.htevents._process.waiting import Timeout, bounded
+from hightouch.htevents._process.waiting import Deadline, Timeout, bounded, whole
 from hightouch.htevents._queue.retry import MAX_RETRY_AFTER, Retries
 from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
 from hightouch.htevents.private_key import read_private_key
@@ -140,36 +140,36 @@ class OauthManager:
 
         :param timeout: of a request; also bounds the wait for another thread's request
         """
-        if getattr(self.get_token, '__func__', None) is not OauthManager.get_token:
+        if getattr(self.get_token, '__func__', None) is not _original_get_token:
             return self.get_token()  # a subclass or a test has its own
         return self._get_token(timeout)
 
     def _get_token(self, timeout: Optional[Timeout]) -> str:
         token = self._token
         now = self._clock()
-        left = timeout[1] if isinstance(timeout, tuple) else timeout
         if token is not None and now < token.renew_at:
             return token.text
+        deadline = Deadline(whole(timeout))
         if token is not None and now < token.expires_at:
-            return self._renewed(token, left)
-        lock = self._lock
+            return self._renewed(token, deadline)
+        lock, left = self._lock, deadline.remaining()
         try:
             if not lock.acquire(timeout=-1 if left is None else left):
                 raise TimeoutError('No OAuth token in time: one is being asked for.')
             token = self._token
             if token is None or self._clock() >= token.expires_at:
-                token = self._token = self._ask(left)
+                token = self._token = self._ask(deadline)
             return token.text
         finally:
             _release(lock)
 
-    def _renewed(self, token: '_Token', left: Optional[float]) -> str:
+    def _renewed(self, token: '_Token', deadline: Deadline) -> str:
         # The old one is good for a while: one thread renews, the others do not wait,
         # and a server that is down costs nothing yet.
         lock, problem = self._lock, ''
         try:
             if lock.acquire(False) and self._token is token:
-                self._token = self._ask(left)
+                self._token = self._ask(deadline)
         except Exception as error:
             raise_interruption(error)
             problem = name_of(type(error))
@@ -200,7 +200,7 @@ class OauthManager:
 
     # -- asking ----------------------------------------------------------------------
 
-    def _ask(self, left: Optional[float]) -> '_Token':
+    def _ask(self, deadline: Deadline) -> '_Token':
         from urllib.parse import urlencode  # imported by requests
 
         from hightouch.htevents._process import transport
@@ -217,7 +217,7 @@ class OauthManager:
             urlencode(form).encode('ascii'),
             dict(HEADERS, **{'Content-Type': 'application/x-www-form-urlencoded'}),
             None,
-            bounded(self.timeout, left),
+            bounded(self.timeout, deadline.remaining()),
             self._proxies,
         )
         return self._read(answer, form['client_assertion'])
@@ -382,3 +382,6 @@ def parse_reset(value: str, now: float) -> Optional[float]:
     elif number >= _SECONDS_FROM:
         number -= now
     return max(0.0, number)
+
+
+_original_get_token = OauthManager.get_token

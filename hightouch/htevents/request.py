@@ -13,6 +13,7 @@ from hightouch.htevents._process.credentials import masked, secrets_of
 from hightouch.htevents._process.discretion import discreet
 from hightouch.htevents._process.logs import log, printable
 from hightouch.htevents._process.proxies import normalize_proxies as normalize_proxies
+from hightouch.htevents._process.waiting import Deadline, bounded, whole
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
@@ -76,10 +77,11 @@ def post(
 
     :param host: base URL; None is the default one
     :param timeout: seconds for the connection and between bytes of the answer, or a pair
-        of them; None: none
+        of them; a token that has to be requested counts; None: no bound
     :param proxies: see `normalize_proxies`
     :param oauth_manager: has ``get_token()`` and ``clear_token()``; None: no OAuth
-    :param session: the ``requests.Session`` to use; None: the process's
+    :param session: the ``requests.Session`` to use; None: the shared one, which is closed
+        afterwards unless a client uses it
     :returns: the ``requests.Response``
     :raises APIError: on an answer that is not 2xx
     :raises requests.RequestException: without an answer
@@ -117,7 +119,11 @@ def send(
     """
     from hightouch.htevents._process import transport  # it imports requests
 
-    token = None if oauth_manager is None else _token_of(oauth_manager, timeout)
+    token = None
+    if oauth_manager is not None:
+        deadline = Deadline(whole(timeout))
+        token = _token_of(oauth_manager, timeout)
+        timeout = bounded(timeout, deadline.remaining())
     request = build(body, host, gzip)
     is_logged = log.is_enabled_for(logging.DEBUG)
     if is_logged:

@@ -10,7 +10,7 @@ import re
 from typing import Any, List, Mapping, Optional, Tuple
 
 from hightouch.htevents._process.interruption import raise_interruption
-from hightouch.htevents._process.waiting import Deadline, Timeout
+from hightouch.htevents._process.waiting import Deadline, Timeout, whole
 
 # Bytes of a body that are read, before and after it is decompressed.
 BODY_LIMIT = 64 << 10
@@ -90,8 +90,7 @@ def read(response: Any, timeout: Optional[Timeout]) -> Answer:
     """
     body = getattr(response, '_content', None)
     if body is False and response.raw is not None:  # of requests, and not read yet
-        limit = timeout[1] if isinstance(timeout, tuple) else timeout
-        body, is_whole = _received(response, limit)
+        body, is_whole = _received(response, whole(timeout))
         encoding = _header(response, 'Content-Encoding')
         if encoding:
             body = _decompressed(body, encoding)

@@ -117,7 +117,7 @@ def _host_and_port(url: str) -> Tuple[str, Optional[int]]:
 
 
 def _address(host: str) -> Any:
-    from ipaddress import ip_address  # imported already: see transport.preload
+    from ipaddress import ip_address  # imported already: see transport
 
     try:
         return ip_address(host)

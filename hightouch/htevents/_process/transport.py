@@ -18,9 +18,10 @@ from queue import Empty
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import backoff  # noqa: F401 - see retry
+import requests
 from requests.cookies import RequestsCookieJar
 from requests.models import PreparedRequest
-from requests.sessions import HTTPAdapter, Session
+from requests.sessions import HTTPAdapter
 
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.answers import Answer, read
@@ -45,8 +46,23 @@ _VARIABLES = tuple(
     for name in (scheme + '_proxy', scheme.upper() + '_PROXY')
 ) + ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'REQUEST_METHOD')
 
-# If an application's test or a tracer replaces one of them, our requests go through it.
-_METHODS = (Session.post, Session.request, Session.send)
+# An application's test may have replaced a name of requests when this module is imported.
+_Session: Any = next(
+    each
+    for each in (requests.sessions.Session, requests.Session)
+    if isinstance(each, type)
+)
+
+
+def _genuine(method: Any) -> Any:
+    file = _Session.__init__.__code__.co_filename
+    code = getattr(method, '__code__', None)
+    return method if code is not None and code.co_filename == file else None
+
+
+# If a test or a tracer replaces one of them, our requests go through it. None: it was replaced
+# before this module was imported, and is never found equal.
+_METHODS = [_genuine(each) for each in (_Session.post, _Session.request, _Session.send)]
 
 _Proxies = Optional[Mapping[str, Optional[str]]]
 
@@ -77,7 +93,7 @@ def post(
     chosen = proxies_for(place, session, proxies)
     answers: List[Answer] = []
     try:
-        methods = Session.post, Session.request, Session.send
+        methods = [_Session.post, _Session.request, _Session.send]
         if type(session) is SharedSession and methods == _METHODS:
             response = session.send_bytes(
                 place, data, headers, authorization, timeout, chosen
@@ -139,7 +155,7 @@ def _hooks(session: Any) -> List[Any]:
 # -- the session of the process ------------------------------------------------------
 
 
-class SharedSession(Session):
+class SharedSession(_Session):  # type: ignore[misc]
     """Sends prepared requests straight through its adapters.
 
     So there are no cookies, redirects, ~/.netrc or hooks. Safe to use from several threads.
@@ -389,6 +405,7 @@ def _forget_sockets(session: Any) -> Sequence[Any]:
             forgotten.append(vars(adapter).copy())
             # As after pickling, which leaves the sockets of an adapter out.
             adapter.__setstate__(adapter.__getstate__())
-    except Exception:  # the session is not made by requests
-        log.warning('A forked child shares the sockets of its session', exc_info=True)
+    except Exception as error:  # the session is not made by requests
+        raise_interruption(error)
+        log.warning('A session keeps connections it should not use', exc_info=True)
     return forgotten

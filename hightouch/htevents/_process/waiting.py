@@ -160,6 +160,11 @@ class Deadline:
         return self._end is not None and monotonic() >= self._end
 
 
+def whole(timeout: Optional[Timeout]) -> Optional[float]:
+    """Return the seconds of a timeout, of a pair those of its second part."""
+    return timeout[1] if isinstance(timeout, tuple) else timeout
+
+
 def bounded(timeout: Any, left: Optional[float]) -> Any:
     """Return a request's timeout that ends within the seconds that are left.
 

@@ -142,11 +142,12 @@ class Ledger:
             if batch not in self._in_flight:
                 return False
             if not batch.counted:  # by a call that a signal handler interrupted
-                batch.counted = True
+                count = len(batch.items)
+                batch.counted = True  # no call follows in which a handler could run
                 if delivered:
-                    self._delivered += len(batch.items)
+                    self._delivered += count
                 else:
-                    self._failed += len(batch.items)
+                    self._failed += count
             del self._in_flight[batch]
             if self.flushes.waiting:
                 self.flushes.settle()
@@ -250,10 +251,7 @@ class Ledger:
         )
 
     def pending(self) -> int:
-        with self.lock:
-            return self._count()
-
-    def _count(self) -> int:
+        """Return how many events wait or are in flight. Takes no lock."""
         in_flight = sum(map(len, list(self._in_flight)))
         return (
             self._store.waiting()
@@ -264,7 +262,7 @@ class Ledger:
 
     def stats(self) -> Stats:
         with self.lock:
-            pending = self._count()
+            pending = self.pending()
             ages = [each.accepted_at for each in list(self._in_flight) if each.items]
             oldest = self._store.oldest()
             if oldest is not None:

@@ -101,8 +101,8 @@ class Queue:
     def _put_when_there_is_room(self, body: bytes, timeout: float) -> int:
         deadline, signal = Deadline(timeout), Signal()
         while True:
-            self._room.append(signal)
             try:
+                self._room.append(signal)
                 # After queuing up: otherwise nobody would wake us.
                 waiting = self.store.put(body)
                 if waiting or self.closed or deadline.over or not self.store.can_wait():

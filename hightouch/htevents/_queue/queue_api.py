@@ -5,10 +5,12 @@ import threading
 from time import sleep
 from typing import Any, Callable, List, Optional
 
-from hightouch.htevents._process.waiting import Deadline
+from hightouch.htevents._process.waiting import Deadline, unlocking
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents.encoding import encode
+
+_unlocking = unlocking(lambda queue_api: queue_api.source.locks())
 
 
 class QueueApi:
@@ -50,6 +52,7 @@ class QueueApi:
     def put_nowait(self, item: Any) -> None:
         self.put(item, block=False)
 
+    @_unlocking
     def get(self, block: bool = True, timeout: Optional[float] = None) -> Any:
         """Take one message (a dict); raise ``queue.Empty`` without one.
 
@@ -73,6 +76,7 @@ class QueueApi:
         self._handed_out.extend([None] * (len(batch) - 1) + [batch])
         return batch.messages()
 
+    @_unlocking
     def task_done(self) -> None:
         """Mark the oldest message handed out as done; raise ValueError without one.
 
@@ -85,6 +89,7 @@ class QueueApi:
         if batch is not None:
             self.source.acknowledge(batch, delivered=True)
 
+    @_unlocking
     def join(self) -> None:
         """Wait, without bound, until every message is acknowledged."""
         self.source.flush(Deadline(None))

@@ -580,6 +580,27 @@ class ShutdownTest(TestCase):
             consumer.join(LIMIT)
             self.assertFalse(consumer.is_alive())
 
+    def test_a_flush_delivers_although_the_consumers_are_paused(self) -> None:
+        client = self.client()
+        for consumer in client.consumers or ():
+            consumer.pause()
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 1)
+
+    def test_a_consumer_of_a_queue_keeps_its_connection(self) -> None:
+        source = queue.Queue()  # type: Any
+        consumer = Consumer(
+            source, TEST_WRITE_KEY, host=self.collector.url, upload_size=1
+        )
+        consumer.start()
+        for _ in range(3):
+            source.put({'event': 'event'})
+        source.join()
+        consumer.pause()
+        consumer.join(LIMIT)
+        self.assertEqual(self.collector.connections, 1)
+
     def test_shutdown_from_a_callback_works(self) -> None:
         done = threading.Event()
 

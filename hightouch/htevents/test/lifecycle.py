@@ -762,6 +762,25 @@ class GarbageTest(TestCase):
             gc.collect()
             self.wait_for_the_end()
 
+    def test_a_shutdown_inside_a_callback_ends_the_client(self) -> None:
+        def end(batch: Any) -> None:
+            if batch[0]['event'] == 'ends':
+                client.track('user', 'last')
+                client.shutdown(0.3)
+
+        with tempfile.TemporaryDirectory() as folder:
+            for settings in (
+                {},
+                {'sync_mode': True},
+                {'spool_dir': folder},
+            ):  # type: Any
+                client = self.client(on_success=end, upload_size=1, **settings)
+                if settings.get('spool_dir'):
+                    self.collector.script(200, *[503] * 9)
+                client.track('user', 'ends')
+                client.track('user', 'more')
+                self.wait_for_the_end()
+
     def test_a_flush_outlasts_a_shutdown_inside_a_callback(self) -> None:
         flushing = threading.Event()
 

@@ -40,6 +40,22 @@ class OauthTest(TestCase):
         server = kwargs.pop('auth_server', self.collector.url + '/')
         return OauthManager('id', self.key, 'kid', server, **kwargs)
 
+    def test_a_get_token_that_a_test_replaces_is_called(self) -> None:
+        from hightouch.htevents.oauth_manager import OauthManager
+
+        for given in (
+            {'new': lambda _: 'mine'},
+            {'return_value': 'mine'},
+            {'return_value': 'mine', 'autospec': True},
+        ):  # type: Any
+            with mock.patch.object(OauthManager, 'get_token', **given):
+                client = self.oauth_client()
+                client.track('user', 'event')
+                self.assertTrue(client.flush(LIMIT))
+        tokens = [each.headers['authorization'] for each in self.collector.requests]
+        self.assertEqual(tokens, ['Bearer mine'] * 3)
+        self.assertEqual(self.collector.token_requests, [])
+
     def test_ids_may_be_numbers_and_carry_white_space(self) -> None:
         for client_id, key_id, claimed in (
             (5, 7, ('5', '7')),

@@ -85,6 +85,7 @@ class SessionTest(TestCase):
         )
         for target, many in (
             ('"requests.Session",', 0),
+            ('"requests.sessions.Session",', 0),
             ('"requests.adapters.HTTPAdapter",', 0),
             ('"requests.adapters.PoolManager",', 0),
             ('"requests.Request",', 0),
@@ -110,6 +111,25 @@ class SessionTest(TestCase):
                 self.assertEqual(names['after %d' % number], number + 1, target)
             ids = [each['messageId'] for each in self.collector.events]
             self.assertEqual(len(set(ids)), len(ids), target)
+
+    def test_methods_that_were_replaced_before_the_first_client_are_called(
+        self,
+    ) -> None:
+        program = (
+            'import sys\n'
+            'from unittest import mock\n'
+            'import hightouch.htevents as htevents\n'
+            'htevents.write_key, htevents.host = "key", sys.argv[1]\n'
+            'htevents.max_retries = 0\n'
+            'with mock.patch("requests.sessions.Session." + sys.argv[2]) as replaced:\n'
+            '    htevents.track("user", "event")\n'
+            '    htevents.flush(20)\n'
+            'assert replaced.called\n'
+        )
+        for name in ('post', 'request', 'send'):
+            result = run_program(program, self.collector.url, name)
+            self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(self.collector.events, [])
 
     def test_requests_pass_where_test_libraries_and_tracers_look(self) -> None:
         for owner, name in (
