@@ -4,6 +4,7 @@ import logging
 import math
 import numbers
 import os
+import sys
 import threading
 from datetime import datetime
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
@@ -14,7 +15,7 @@ from hightouch.htevents._process.credentials import bare
 from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.logs import log
-from hightouch.htevents._process.waiting import delivering_threads, is_delivering
+from hightouch.htevents._process.waiting import delivering, delivers, is_delivering
 from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
@@ -489,7 +490,7 @@ class Client:
         if not self.send:
             return True, message
         # The first condition is the cheap one.
-        is_inside = threading.get_ident() in delivering_threads and is_delivering()
+        is_inside = threading.get_ident() in delivering.threads and is_delivering()
         if is_inside and logs.is_echo():
             return self._refuse_echo(), message
         if self.debug:
@@ -509,7 +510,7 @@ class Client:
         copy = _copied('', message, found, 0)
         failure: Optional[BeforeSendError] = None
         try:
-            scrubbed = self._before_send(copy)
+            scrubbed = _called(self._before_send, copy)
         except Exception as error:
             raise_interruption(error)
             failure = BeforeSendError('before_send raised %s' % name_of(type(error)))
@@ -614,9 +615,10 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the interpreter the exit hook has ended it, and modules are empty.
         delivery = getattr(self, '_delivery', None)
-        if delivery is not None:
+        if delivery is not None and not is_finalizing():
             delivery.retire()
 
     def __copy__(self) -> 'Client':
@@ -659,6 +661,11 @@ def _make_oauth_manager(config: Any) -> Any:
         proxies=config.proxies,
         session=config.session,
     )
+
+
+@delivers
+def _called(callback: Callable[..., Any], *args: Any) -> Any:
+    return callback(*args)
 
 
 def _connect(

@@ -199,7 +199,7 @@ class Consumer(threading.Thread):
                     )
             except BaseException as error:  # raised by a log handler, for example
                 outlive(error, 'The consumer goes on after an error')
-                self.wakeup.wait(1)  # must not spin
+                Signal().wait(1)  # must not spin: a batch that was put back wakes us
         return True
 
     def is_alive(self) -> bool:

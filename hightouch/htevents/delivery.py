@@ -152,7 +152,7 @@ class Delivery:
         """Start a consumer for waiting events, also for events that dead processes left."""
         if self._state == NEW:
             self._prepare()
-        if self._resting and not self.queue.is_attended():
+        if self._state != CLOSED and self._resting and not self.queue.is_attended():
             self._start_thread()
 
     def _prepare(self) -> bool:

@@ -13,6 +13,7 @@ from hightouch.htevents._process.credentials import bare, secrets_of, split_cred
 from hightouch.htevents._process.discretion import discreet
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.proxies import all_proxies
 from hightouch.htevents._process.waiting import Deadline, Timeout, bounded, whole
 from hightouch.htevents._queue.retry import MAX_RETRY_AFTER, Retries
 from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
@@ -265,7 +266,8 @@ class OauthManager:
         clock_was_wrong = self._set_clock(answer)
         if 200 <= answer.status < 300:
             return self._read_token(answer)
-        secrets = [assertion, *secrets_of([self.auth_server])]
+        urls = [self.auth_server, *all_proxies(self._session, self._proxies)]
+        secrets = [assertion, *secrets_of(urls)]
         said = answer.fields.get('error', answer.reason)
         description = answer.fields.get('error_description') or ''
         code = shortened(said, secrets)

@@ -12,6 +12,7 @@ from hightouch.htevents._process.credentials import bare as bare
 from hightouch.htevents._process.credentials import masked, secrets_of
 from hightouch.htevents._process.discretion import discreet
 from hightouch.htevents._process.logs import log, printable
+from hightouch.htevents._process.proxies import all_proxies
 from hightouch.htevents._process.proxies import normalize_proxies as normalize_proxies
 from hightouch.htevents._process.waiting import Deadline, bounded, whole
 from hightouch.htevents._queue.batch import Batch
@@ -142,7 +143,8 @@ def send(
     if 200 <= answer.status < 300:
         return answer.response
     secrets = [secret for secret in (write_key, token) if secret]
-    error = failure(answer, secrets + secrets_of([request.url]))
+    urls = [request.url, *all_proxies(session, normalize_proxies(proxies))]
+    error = failure(answer, secrets + secrets_of(urls))
     if error.status == 401 and oauth_manager is not None:
         _drop_token(oauth_manager, token)
         error.token_refused = True

@@ -93,8 +93,11 @@ def mask(error: BaseException, secrets: List[str]) -> None:
             shown = tuple(_masked_text(given, secrets) for given in part.args)
             try:
                 part.args = shown
+                for name, value in list(vars(part).items()):
+                    if masked(value, secrets) != value:
+                        setattr(part, name, masked(value, secrets))
             except AttributeError:
-                pass  # a class of the application that makes args read-only
+                pass  # a class of the application that makes them read-only
 
 
 def _masked_text(value: Any, secrets: List[str]) -> Any:

@@ -103,7 +103,7 @@ def is_called_by_a_signal(frame: FrameType) -> bool:
     """
     values = _positional(frame)
     return any(
-        interrupted is frame.f_back and isinstance(number, int)
+        interrupted is frame.f_back and issubclass(type(number), int)
         for number, interrupted in zip(values, values[1:])
     )
 

@@ -8,6 +8,7 @@ from functools import partial, wraps
 from types import FrameType
 from typing import Any, Callable, List, Optional, Set, Tuple, TypeVar, Union
 
+from hightouch.htevents._process import fork
 from hightouch.htevents._process.interruption import raise_interruption
 
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
@@ -179,9 +180,22 @@ def bounded(timeout: Any, left: Optional[float]) -> Any:
     return left if timeout is None else min(timeout, left)
 
 
-# The threads that may be inside a delivery: a hint, which costs a lookup. A signal handler
-# that raises can leave a thread in it, so `is_delivering` looks at the stack as well.
-delivering_threads: Set[int] = set()
+class _Delivering:
+    """The threads that may be inside a delivery: a hint, which costs a lookup.
+
+    A signal handler that raises can leave a thread in it, so `is_delivering` looks at the
+    stack as well. A child that is forked inside a delivery is not inside it.
+    """
+
+    def __init__(self) -> None:
+        self.threads: Set[int] = set()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        self.threads.clear()
+
+
+delivering = _Delivering()
 
 # The code of the frames that mark a delivery.
 _DELIVERING: Set[Any] = set()
@@ -195,24 +209,24 @@ def delivers(function: _Call) -> _Call:
     """
 
     @wraps(function)
-    def delivering(*args: Any, **kwargs: Any) -> Any:
+    def marked(*args: Any, **kwargs: Any) -> Any:
         ident = threading.get_ident()
-        is_outermost = ident not in delivering_threads
-        delivering_threads.add(ident)
+        is_outermost = ident not in delivering.threads
+        delivering.threads.add(ident)
         try:
             return function(*args, **kwargs)
         finally:
             if is_outermost:
-                delivering_threads.discard(ident)
+                delivering.threads.discard(ident)
 
-    _DELIVERING.add(getattr(delivering, '__code__'))
-    return delivering  # type: ignore[return-value]
+    _DELIVERING.add(getattr(marked, '__code__'))
+    return marked  # type: ignore[return-value]
 
 
 def is_delivering() -> bool:
     """Whether the current thread is inside a delivery, however deep."""
     frame: Optional[FrameType] = None
-    if threading.get_ident() in delivering_threads:
+    if threading.get_ident() in delivering.threads:
         frame = sys._getframe(1)
     while frame is not None and frame.f_code not in _DELIVERING:
         frame = frame.f_back

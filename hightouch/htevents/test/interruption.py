@@ -196,6 +196,22 @@ class InterruptionTest(TestCase):
                 del self.collector.events[:]
                 self.assert_delivers(client, 1)
 
+    def test_what_the_locals_of_an_error_are_is_not_asked(self) -> None:
+        class Hostile:
+            """A mock that another thread is making, for example."""
+
+            @property
+            def __class__(self) -> Any:
+                raise RecursionError
+
+        def fail(value: Any, frame: Any) -> None:
+            raise ValueError
+
+        try:
+            fail(Hostile(), sys._getframe())
+        except ValueError as error:
+            raise_interruption(error)
+
     def test_while_a_body_is_read(self) -> None:
         self.collector.script(Fault(200, {'Transfer-Encoding': 'chunked'}))
         client = self.client(sync_mode=True)

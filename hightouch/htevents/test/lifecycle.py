@@ -762,6 +762,16 @@ class GarbageTest(TestCase):
             gc.collect()
             self.wait_for_the_end()
 
+    def test_a_client_that_the_end_of_the_interpreter_drops_says_nothing(self) -> None:
+        result = run_program(
+            'import sys, types\n'
+            'module = sys.modules["application"] = types.ModuleType("application")\n'
+            'from hightouch.htevents import Client\n'
+            'module.client = Client("key")\n'
+            'del module, Client\n'
+        )
+        self.assertEqual((result.returncode, result.stderr), (0, ''))
+
     def test_a_shutdown_inside_a_callback_ends_the_client(self) -> None:
         def end(batch: Any) -> None:
             if batch[0]['event'] == 'ends':

@@ -215,6 +215,35 @@ class IdleTest(TestCase):
             self.assertTrue(self.collector.wait_for(1, LIMIT))
             self.wait_until(lambda: bool(flushed))
 
+    def test_an_exception_that_ends_threads_is_not_tried_again_at_once(self) -> None:
+        class Ending(BaseException):
+            pass
+
+        def end(*_: Any, **__: Any) -> None:
+            raise Ending
+
+        tried = Recorder(end)
+        with mock.patch('hightouch.htevents.consumer.post', tried):
+            client = self.client(upload_interval=0)
+            client.track('user', 'event')
+            self.assertFalse(client.flush(0.5))
+        self.assertLess(len(tried.calls), 5)
+
+    def test_flush_and_shutdown_in_before_send_wait_for_nothing(self) -> None:
+        def inside(message: Any) -> Any:
+            if message['event'] == 'second':
+                ended.append(client.flush(LIMIT))
+                ended.append(client.shutdown(LIMIT))
+            return message
+
+        ended: List[bool] = []
+        self.collector.script('hang')
+        client = self.client(before_send=inside, upload_interval=0, max_retries=0)
+        client.track('user', 'first')
+        self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
+        client.track('user', 'second')
+        self.assertEqual(ended, [False, False])
+
     def test_a_shutdown_in_a_callback_cuts_off_no_other_consumer(self) -> None:
         ended: List[bool] = []
         lost = Recorder()
@@ -422,6 +451,25 @@ class ForkTest(TestCase):
             self.collector.url,
         )
         self.assertEqual((result.stdout, result.stderr), ('1\n', ''))
+
+    @unittest.skipUnless(hasattr(os, 'register_at_fork'), 'needs Python 3.7 or later')
+    def test_a_child_of_a_callback_delivers_its_own_events(self) -> None:
+        pids: List[int] = []
+
+        def fork(batch: List[Any]) -> None:
+            if not pids:
+                pids.append(os.fork())
+                if pids == [0]:
+                    sent = client.track('user', 'child')[0] and client.flush(LIMIT)
+                    os._exit(0 if sent else 1)
+
+        for settings in ({'upload_interval': 0}, {'sync_mode': True}):  # type: Any
+            pids.clear()
+            client = self.client(on_success=fork, **settings)
+            client.track('user', 'parent')
+            self.assertTrue(client.flush(LIMIT))
+            self.assertEqual(os.waitpid(pids[0], 0)[1], 0)
+        self.assertEqual(len(self.collector.events), 4)
 
     @unittest.skipUnless(hasattr(os, 'register_at_fork'), 'needs Python 3.7 or later')
     def test_a_consumer_that_forks_does_not_go_on_in_the_child(self) -> None:
