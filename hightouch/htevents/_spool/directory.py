@@ -2,11 +2,12 @@
 
 ::
 
-    DIR/<stream>/<name>.log            events of one client, locked by its process: see ``log``
-    DIR/<stream>/<name>.log.damaged    set aside: not read again
+    DIR/<stream>/<owner>.<n>.log            locked by its owner: see ``log``
+    DIR/<stream>/<owner>.<n>.log.damaged    set aside: not read again
 
 A stream is the events of one write key. Its folder is named by a hash of the key, so the key
-is not on the disk, and events never meet the events of another key. The kernel drops a file
+is not on the disk, and events never meet the events of another key. An owner is a client in a
+process. The kernel drops a file
 lock (``flock``) with its process, however that ends. A living process can therefore not be
 taken for a dead one, although a process id is used again or another container has the same
 volume. The process that gets the lock of a dead one takes the log over.
@@ -18,6 +19,7 @@ import re
 import socket
 import sys
 import uuid
+from itertools import count
 from time import time
 from typing import Any, Callable, Iterator, List, Optional, Set, TypeVar
 
@@ -45,7 +47,7 @@ _T = TypeVar('_T')
 
 # The names of a stream's folder and of a log.
 STREAM = re.compile(r'[0-9a-f]{32}\Z')
-LOG_NAME = re.compile(r'[0-9a-f]{32}\.log\Z')
+LOG_NAME = re.compile(r'([0-9a-f]{32})\.[0-9]{6,}\.log\Z')
 
 # Files that are made until one is ours: another process may take a new one for the log of a
 # dead process, and remove it before we have locked it.
@@ -120,7 +122,13 @@ class Directory:
         self.said: List[str] = []
         # The paths in these texts. They are not taken over.
         self._told: Set[str] = set()
+        self._begin()
         self._check()
+
+    def _begin(self) -> None:
+        """Name this client in this process. Names are in the order of their age."""
+        self._owner = '%012x%s' % (int(time() * 1000), uuid.uuid4().hex[12:])
+        self._numbers = count(1)
 
     def _check(self) -> None:
         if not os.path.isdir(self.directory):
@@ -191,8 +199,7 @@ class Directory:
         """
         self._make_folder()
         for _ in range(_TRIES):
-            # In the order of their age.
-            name = '%012x%s.log' % (int(time() * 1000), uuid.uuid4().hex[12:])
+            name = '%s.%06d.log' % (self._owner, next(self._numbers))
             log = Log(os.path.join(self.folder, name), total)
             try:
                 writer = log.create(self._fsync)
@@ -214,13 +221,18 @@ class Directory:
         :param most: logs to take over; the others wait, or are another process's
         """
         names = self._attempt(self.folder, self._list) or []
-        for name in sorted(filter(LOG_NAME.match, names)):
+        living = {self._owner}
+        for name in sorted(names):
+            found = LOG_NAME.match(name)
             path = os.path.join(self.folder, name)
-            if most > 0 and path not in self._told:
-                log = self._attempt(path, self._adopt)
-                if log is not None:
-                    most -= 1
-                    yield log
+            if most < 1 or not found or found[1] in living or path in self._told:
+                continue
+            log = self._attempt(path, self._adopt)
+            if log is None:
+                living.add(found[1])  # for all we know: see the next look
+            else:
+                most -= 1
+                yield log
 
     def _adopt(self, path: str) -> Optional[Log]:
         fd = lock(path)
@@ -293,6 +305,7 @@ class Directory:
 
     def close_others(self) -> None:
         """Close, in a forked child, files that another thread was opening at that moment."""
+        self._begin()
         try:
             for name in os.listdir('/proc/self/fd'):
                 if self._is_inside('/proc/self/fd/' + name):

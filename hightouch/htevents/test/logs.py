@@ -349,7 +349,9 @@ class LineTest(TestCase):
             logging.getLogger('hightouch').addHandler(flushing)
             self.addCleanup(logging.getLogger('hightouch').removeHandler, flushing)
             (own,) = [each.path for each in os.scandir(folder) if each.is_dir()]
-            os.mkfifo(os.path.join(own, 'f' * 32 + '.log'))  # the consumer tells of it
+            os.mkfifo(
+                os.path.join(own, 'f' * 32 + '.000001.log')
+            )  # the consumer tells of it
             client._queue.store._next_scan = 0  # type: ignore[attr-defined]
             client.track('user', 'second')
             self.assertTrue(flushing.threads.wait_for(1))

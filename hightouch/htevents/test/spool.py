@@ -1278,7 +1278,7 @@ class BadGroundTest(SpoolTestCase):
             lambda path: os.symlink('/dev/zero', path),
         ]
         for number, make in enumerate(kinds):
-            make(os.path.join(folder, '%032x.log' % number))
+            make(os.path.join(folder, '%032x.000001.log' % number))
         with LogCatcher() as lines:
             client = self.client()
             self.assert_all_arrived(['0'])
@@ -1643,7 +1643,7 @@ class BadGroundTest(SpoolTestCase):
     def test_remains_of_a_start_that_was_killed_are_removed(self) -> None:
         folder = os.path.join(self.spool_dir, stream_name(TEST_WRITE_KEY))
         os.mkdir(folder)
-        names = ['%032x.log' % number for number in range(3)]
+        names = ['%032x.000001.log' % number for number in range(3)]
         for name in names:
             with open(os.path.join(folder, name), 'w'):
                 pass
