@@ -490,8 +490,8 @@ class Client:
         if not self.send:
             return True, message
         # The first condition is the cheap one.
-        is_inside = threading.get_ident() in delivering.threads and is_delivering()
-        if is_inside and logs.is_echo():
+        is_inside = threading.get_ident() in delivering.threads
+        if is_inside and is_delivering() and logs.is_echo():
             return self._refuse_echo(), message
         if self.debug:
             log.debug('queueing: %s', message)

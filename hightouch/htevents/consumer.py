@@ -30,7 +30,7 @@ from hightouch.htevents._queue.reports import OnError as OnError
 from hightouch.htevents._queue.reports import OnSuccess as OnSuccess
 from hightouch.htevents._queue.reports import call, report_loss
 from hightouch.htevents._queue.retry import MIN_WAIT, Retries
-from hightouch.htevents._queue.stores import BATCH_BYTES, ForeignStore
+from hightouch.htevents._queue.stores import BATCH_BYTES, ForeignStore, Policy
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import (
     MAX_AGE_DAYS,
@@ -140,7 +140,7 @@ class Consumer(threading.Thread):
         self._source: Queue = (
             queue.source
             if isinstance(queue, QueueApi)
-            else Queue(ForeignStore(queue, MAX_MSG_SIZE, self._drop))
+            else Queue(ForeignStore(queue, MAX_MSG_SIZE, self.report))
         )
 
     # -- the thread ------------------------------------------------------------------
@@ -274,8 +274,13 @@ class Consumer(threading.Thread):
             except Exception as error:
                 raise_interruption(error, wrapped=True)
                 ledger.note_error(error)
-                if _is_of_setup(error) or self._is_only_kept(error):
-                    self._warn_of_setup(error)
+                if not self._source.warned_of_setup and _is_of_setup(error, policy):
+                    self._source.warned_of_setup = True
+                    # Before the last retry, which may take minutes. With a spool there are
+                    # retries without end.
+                    host = bare(self.host or DEFAULT_HOST)
+                    text = request.shortened(text_of(error), [self.write_key])
+                    log.warning('Requests to %s fail: %s', host, text)
                 if self._lease is not None and not is_of_network(error):
                     self._lease.renew()
                 delay = retries.next_wait(error)
@@ -291,22 +296,6 @@ class Consumer(threading.Thread):
                 if isinstance(batch, Batch) and any(policy.expired(batch.items)):
                     raise
             ledger.note_retry()
-
-    def _is_only_kept(self, error: Exception) -> bool:
-        """Whether an error would end the events if they were not on the disk: a redirect."""
-        policy = self._source.store.policy
-        return policy.durable and not (is_retryable(error) or policy.is_final(error))
-
-    def _warn_of_setup(self, error: Exception) -> None:
-        # Before the last retry, which may take minutes. With a spool there is no last one.
-        if self._source.warned_of_setup:
-            return
-        self._source.warned_of_setup = True
-        log.warning(
-            'Requests to %s fail: %s',
-            bare(self.host or DEFAULT_HOST),
-            request.shortened(text_of(error), [self.write_key]),
-        )
 
     def _wait(self, seconds: float) -> bool:
         """Wait; return False immediately when the deadline comes first."""
@@ -389,9 +378,6 @@ class Consumer(threading.Thread):
         finally:
             for batch in batches:
                 self._source.acknowledge(batch, delivered=False)
-
-    def _drop(self, error: Exception, message: Any) -> None:
-        self.report(error, [message])
 
     def report(
         self,
@@ -502,8 +488,13 @@ class BatchDelivery:
                 reports.callback(report, losses[0][0], [part for _, part in losses])
 
 
-def _is_of_setup(error: Exception) -> bool:
-    """Whether a setting has to be corrected: TLS, or a file that cannot be read."""
+def _is_of_setup(error: Exception, policy: Policy) -> bool:
+    """Whether a setting has to be corrected, as for TLS or a file that cannot be read.
+
+    With a spool also if the error would end events that are not on the disk: a redirect.
+    """
+    if policy.durable and not (is_retryable(error) or policy.is_final(error)):
+        return True
     if isinstance(error, APIError):
         return False
     if type(error) is OSError:

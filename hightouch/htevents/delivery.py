@@ -97,14 +97,12 @@ class Delivery:
     @property
     def consumers(self) -> List[Consumer]:
         """The consumers, made with the first use; the first event starts them."""
-        return self._made.get('all') or self._made.setdefault(
-            'all', [self._make_resting() for _ in range(self._threads)]
-        )
-
-    def _make_resting(self) -> Consumer:
-        consumer = self._make_consumer()
-        consumer.rest()
-        return consumer
+        if 'all' not in self._made:
+            consumers = [self._make_consumer() for _ in range(self._threads)]
+            for consumer in consumers:
+                consumer.rest()
+            self._made.setdefault('all', consumers)
+        return self._made['all']
 
     @property
     def _present(self) -> List[Consumer]:
@@ -219,10 +217,8 @@ class Delivery:
 
     def _batch_taken(self) -> None:
         """Let another consumer collect while this one sends."""
-        queue = self.queue
-        if self._resting and (
-            queue.ledger.has_waiting() or queue.store.may_have_more()
-        ):
+        ledger, store = self.queue.ledger, self.queue.store
+        if self._resting and (ledger.has_waiting() or store.may_have_more()):
             self._start_thread()
 
     def _delivery_ended(self, in_time: bool) -> None:
@@ -279,14 +275,11 @@ class Delivery:
         # In this order: a thread that ends first rests its consumer, then looks for a flush.
         flush = self.queue.start_flush()
         if self._state != CLOSED and not self._has_threads():
-            self._drain(deadline)
+            # On this thread, because no other one runs.
+            consumer = self._make_consumer()
+            consumer.hurry(deadline, keeps=True)
+            consumer.drain()
         return ledger.flushes.wait(flush, deadline)
-
-    def _drain(self, deadline: Deadline) -> None:
-        """Deliver on this thread, because no other one runs."""
-        consumer = self._make_consumer()
-        consumer.hurry(deadline, keeps=True)
-        consumer.drain()
 
     def close(self, deadline: Deadline) -> None:
         """Refuse new events, and let no retry wait beyond the deadline."""

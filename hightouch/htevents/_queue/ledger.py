@@ -161,7 +161,7 @@ class Ledger:
     def take_damage(self) -> List[DamageError]:
         """Return the errors of events that the store has lost, each once."""
         with self.lock:
-            found = self._store.damage()
+            found = self._store.take_lost()
             self.flushes.unreported += sum(each.count for each in found)
             return found
 
@@ -255,7 +255,7 @@ class Ledger:
         in_flight = sum(map(len, list(self._in_flight)))
         return (
             self._store.waiting()
-            + self._store.left()
+            + self._store.left
             + self.flushes.unreported
             + in_flight
         )

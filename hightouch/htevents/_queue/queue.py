@@ -177,7 +177,7 @@ class Queue:
                 batch = self._take(size) if is_running else self.take_now(size)
                 if batch is not None:
                     return batch
-                if store.has_damage():
+                if store.lost:
                     return Batch()  # for a consumer, which has to report it
                 wait = LOOK_AGAIN  # it cannot be read now, or another thread has it
             store.wait(wakeup, wait)

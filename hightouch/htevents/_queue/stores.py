@@ -71,8 +71,11 @@ class Store:
     ready: Deque[Any]
     # Held while files are read or written; re-entrant. None: no lock is needed.
     lock: Any = None
-    # Files of it that were found damaged.
+    # Files of it that were found damaged, and errors of events that can no longer be read.
     damaged_files = 0
+    lost: Sequence[DamageError] = ()
+    # The number of events that `give_up` has left to the next client.
+    left = 0
     # Whether the client refuses new events. It also leaves events of dead processes alone.
     is_closing = False
 
@@ -154,10 +157,6 @@ class Store:
         """Return the seconds after which an idle consumer looks again; None: never."""
         return None
 
-    def left(self) -> int:
-        """Return how many events `give_up` has left to the next client."""
-        return 0
-
     def is_durable(self) -> Optional[bool]:
         """Whether events survive the process; None when they are not meant to."""
         return None
@@ -170,12 +169,8 @@ class Store:
         """Whether it may find events of dead processes, which `waiting` does not count."""
         return False
 
-    def has_damage(self) -> bool:
-        """Whether `damage` has errors to return."""
-        return False
-
-    def damage(self) -> List[DamageError]:
-        """Return the errors of events that can no longer be read, each once."""
+    def take_lost(self) -> List[DamageError]:
+        """Return the errors of ``lost``, and empty it."""
         return []
 
     def can_wait(self) -> bool:
@@ -289,11 +284,11 @@ class ForeignStore(Store):
     :param source: has ``get`` and ``task_done``; with a ``not_empty`` condition, as
         ``queue.Queue`` has, an idle consumer sleeps without polling
     :param limit: bytes that one message may take
-    :param on_drop: called with an error and the message for each that is larger
+    :param on_drop: called for each larger message, with an error and a list of the message
     """
 
     def __init__(
-        self, source: Any, limit: int, on_drop: Callable[[Exception, Any], None]
+        self, source: Any, limit: int, on_drop: Callable[[Exception, List[Any]], None]
     ) -> None:
         self._source = source
         self._limit = limit
@@ -325,7 +320,7 @@ class ForeignStore(Store):
         if len(body) <= self._limit:
             return self.ready.append((body, monotonic(), None))
         try:
-            self._on_drop(MessageTooLargeError(len(body), self._limit), message)
+            self._on_drop(MessageTooLargeError(len(body), self._limit), [message])
         finally:
             self._source.task_done()
 

@@ -42,8 +42,8 @@ class Reader(Store):
         self._read_count = 0  # of the events that were appended
         self._next_scan = 0.0  # monotonic time of the next look for such logs
         self._is_reading = False
-        self._left = 0
-        self._damage: List[DamageError] = []
+        self.left = 0
+        self.lost: List[DamageError] = []
         self.damaged_files = 0
 
     def _logs(self) -> List[Log]:
@@ -53,8 +53,8 @@ class Reader(Store):
         waiting = len(self.ready) + max(
             0, self.appender.appended.value - self._read_count
         )
-        if self._damage:
-            waiting += sum(each.count for each in self._damage)
+        if self.lost:
+            waiting += sum(each.count for each in self.lost)
         return waiting
 
     # -- reading ---------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Reader(Store):
             self._read_count += lost
             log.read += lost  # once
             if lost > 0:
-                self._damage.append(DamageError(lost, log.path))
+                self.lost.append(DamageError(lost, log.path))
         if not log.outstanding and log in self._logs():
             self._finish(log)
 
@@ -162,11 +162,8 @@ class Reader(Store):
             if current is None or log is not current.log
         )
 
-    def has_damage(self) -> bool:
-        return bool(self._damage)
-
-    def damage(self) -> List[DamageError]:
-        return [self._damage.pop(0) for _ in range(len(self._damage))]
+    def take_lost(self) -> List[DamageError]:
+        return [self.lost.pop(0) for _ in range(len(self.lost))]
 
     # -- resolving -------------------------------------------------------------------
 
@@ -208,12 +205,9 @@ class Reader(Store):
         items = items + list(self.ready)
         self.ready.clear()
         lost = [item for item in items if item[2][0] in gone]
-        self._left = len(items) - len(lost) + self.waiting()
+        self.left = len(items) - len(lost) + self.waiting()
         self._read_count = self.appender.appended.value
         return lost
-
-    def left(self) -> int:
-        return self._left
 
     def close(self) -> None:
         with self.lock:

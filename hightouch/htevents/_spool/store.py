@@ -165,7 +165,7 @@ class FileStore(Reader):
     def is_past(self, mark: Any) -> bool:
         # Not by the counts: an event that is on the disk may be read, and not counted yet.
         return (
-            not (self._is_reading or self._damage or self._left)
+            not (self._is_reading or self.lost or self.left)
             and all(log.offset >= size for log, size in mark.items())
             and not any(self.is_before(item, mark) for item in list(self.ready))
         )
