@@ -19,6 +19,7 @@ import re
 import socket
 import sys
 import uuid
+from functools import partial
 from itertools import count
 from time import time
 from typing import Any, Callable, Iterator, List, Optional, Set, TypeVar
@@ -227,16 +228,16 @@ class Directory:
             path = os.path.join(self.folder, name)
             if most < 1 or not found or found[1] in living or path in self._told:
                 continue
-            log = self._attempt(path, self._adopt)
-            if log is None:
-                living.add(found[1])  # for all we know: see the next look
-            else:
+            log = self._attempt(path, partial(self._adopt, living))
+            if log is not None:
                 most -= 1
                 yield log
 
-    def _adopt(self, path: str) -> Optional[Log]:
+    def _adopt(self, living: Set[str], path: str) -> Optional[Log]:
         fd = lock(path)
         if fd is None:
+            # Its owner lives, for all we know, and has its other logs locked as well.
+            living.add(os.path.basename(path).partition('.')[0])
             return None
         log = Log(path)
         try:

@@ -1257,6 +1257,24 @@ class BadGroundTest(SpoolTestCase):
         client.track('user', 'own')
         self.assert_all_arrived(['0', 'own', 'own'])
 
+    def test_a_log_that_cannot_be_read_holds_up_no_other_of_its_owner(self) -> None:
+        with mock.patch.multiple(appender, LOG_BYTES=100, LOGS=1 << 20):
+            left = self.queue()
+        for number in range(3):  # two of them are in the first log
+            left.offer(support.encoded_event(str(number)).ljust(20000))
+        left.release()
+        first, _ = self.files('.log')
+        original = ownership.open_plain
+
+        def open_others(path: str, flags: int) -> int:
+            if path == first:
+                raise OSError(errno.EIO, 'an error that stays')
+            return original(path, flags)
+
+        with mock.patch.object(directory, 'open_plain', open_others):
+            self.client()
+            self.assert_all_arrived(['2'])
+
     def test_only_a_plain_file_is_opened(self) -> None:
         path = os.path.join(self.spool_dir, 'pipe')
         os.mkfifo(path)
