@@ -36,7 +36,7 @@ from typing import (
 from urllib.parse import parse_qs
 
 from hightouch.htevents._process.fork import getpid
-from hightouch.htevents._process.waiting import Deadline, wait_until
+from hightouch.htevents._process.waiting import Deadline
 
 # The paths of a batch and of single events: /v1/batch, /v1/track, …
 _PATH = re.compile(r'/v1/([a-z]+)/?(?:\?.*)?$')
@@ -275,7 +275,7 @@ class Collector:
         self._thread.join(10)
         with self._arrival:
             # Requests that were read are answered first, unless that takes too long.
-            wait_until(self._arrival, lambda: not self._answering, Deadline(10))
+            _wait_until(self._arrival, lambda: not self._answering, Deadline(10))
             open_sockets = list(self._sockets)
         for each in open_sockets:
             try:
@@ -283,7 +283,7 @@ class Collector:
             except OSError:
                 pass  # the peer has closed it
         with self._arrival:
-            wait_until(self._arrival, lambda: not self._sockets, Deadline(10))
+            _wait_until(self._arrival, lambda: not self._sockets, Deadline(10))
 
     def _keep_port(self) -> None:
         # Without this, another process may get the port before `start` is called again.
@@ -310,7 +310,7 @@ class Collector:
 
     def _wait(self, met: Callable[[], bool], timeout: float) -> bool:
         with self._arrival:
-            return wait_until(self._arrival, met, Deadline(timeout))
+            return _wait_until(self._arrival, met, Deadline(timeout))
 
     # -- called by the threads of the server -----------------------------------------
 
@@ -400,6 +400,20 @@ def _answer(status: int, payload: Any) -> Fault:
         {'Content-Type': 'application/json'},
         json.dumps(payload).encode('ascii'),
     )
+
+
+def _wait_until(
+    condition: threading.Condition, met: Callable[[], bool], deadline: Deadline
+) -> bool:
+    """Wait, holding ``condition``, until it is ``met``; False when time ran out first.
+
+    ``Condition.wait_for`` asks a clock that a test may have stopped: see `waiting.monotonic`.
+    """
+    while not met():
+        if deadline.over:
+            return False
+        condition.wait(deadline.remaining())
+    return True
 
 
 class _Refused(Exception):

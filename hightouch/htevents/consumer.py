@@ -194,9 +194,7 @@ class Consumer(threading.Thread):
                     break
                 on_batch()
                 if self.deliver(batch) == PUT_BACK:
-                    return (
-                        False  # the client is closing, and the server does not answer
-                    )
+                    return False  # for lack of time: the server does not answer
             except BaseException as error:  # raised by a log handler, for example
                 outlive(error, 'The consumer goes on after an error')
                 Signal().wait(1)  # must not spin: a batch that was put back wakes us

@@ -125,7 +125,7 @@ def send(
         deadline = Deadline(whole(timeout))
         token = _token_of(oauth_manager, timeout)
         timeout = bounded(timeout, deadline.remaining())
-    request = build(body, host, gzip)
+    request, proxies = build(body, host, gzip), normalize_proxies(proxies)
     is_logged = log.is_enabled_for(logging.DEBUG)
     if is_logged:
         log.debug('sending %d bytes to %s', len(request.data), bare(request.url))
@@ -136,14 +136,14 @@ def send(
         request.headers,
         token,
         timeout,
-        normalize_proxies(proxies),
+        proxies,
     )
     if is_logged:
         log.debug('answer: HTTP %d', answer.status)
     if 200 <= answer.status < 300:
         return answer.response
     secrets = [secret for secret in (write_key, token) if secret]
-    urls = [request.url, *all_proxies(session, normalize_proxies(proxies))]
+    urls = [request.url, *all_proxies(session, proxies)]
     error = failure(answer, secrets + secrets_of(urls))
     if error.status == 401 and oauth_manager is not None:
         _drop_token(oauth_manager, token)

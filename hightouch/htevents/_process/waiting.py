@@ -113,20 +113,6 @@ def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
     return decorate
 
 
-def wait_until(
-    condition: threading.Condition, met: Callable[[], bool], deadline: 'Deadline'
-) -> bool:
-    """Wait, holding ``condition``, until it is ``met``; False when time ran out first.
-
-    ``Condition.wait_for`` asks a clock that a test may have stopped: see `monotonic`.
-    """
-    while not met():
-        if deadline.over:
-            return False
-        condition.wait(deadline.remaining())
-    return True
-
-
 class Deadline:
     """The end of a time budget on the monotonic clock; ``None`` seconds: no end."""
 

@@ -233,10 +233,10 @@ class Ledger:
 
     def is_urgent(self) -> bool:
         """Whether a batch is to be taken now: one was put back, or a caller flushes."""
-        if self.flushes.waiting:
-            with self.lock:  # the store may have found that no more events wait
-                self.flushes.settle()
         flushes = self.flushes
+        if flushes.waiting:
+            with self.lock:  # the store may have found that no more events wait
+                flushes.settle()
         return bool(self._put_back or (flushes.urgent and flushes.is_urgent()))
 
     def wait_for_callbacks(self, deadline: Deadline) -> None:

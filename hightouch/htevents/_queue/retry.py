@@ -2,7 +2,7 @@
 
 from typing import Callable, Optional
 
-from hightouch.htevents.errors import is_retryable
+from hightouch.htevents._queue.stores import Policy
 from hightouch.htevents.settings import is_number
 
 # Seconds. The first wait is at most BASE, each next one at most twice that, never more
@@ -18,10 +18,6 @@ MIN_WAIT = 0.1
 MAX_RETRY_AFTER = 300.0
 
 
-def is_final(error: BaseException) -> bool:
-    return not is_retryable(error)
-
-
 class Retries:
     """The retries of one request.
 
@@ -30,7 +26,9 @@ class Retries:
     """
 
     def __init__(
-        self, limit: float, is_final: Callable[[BaseException], bool] = is_final
+        self,
+        limit: float,
+        is_final: Callable[[BaseException], bool] = Policy().is_final,
     ) -> None:
         self._limit = limit
         self._is_final = is_final
