@@ -19,7 +19,6 @@ from hightouch.htevents._process.logs import log, outlive, text_of
 from hightouch.htevents._process.waiting import (
     Deadline,
     Signal,
-    bounded,
     delivers,
     unlocking,
 )
@@ -37,7 +36,6 @@ from hightouch.htevents.errors import (
     ExpiredError,
     OauthError,
     describe,
-    is_of_network,
     is_retryable,
     name_of,
 )
@@ -84,8 +82,7 @@ class Consumer(threading.Thread):
     :param proxies: as in ``requests``
     :param oauth_manager: returns tokens through ``get_token()``
     :param on_success: called with the list of messages that were acknowledged
-    :param lease: returns the ``requests.Session`` to send with through ``get()``, and a new
-        one after ``renew()``
+    :param lease: returns the ``requests.Session`` to send with through ``get()``
     """
 
     @discreet
@@ -244,6 +241,7 @@ class Consumer(threading.Thread):
         return batch.messages()
 
     @_unlocking
+    @delivers
     def upload(self) -> bool:
         """Take the next batch and deliver it; True when all of it was delivered."""
         batch = self._source.take(self, self.upload_interval)
@@ -264,14 +262,14 @@ class Consumer(threading.Thread):
     def request(self, batch: Any) -> None:
         """Send a batch (messages), with retries; raises the last error."""
         ledger, policy = self._source.ledger, self._source.store.policy
-        retries = Retries(policy.most_retries(self.retries), policy.is_final)
+        retries: Optional[Retries] = None
         is_last = self._cut_short = False
         while True:
             try:
                 return self._post(batch)
             except Exception as error:
                 raise_interruption(error, wrapped=True)
-                ledger.note_error(error)
+                ledger.last_error = describe(error)
                 if not self._source.warned_of_setup and _is_of_setup(error, policy):
                     self._source.warned_of_setup = True
                     # Before the last retry, which may take minutes. With a spool there are
@@ -279,8 +277,7 @@ class Consumer(threading.Thread):
                     host = bare(self.host or DEFAULT_HOST)
                     text = request.shortened(text_of(error), [self.write_key])
                     log.warning('Requests to %s fail: %s', host, text)
-                if self._lease is not None and not is_of_network(error):
-                    self._lease.renew()
+                retries = retries or Retries(self.retries, policy)
                 delay = retries.next_wait(error)
                 if delay is None or is_last:
                     self._cut_short = is_last
@@ -293,7 +290,7 @@ class Consumer(threading.Thread):
                 is_last = is_last or not self.running
                 if isinstance(batch, Batch) and any(policy.expired(batch.items)):
                     raise
-            ledger.note_retry()
+            ledger.retried.add()
 
     def _wait(self, seconds: float) -> bool:
         """Wait; return False immediately when the deadline comes first."""
@@ -318,7 +315,7 @@ class Consumer(threading.Thread):
             self.write_key,
             self.host,
             gzip=self.gzip,
-            timeout=bounded(self.timeout, self._deadline.remaining()),
+            timeout=self._deadline.bounded(self.timeout),
             proxies=self.proxies,
             oauth_manager=self.oauth_manager,
             batch=batch,
@@ -326,7 +323,6 @@ class Consumer(threading.Thread):
 
     # -- a batch ---------------------------------------------------------------------
 
-    @delivers
     def deliver(self, batch: Batch) -> str:
         """Deliver a batch, or the part of it that the server takes, and acknowledge it.
 

@@ -210,13 +210,6 @@ def _is_of_answer(error: BaseException) -> bool:
     )
 
 
-def is_of_network(error: BaseException) -> bool:
-    """Whether an error comes from the server, or from the connection to it."""
-    if isinstance(error, APIError):
-        return True
-    return isinstance(error, OSError) and is_retryable(error)
-
-
 def describe(error: BaseException) -> str:
     """Return the kind and the status of an error, without payload, as text for a log."""
     status = getattr(error, 'status', None)

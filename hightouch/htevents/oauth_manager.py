@@ -14,7 +14,7 @@ from hightouch.htevents._process.discretion import discreet
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.logs import log
 from hightouch.htevents._process.proxies import all_proxies
-from hightouch.htevents._process.waiting import Deadline, Timeout, bounded, whole
+from hightouch.htevents._process.waiting import Deadline, Timeout
 from hightouch.htevents._queue.retry import MAX_RETRY_AFTER, Retries
 from hightouch.htevents.errors import APIError, OauthError, ValidationError, name_of
 from hightouch.htevents.private_key import read_private_key
@@ -150,7 +150,7 @@ class OauthManager:
         now = self._clock()
         if token is not None and now < token.renew_at:
             return token.text
-        deadline = Deadline(whole(timeout))
+        deadline = Deadline(timeout)
         if token is not None and now < token.expires_at:
             return self._renewed(token, deadline)
         lock, left = self._lock, deadline.remaining()
@@ -218,7 +218,7 @@ class OauthManager:
             urlencode(form).encode('ascii'),
             dict(HEADERS, **{'Content-Type': 'application/x-www-form-urlencoded'}),
             None,
-            bounded(self.timeout, deadline.remaining()),
+            deadline.bounded(self.timeout),
             self._proxies,
         )
         return self._read(answer, form['client_assertion'])

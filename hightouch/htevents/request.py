@@ -14,7 +14,7 @@ from hightouch.htevents._process.discretion import discreet
 from hightouch.htevents._process.logs import log, printable
 from hightouch.htevents._process.proxies import all_proxies
 from hightouch.htevents._process.proxies import normalize_proxies as normalize_proxies
-from hightouch.htevents._process.waiting import Deadline, bounded, whole
+from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError as APIError
@@ -122,10 +122,11 @@ def send(
 
     token = None
     if oauth_manager is not None:
-        deadline = Deadline(whole(timeout))
+        deadline = Deadline(timeout)
         token = _token_of(oauth_manager, timeout)
-        timeout = bounded(timeout, deadline.remaining())
-    request, proxies = build(body, host, gzip), normalize_proxies(proxies)
+        timeout = deadline.bounded(timeout)
+    request = build(body, host, gzip)
+    proxies = normalize_proxies(proxies) if proxies else None
     is_logged = log.is_enabled_for(logging.DEBUG)
     if is_logged:
         log.debug('sending %d bytes to %s', len(request.data), bare(request.url))

@@ -10,7 +10,7 @@ import re
 from typing import Any, List, Mapping, Optional, Tuple
 
 from hightouch.htevents._process.interruption import raise_interruption
-from hightouch.htevents._process.waiting import Deadline, Timeout, whole
+from hightouch.htevents._process.waiting import Deadline, Timeout
 
 # Bytes of a body that are read, before and after it is decompressed.
 BODY_LIMIT = 64 << 10
@@ -90,7 +90,7 @@ def read(response: Any, timeout: Optional[Timeout]) -> Answer:
     """
     body = getattr(response, '_content', None)
     if body is False and response.raw is not None:  # of requests, and not read yet
-        body, is_whole = _received(response, whole(timeout))
+        body, is_whole = _received(response, Deadline(timeout))
         encoding = _header(response, 'Content-Encoding')
         if encoding:
             body = _decompressed(body, encoding)
@@ -103,7 +103,7 @@ def read(response: Any, timeout: Optional[Timeout]) -> Answer:
     return Answer(response, body, True)
 
 
-def _received(response: Any, limit: Optional[float]) -> Tuple[bytes, bool]:
+def _received(response: Any, deadline: Deadline) -> Tuple[bytes, bool]:
     """Read the beginning of a body; return it, and whether it is the whole body.
 
     The connection is closed if it is not.
@@ -111,40 +111,34 @@ def _received(response: Any, limit: Optional[float]) -> Tuple[bytes, bool]:
     raw = response.raw
     stream = getattr(raw, '_fp', raw)  # of http.client, inside the one of urllib3
     pieces: List[bytes] = []
-    whole = reusable = False
+    is_whole = False
+    is_final = response.status_code >= 200
     bound = None
     try:
-        bound = _bind(stream, Deadline(limit))
-        reusable = True
-        if 100 <= response.status_code < 200 and hasattr(stream, 'begin'):
-            reusable = False
+        bound = _bind(stream, deadline)
+        if not is_final and hasattr(stream, 'begin'):
             _skip_informational(response, stream)
-        whole = _read_pieces(stream, pieces)
+        is_whole = _read_pieces(stream, pieces)
     finally:
-        _finish(raw, stream, whole and reusable, bound, limit)
-    return b''.join(pieces), whole
+        _finish(raw, stream, bound, is_whole and is_final)
+    return b''.join(pieces), is_whole
 
 
 def _finish(
-    raw: Any,
-    stream: Any,
-    reusable: bool,
-    bound: Optional['_Bounded'],
-    limit: Optional[float],
+    raw: Any, stream: Any, bound: Optional['_Bounded'], is_reusable: bool
 ) -> None:
     """Return the connection to its pool. A connection that is not reusable is closed first."""
     try:
         stream.close()
         connection = getattr(raw, '_connection', None)
-        if not reusable and connection is not None:
+        if not is_reusable and connection is not None:
             connection.close()
         elif bound is not None and bound.socket.fileno() >= 0:
-            bound.socket.settimeout(limit)
+            bound.socket.settimeout(bound.timeout)
         raw.release_conn()
     except Exception as error:
-        raise_interruption(
-            error
-        )  # otherwise a test's stand-in, which lacks an attribute
+        # Otherwise a test's stand-in, which lacks an attribute.
+        raise_interruption(error)
 
 
 def _skip_informational(response: Any, stream: Any) -> None:
@@ -196,6 +190,7 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, file: Any, socket: Any, deadline: Deadline) -> None:
         self.socket = socket
+        self.timeout = socket.gettimeout()  # of the next request, too
         self._file = file
         self._deadline = deadline
 

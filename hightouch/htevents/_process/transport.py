@@ -35,6 +35,7 @@ from hightouch.htevents._process.interruption import is_interruption, raise_inte
 from hightouch.htevents._process.logs import log
 from hightouch.htevents._process.proxies import all_proxies, proxies_for
 from hightouch.htevents._process.waiting import Timeout
+from hightouch.htevents.errors import is_retryable
 
 # Hosts that are remembered, and idle sockets to one of them that are kept open.
 POOL_SIZE = 100
@@ -112,8 +113,11 @@ def post(
             proxies=chosen,
         )
     except BaseException as error:
-        if is_interruption(error) or not isinstance(error, Exception):
-            forget(session)  # the interrupted code may have left a lock held
+        # Code that was interrupted may have left a lock held. An error that is none of the
+        # network may come from a session that was made while a test had patched requests.
+        is_of_network = isinstance(error, OSError) and is_retryable(error)
+        if not is_of_network or is_interruption(error):
+            forget(session)
         raise_interruption(error, wrapped=True)
         if not (answers and isinstance(error, Exception)):
             mask(error, secrets_of([url, *all_proxies(session, proxies)]))
@@ -208,7 +212,7 @@ class SharedSession(_Session):  # type: ignore[misc]
     ) -> Any:
         """Read the environment again only when it has changed."""
         given = (url, dict(proxies or {}), stream, verify, cert)
-        key = (given, [os.environ.get(name) for name in _VARIABLES])
+        key = (given, list(map(os.environ.get, _VARIABLES)))
         known, settings = self._merged
         if known != key:
             # A copy, because requests changes the dict, which is a part of the key.
@@ -227,21 +231,7 @@ class NoCookies(RequestsCookieJar):
 
 
 class Adapter(HTTPAdapter):
-    """Looks the pool of connections up only for another place than the last one."""
-
-    _pool: Tuple[Any, Any] = (None, None)
-
-    def get_connection_with_tls_context(
-        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
-    ) -> Any:
-        key = (request.url, verify, dict(proxies or {}), cert)
-        known, pool = self._pool
-        if known != key or pool.pool is None:  # None: it was closed
-            pool = super().get_connection_with_tls_context(
-                request, verify, proxies, cert
-            )
-            self._pool = (key, pool)
-        return pool
+    """Keeps idle connections on a `Stack`."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -251,10 +241,6 @@ class Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(*args, **kwargs)
         _use_stacks(manager)
         return manager
-
-    def close(self) -> None:
-        self._pool = (None, None)
-        super().close()
 
 
 class Stack:
@@ -370,11 +356,6 @@ class Lease:
         _shared.users.add(self)
         return _shared.get()
 
-    def renew(self) -> None:
-        """Let the next `get` open a new session, because this one seems to be broken."""
-        if self._own is None:
-            _shared.drop()
-
     def close(self) -> None:
         """End the lease; twice is harmless. The next `get` begins a new one."""
         _shared.discard(self)
@@ -387,7 +368,7 @@ class Lease:
 
 
 def forget(session: Any) -> None:
-    """Abandon the connections and locks of a session whose request was interrupted."""
+    """Abandon the connections and locks of a session that seems to be broken."""
     if type(session) is not SharedSession:
         _forget_sockets(session)
     elif session is _shared.session:

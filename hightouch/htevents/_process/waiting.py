@@ -114,11 +114,16 @@ def unlocking(locks: Callable[[Any], List[Any]]) -> Callable[[_Call], _Call]:
 
 
 class Deadline:
-    """The end of a time budget on the monotonic clock; ``None`` seconds: no end."""
+    """The end of a time budget on the monotonic clock.
+
+    :param timeout: seconds; None: no end. Of a pair its second part, which bounds an answer
+    """
 
     __slots__ = ('_end',)
 
-    def __init__(self, timeout: Optional[float]) -> None:
+    def __init__(self, timeout: Optional[Timeout]) -> None:
+        if isinstance(timeout, tuple):
+            timeout = timeout[1]
         if timeout is not None:  # an int may be larger than any float
             timeout = monotonic() + min(timeout, threading.TIMEOUT_MAX)
         self._end = timeout
@@ -146,24 +151,17 @@ class Deadline:
     def over(self) -> bool:
         return self._end is not None and monotonic() >= self._end
 
+    def bounded(self, timeout: Any) -> Any:
+        """Return a request's timeout that ends with this deadline.
 
-def whole(timeout: Optional[Timeout]) -> Optional[float]:
-    """Return the seconds of a timeout, of a pair those of its second part."""
-    return timeout[1] if isinstance(timeout, tuple) else timeout
-
-
-def bounded(timeout: Any, left: Optional[float]) -> Any:
-    """Return a request's timeout that ends within the seconds that are left.
-
-    :param timeout: None: no bound; each part of a pair is bounded
-    :param left: None: no bound
-    """
-    if left is None:
-        return timeout
-    left = max(left, LAST_TRY)
-    if isinstance(timeout, tuple):
-        return tuple(left if each is None else min(each, left) for each in timeout)
-    return left if timeout is None else min(timeout, left)
+        :param timeout: None: no bound; each part of a pair is bounded
+        """
+        if self._end is None:
+            return timeout
+        left = max(self._end - monotonic(), LAST_TRY)
+        if isinstance(timeout, tuple):
+            return tuple(left if each is None else min(each, left) for each in timeout)
+        return left if timeout is None else min(timeout, left)
 
 
 class _Delivering:

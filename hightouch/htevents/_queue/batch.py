@@ -1,6 +1,7 @@
 """A batch: encoded messages on their way to the server."""
 
 import json
+from operator import itemgetter
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 
@@ -25,7 +26,7 @@ class Batch:
 
     @property
     def bodies(self) -> List[bytes]:
-        return [item[0] for item in self.items]
+        return list(map(itemgetter(0), self.items))
 
     @property
     def accepted_at(self) -> float:

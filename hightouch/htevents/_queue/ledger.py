@@ -11,7 +11,7 @@ from hightouch.htevents._process.waiting import Deadline, monotonic
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.flushes import Flushes
 from hightouch.htevents._queue.stores import BATCH_BYTES, Counter, Store
-from hightouch.htevents.errors import DamageError, describe
+from hightouch.htevents.errors import DamageError
 
 
 class Stats(NamedTuple):
@@ -48,10 +48,8 @@ class Stats(NamedTuple):
 class Ledger:
     """Safe to use from all threads, signal handlers and finalizers.
 
-    A finalizer may run while its own thread holds the lock. The methods that could do harm
-    there do nothing: see `is_held`.
-
     :param store: where the events wait that nobody has taken
+    :ivar last_error: the last error of a request, as a short text; None before the first one
     """
 
     def __init__(self, store: Store) -> None:
@@ -64,20 +62,16 @@ class Ledger:
         self.flushes = Flushes(store, self.lock, self._in_flight)
         self._delivered = 0
         self._failed = 0
-        self._retried = 0
-        self._last_error: Optional[str] = None
+        self.last_error: Optional[str] = None
+        self.retried = Counter()
         self.refused = Counter()
-
-    def is_held(self) -> bool:
-        """Whether this thread holds the lock: below a signal handler or a finalizer."""
-        return bool(self.lock._is_owned())  # type: ignore[attr-defined]
 
     # -- batches ---------------------------------------------------------------------
 
     def take(self, size: int) -> Optional[Batch]:
         """Take a batch of at most ``size`` events; None when nothing waits."""
-        if self.is_held():
-            return None
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            return None  # below a signal handler or a finalizer
         ident = threading.get_ident()
         with self.lock:
             if self._put_back:
@@ -214,17 +208,6 @@ class Ledger:
             del self._in_flight[batch]
         lost.items.extend(self._store.give_up(items))
 
-    def note_retry(self) -> None:
-        with self.lock:
-            self._retried += 1
-
-    def note_error(self, error: BaseException) -> None:
-        self._last_error = describe(error)
-
-    @property
-    def last_error(self) -> Optional[str]:
-        return self._last_error
-
     # -- flush and stats -------------------------------------------------------------
 
     def has_waiting(self) -> bool:
@@ -273,9 +256,9 @@ class Ledger:
                 failed=self._failed,
                 pending=pending,
                 refused=self.refused.value,
-                retried=self._retried,
+                retried=self.retried.value,
                 oldest_pending_age=max(0.0, monotonic() - min(ages)) if ages else None,
-                last_error=self._last_error,
+                last_error=self.last_error,
                 durable=self._store.is_durable(),
                 damaged_files=self._store.damaged_files,
             )

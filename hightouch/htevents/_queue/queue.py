@@ -167,12 +167,11 @@ class Queue:
                 self._wake_at = 1
                 if self.ledger.has_waiting():
                     continue
-                if self.closed or deadline.over:
-                    return None
                 wait = deadline.remaining()
-                idle_wait = store.idle_wait()
-                if idle_wait is not None:
-                    wait = idle_wait if wait is None else min(wait, idle_wait)
+                if self.closed or wait == 0:
+                    return None
+                if wait is None:
+                    wait = store.idle_wait
             elif wait <= 0:
                 batch = self._take(size) if is_running else self.take_now(size)
                 if batch is not None:
@@ -186,7 +185,7 @@ class Queue:
     def _wait_time(self, size: int, interval: float) -> Optional[float]:
         """Return the seconds until a batch is to be taken; None while nothing waits."""
         store = self.store
-        waiting = store.look(size)
+        waiting = store.fetch(size)
         if self.ledger.is_urgent() or (self.closed and waiting):
             return 0.0
         oldest = store.oldest() if waiting else None
@@ -207,8 +206,9 @@ class Queue:
         """Take messages that the store has looked for."""
         batch = self.ledger.take(size)
         if batch is not None:
-            few = self.store.waiting() < size  # otherwise the next batch is full
-            self._bytes = self.store.waiting_bytes() if few else 0
+            # Not if none waits, and not if the next batch is full anyway.
+            is_part = 0 < self.store.waiting() < size
+            self._bytes = self.store.waiting_bytes() if is_part else 0
             if self._room:
                 self.wake_room(len(batch))
         return batch
@@ -243,13 +243,6 @@ class Queue:
         self.closed = self.store.is_closing = True
         self._wakeup.set()
         self.wake_room(len(self._room))
-
-    def flush(self, deadline: Deadline) -> bool:
-        """Wait until every event that was accepted before this call is resolved.
-
-        :returns: False when time ran out
-        """
-        return self.ledger.flushes.wait(self.start_flush(), deadline)
 
     def start_flush(self) -> Flush:
         """Start the sending; return the flush to wait for: see `Flushes.wait`."""

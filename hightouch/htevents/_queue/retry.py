@@ -1,8 +1,8 @@
 """When to try again."""
 
-from typing import Callable, Optional
+from typing import Optional
 
-from hightouch.htevents._queue.stores import Policy
+from hightouch.htevents._queue.stores import Policy, Store
 from hightouch.htevents.settings import is_number
 
 # Seconds. The first wait is at most BASE, each next one at most twice that, never more
@@ -21,17 +21,13 @@ MAX_RETRY_AFTER = 300.0
 class Retries:
     """The retries of one request.
 
-    :param limit: how many there may be
-    :param is_final: returns whether no retry can help against an error
+    :param limit: how many there may be, if the policy sets no other limit
+    :param policy: of the store
     """
 
-    def __init__(
-        self,
-        limit: float,
-        is_final: Callable[[BaseException], bool] = Policy().is_final,
-    ) -> None:
-        self._limit = limit
-        self._is_final = is_final
+    def __init__(self, limit: float, policy: Policy = Store.policy) -> None:
+        self._limit = policy.most_retries(limit)
+        self._is_final = policy.is_final
         self._failed = 0
         self._token_renewed = False
 

@@ -76,6 +76,8 @@ class Store:
     lost: Sequence[DamageError] = ()
     # The number of events that `give_up` has left to the next client.
     left = 0
+    # Seconds after which an idle consumer looks again; None: never.
+    idle_wait: Optional[float] = None
     # Whether the client refuses new events. It also leaves events of dead processes alone.
     is_closing = False
 
@@ -89,18 +91,32 @@ class Store:
         :param size: most events
         :param limit: most bytes, unless the first event alone is larger
         """
-        move(self.ready, items, size, limit)
+        ready, number, length = self.ready, 0, 0
+        try:
+            # By index, because others append: to iterate would fail then.
+            while number < size:
+                length += len(ready[number][0]) + 1
+                if length >= limit and number:
+                    break
+                number += 1
+        except IndexError:
+            pass  # no more events wait
+        try:
+            # One call of C: a signal handler that raises comes before it or after it.
+            items.extend(starmap(ready.popleft, repeat((), number)))
+        except IndexError:
+            pass  # the last one was taken back
 
     def take_back(self, body: bytes) -> bool:
         """Remove an event that was put last; False if it was taken, or stays."""
         return False
 
-    def look(self, size: int) -> int:
-        """Return how many events wait; may look elsewhere if these are fewer than ``size``."""
-        return self.waiting()
+    def fetch(self, size: int) -> int:
+        """Prepare up to ``size`` events for `take`; return how many wait.
 
-    def fetch(self, size: int) -> None:
-        """Prepare up to ``size`` events for `take`, which may take time. No lock is held."""
+        It may take time, and no lock is held.
+        """
+        return len(self.ready)
 
     def has_begun(self) -> bool:
         """Whether one consumer keeps messages that no other can take."""
@@ -153,10 +169,6 @@ class Store:
         """Return the seconds to leave the application alone before a batch is taken."""
         return 0.0
 
-    def idle_wait(self) -> Optional[float]:
-        """Return the seconds after which an idle consumer looks again; None: never."""
-        return None
-
     def is_durable(self) -> Optional[bool]:
         """Whether events survive the process; None when they are not meant to."""
         return None
@@ -195,25 +207,6 @@ class Store:
         """Forget everything in a forked child: the events are its parent's."""
 
 
-def move(waiting: Deque[Any], items: List[Any], size: int, limit: int) -> None:
-    """Move the oldest items to a list, up to ``size`` of them, or ``limit`` bytes."""
-    number = length = 0
-    try:
-        # By index, because others append: to iterate would fail then.
-        while number < size:
-            length += len(waiting[number][0]) + 1
-            if length >= limit and number:
-                break
-            number += 1
-    except IndexError:
-        pass  # no more events wait
-    try:
-        # One call of C: a signal handler that raises comes before it or after it.
-        items.extend(starmap(waiting.popleft, repeat((), number)))
-    except IndexError:
-        pass  # the last one was taken back
-
-
 class MemoryStore(Store):
     """A bounded deque of events.
 
@@ -237,9 +230,6 @@ class MemoryStore(Store):
             return 0
         items.append((body, monotonic(), next(self._numbers)))
         return waiting + 1
-
-    def look(self, size: int) -> int:
-        return len(self.ready)
 
     def take_back(self, body: bytes) -> bool:
         """Remove an event that was put last; False if it was taken."""
@@ -265,7 +255,7 @@ class MemoryStore(Store):
         return bool(item[2] < mark)
 
     def give_up(self, items: List[Any]) -> List[Any]:
-        move(self.ready, items, len(self.ready), _UNBOUNDED)
+        self.take(items, len(self.ready), _UNBOUNDED)
         return items
 
     def is_full(self) -> bool:
@@ -300,18 +290,15 @@ class ForeignStore(Store):
     def put(self, body: bytes) -> int:
         raise NotImplementedError('its owner puts messages')
 
-    def look(self, size: int) -> int:
-        self.fetch(size)
-        return len(self.ready)
-
-    def fetch(self, size: int) -> None:
+    def fetch(self, size: int) -> int:
         # Encoded here: a report of a message that is too large calls the application.
         while len(self.ready) < size:
             try:
                 message = self._source.get(block=False)
             except queue_module.Empty:
-                return
+                break
             self._hold_one(message)
+        return len(self.ready)
 
     def _hold_one(self, message: Any) -> None:
         found: List[Finding] = []

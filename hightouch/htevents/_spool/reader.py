@@ -59,22 +59,18 @@ class Reader(Store):
 
     # -- reading ---------------------------------------------------------------------
 
-    def look(self, size: int) -> int:
-        self.fetch(size)
+    def fetch(self, size: int) -> int:
+        if len(self.ready) < size:
+            with self.lock:
+                try:
+                    self._is_reading = True
+                    if not self.appender.is_closed:
+                        self._read_up_to(size)
+                finally:
+                    self._is_reading = False
+            if self.directory.said:
+                self.directory.log()
         return self.waiting()
-
-    def fetch(self, size: int) -> None:
-        if len(self.ready) >= size:
-            return
-        with self.lock:
-            try:
-                self._is_reading = True
-                if not self.appender.is_closed:
-                    self._read_up_to(size)
-            finally:
-                self._is_reading = False
-        if self.directory.said:
-            self.directory.log()
 
     def _read_up_to(self, size: int) -> None:
         if monotonic() >= self._next_scan:

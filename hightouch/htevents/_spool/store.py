@@ -94,6 +94,7 @@ class FileStore(Reader):
     """
 
     policy = DurablePolicy()
+    idle_wait = IDLE_SCAN_INTERVAL
 
     def __init__(
         self, directory: str, write_key: str, fsync: bool, max_bytes: int
@@ -143,9 +144,6 @@ class FileStore(Reader):
 
     def may_have_more(self) -> bool:
         return bool(self._adopted) or monotonic() >= self._next_scan
-
-    def idle_wait(self) -> Optional[float]:
-        return IDLE_SCAN_INTERVAL
 
     def pause(self) -> float:
         is_burst = monotonic() - self.appender.last_put <= PAUSE
