@@ -202,16 +202,13 @@ def identify(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, the user's id in your system; None only with an
-        anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id
     :param traits: dict that describes the user, such as an email; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of an unknown visitor; None only with
-        a user_id
-    :param integrations: dict that selects destinations, such as ``{'All': True}``;
-        None: the usual ones
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
         the client was shut down, or before_send dropped the event. ``message`` is
@@ -219,8 +216,7 @@ def identify(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    client = default_client or _get_client()
-    return client.identify(
+    return (default_client or _get_client()).identify(
         user_id, traits, context, timestamp, anonymous_id, integrations, message_id
     )
 
@@ -239,17 +235,14 @@ def track(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, the user's id in your system; None only with an
-        anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id
     :param event: str, the name of the action, such as 'Order Completed'; required
     :param properties: dict that describes the action, such as a price; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of an unknown visitor; None only with
-        a user_id
-    :param integrations: dict that selects destinations, such as ``{'All': True}``;
-        None: the usual ones
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
         the client was shut down, or before_send dropped the event. ``message`` is
@@ -257,8 +250,7 @@ def track(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    client = default_client or _get_client()
-    return client.track(
+    return (default_client or _get_client()).track(
         user_id,
         event,
         properties,
@@ -287,8 +279,7 @@ def alias(
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param integrations: dict that selects destinations, such as ``{'All': True}``;
-        None: the usual ones
+    :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
         the client was shut down, or before_send dropped the event. ``message`` is
@@ -296,8 +287,7 @@ def alias(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    client = default_client or _get_client()
-    return client.alias(
+    return (default_client or _get_client()).alias(
         previous_id, user_id, context, timestamp, integrations, message_id
     )
 
@@ -316,17 +306,14 @@ def group(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, the user's id in your system; None only with an
-        anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id
     :param group_id: str or number, the group's id in your system; required
     :param traits: dict that describes the group, such as its name; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of an unknown visitor; None only with
-        a user_id
-    :param integrations: dict that selects destinations, such as ``{'All': True}``;
-        None: the usual ones
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
         the client was shut down, or before_send dropped the event. ``message`` is
@@ -334,8 +321,7 @@ def group(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    client = default_client or _get_client()
-    return client.group(
+    return (default_client or _get_client()).group(
         user_id,
         group_id,
         traits,
@@ -362,18 +348,15 @@ def page(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, the user's id in your system; None only with an
-        anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id
     :param category: str, the kind of page; None: no category
     :param name: str, the name of the page; None: no name
     :param properties: dict that describes the page, such as its URL; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of an unknown visitor; None only with
-        a user_id
-    :param integrations: dict that selects destinations, such as ``{'All': True}``;
-        None: the usual ones
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
         the client was shut down, or before_send dropped the event. ``message`` is
@@ -381,8 +364,7 @@ def page(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    client = default_client or _get_client()
-    return client.page(
+    return (default_client or _get_client()).page(
         user_id,
         category,
         name,
@@ -410,18 +392,15 @@ def screen(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, the user's id in your system; None only with an
-        anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id
     :param category: str, the kind of screen; None: no category
     :param name: str, the name of the screen; None: no name
     :param properties: dict that describes the screen, such as its tab; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of an unknown visitor; None only with
-        a user_id
-    :param integrations: dict that selects destinations, such as ``{'All': True}``;
-        None: the usual ones
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
         the client was shut down, or before_send dropped the event. ``message`` is
@@ -429,8 +408,7 @@ def screen(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    client = default_client or _get_client()
-    return client.screen(
+    return (default_client or _get_client()).screen(
         user_id,
         category,
         name,
@@ -441,6 +419,11 @@ def screen(
         integrations,
         message_id,
     )
+
+
+# The text of a call stands once, above. At run time help() shows it for the method as well.
+for _call in (identify, track, alias, group, page, screen):
+    getattr(Client, _call.__name__).__doc__ = _call.__doc__
 
 
 def flush(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:

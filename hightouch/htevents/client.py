@@ -173,7 +173,7 @@ class Client:
         """
         return None if self.sync_mode else self._delivery.consumers
 
-    # -- the six calls ---------------------------------------------------------------
+    # -- the six calls; htevents documents their arguments and errors ----------------
 
     def identify(
         self,
@@ -185,27 +185,7 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Record the identity of a user.
-
-        May be called from any thread. The dicts are copied and never changed.
-
-        :param user_id: str or number, the user's id in your system; None only with an
-            anonymous_id
-        :param traits: dict that describes the user, such as an email; None: empty
-        :param context: dict of circumstances, such as ip, locale or page; None: empty
-        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
-            is local if it is within 5 seconds of the local time, otherwise UTC
-        :param anonymous_id: str or number, the id of an unknown visitor; None only with
-            a user_id
-        :param integrations: dict that selects destinations, such as ``{'All': True}``;
-            None: the usual ones
-        :param message_id: str by which repeated events are recognized; None: a UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-            the client was shut down, or before_send dropped the event. ``message`` is
-            the dict as it goes on the wire
-        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
-        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
-        """
+        """Record the identity of a user: see `htevents.identify`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
             {'type': 'identify', 'traits': traits},
@@ -229,28 +209,7 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Record an action of a user.
-
-        May be called from any thread. The dicts are copied and never changed.
-
-        :param user_id: str or number, the user's id in your system; None only with an
-            anonymous_id
-        :param event: str, the name of the action, such as 'Order Completed'; required
-        :param properties: dict that describes the action, such as a price; None: empty
-        :param context: dict of circumstances, such as ip, locale or page; None: empty
-        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
-            is local if it is within 5 seconds of the local time, otherwise UTC
-        :param anonymous_id: str or number, the id of an unknown visitor; None only with
-            a user_id
-        :param integrations: dict that selects destinations, such as ``{'All': True}``;
-            None: the usual ones
-        :param message_id: str by which repeated events are recognized; None: a UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-            the client was shut down, or before_send dropped the event. ``message`` is
-            the dict as it goes on the wire
-        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
-        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
-        """
+        """Record an action of a user: see `htevents.track`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         kind = type(event)
         if kind is not str:
@@ -276,24 +235,7 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Record that two ids belong to the same user.
-
-        May be called from any thread. The dicts are copied and never changed.
-
-        :param previous_id: str or number, the user's id until now; required
-        :param user_id: str or number, the user's id from now on; required
-        :param context: dict of circumstances, such as ip, locale or page; None: empty
-        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
-            is local if it is within 5 seconds of the local time, otherwise UTC
-        :param integrations: dict that selects destinations, such as ``{'All': True}``;
-            None: the usual ones
-        :param message_id: str by which repeated events are recognized; None: a UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-            the client was shut down, or before_send dropped the event. ``message`` is
-            the dict as it goes on the wire
-        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
-        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
-        """
+        """Record that two ids belong to the same user: see `htevents.alias`."""
         previous_id = _checked_id('previous_id', previous_id, required=True)
         user_id = _as_text(_checked_id('user_id', user_id, required=True))
         return self._enqueue(
@@ -318,28 +260,7 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Record that a user belongs to a group, such as a company.
-
-        May be called from any thread. The dicts are copied and never changed.
-
-        :param user_id: str or number, the user's id in your system; None only with an
-            anonymous_id
-        :param group_id: str or number, the group's id in your system; required
-        :param traits: dict that describes the group, such as its name; None: empty
-        :param context: dict of circumstances, such as ip, locale or page; None: empty
-        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
-            is local if it is within 5 seconds of the local time, otherwise UTC
-        :param anonymous_id: str or number, the id of an unknown visitor; None only with
-            a user_id
-        :param integrations: dict that selects destinations, such as ``{'All': True}``;
-            None: the usual ones
-        :param message_id: str by which repeated events are recognized; None: a UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-            the client was shut down, or before_send dropped the event. ``message`` is
-            the dict as it goes on the wire
-        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
-        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
-        """
+        """Record that a user belongs to a group: see `htevents.group`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         group_id = _checked_id('group_id', group_id, required=True)
         return self._enqueue(
@@ -365,29 +286,7 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Record that a user viewed a page of a website.
-
-        May be called from any thread. The dicts are copied and never changed.
-
-        :param user_id: str or number, the user's id in your system; None only with an
-            anonymous_id
-        :param category: str, the kind of page; None: no category
-        :param name: str, the name of the page; None: no name
-        :param properties: dict that describes the page, such as its URL; None: empty
-        :param context: dict of circumstances, such as ip, locale or page; None: empty
-        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
-            is local if it is within 5 seconds of the local time, otherwise UTC
-        :param anonymous_id: str or number, the id of an unknown visitor; None only with
-            a user_id
-        :param integrations: dict that selects destinations, such as ``{'All': True}``;
-            None: the usual ones
-        :param message_id: str by which repeated events are recognized; None: a UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-            the client was shut down, or before_send dropped the event. ``message`` is
-            the dict as it goes on the wire
-        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
-        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
-        """
+        """Record that a user viewed a page of a website: see `htevents.page`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
             _view('page', category, name, properties),
@@ -412,29 +311,7 @@ class Client:
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
     ) -> Result:
-        """Record that a user viewed a screen of an app.
-
-        May be called from any thread. The dicts are copied and never changed.
-
-        :param user_id: str or number, the user's id in your system; None only with an
-            anonymous_id
-        :param category: str, the kind of screen; None: no category
-        :param name: str, the name of the screen; None: no name
-        :param properties: dict that describes the screen, such as its tab; None: empty
-        :param context: dict of circumstances, such as ip, locale or page; None: empty
-        :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
-            is local if it is within 5 seconds of the local time, otherwise UTC
-        :param anonymous_id: str or number, the id of an unknown visitor; None only with
-            a user_id
-        :param integrations: dict that selects destinations, such as ``{'All': True}``;
-            None: the usual ones
-        :param message_id: str by which repeated events are recognized; None: a UUID4
-        :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-            the client was shut down, or before_send dropped the event. ``message`` is
-            the dict as it goes on the wire
-        :raises ValidationError: (an ``AssertionError``) when an argument is wrong
-        :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
-        """
+        """Record that a user viewed a screen of an app: see `htevents.screen`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         return self._enqueue(
             _view('screen', category, name, properties),
