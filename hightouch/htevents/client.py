@@ -5,8 +5,8 @@ import math
 import numbers
 import os
 import sys
-import threading
 from datetime import datetime
+from threading import get_ident
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from hightouch.htevents import encoding, settings
@@ -55,8 +55,6 @@ Timestamp = Union[datetime, str]
 Message = Dict[str, Any]
 Result = Tuple[bool, Message]
 BeforeSend = Callable[[Message], Optional[Message]]
-
-_LIBRARY = {'name': NAME, 'version': VERSION}
 
 
 class Client:
@@ -187,15 +185,9 @@ class Client:
     ) -> Result:
         """Record the identity of a user: see `htevents.identify`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
+        message: Message = {'type': 'identify', 'traits': traits}
         return self._enqueue(
-            {'type': 'identify', 'traits': traits},
-            'traits',
-            user_id,
-            anonymous_id,
-            context,
-            timestamp,
-            integrations,
-            message_id,
+            message, user_id, anonymous_id, context, timestamp, integrations, message_id
         )
 
     def track(
@@ -215,15 +207,9 @@ class Client:
         if kind is not str:
             event = plain_scalar(event)
             expect(is_a(event, str), 'event', 'a str, the name of the action', event)
+        message: Message = {'type': 'track', 'event': event, 'properties': properties}
         return self._enqueue(
-            {'type': 'track', 'event': event, 'properties': properties},
-            'properties',
-            user_id,
-            anonymous_id,
-            context,
-            timestamp,
-            integrations,
-            message_id,
+            message, user_id, anonymous_id, context, timestamp, integrations, message_id
         )
 
     def alias(
@@ -238,15 +224,9 @@ class Client:
         """Record that two ids belong to the same user: see `htevents.alias`."""
         previous_id = _checked_id('previous_id', previous_id, required=True)
         user_id = _as_text(_checked_id('user_id', user_id, required=True))
+        message: Message = {'type': 'alias', 'previousId': previous_id}
         return self._enqueue(
-            {'type': 'alias', 'previousId': previous_id},
-            None,
-            user_id,
-            None,
-            context,
-            timestamp,
-            integrations,
-            message_id,
+            message, user_id, None, context, timestamp, integrations, message_id
         )
 
     def group(
@@ -263,15 +243,9 @@ class Client:
         """Record that a user belongs to a group: see `htevents.group`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
         group_id = _checked_id('group_id', group_id, required=True)
+        message: Message = {'type': 'group', 'groupId': group_id, 'traits': traits}
         return self._enqueue(
-            {'type': 'group', 'groupId': group_id, 'traits': traits},
-            'traits',
-            user_id,
-            anonymous_id,
-            context,
-            timestamp,
-            integrations,
-            message_id,
+            message, user_id, anonymous_id, context, timestamp, integrations, message_id
         )
 
     def page(
@@ -288,15 +262,9 @@ class Client:
     ) -> Result:
         """Record that a user viewed a page of a website: see `htevents.page`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
+        message = _view('page', category, name, properties)
         return self._enqueue(
-            _view('page', category, name, properties),
-            'properties',
-            user_id,
-            anonymous_id,
-            context,
-            timestamp,
-            integrations,
-            message_id,
+            message, user_id, anonymous_id, context, timestamp, integrations, message_id
         )
 
     def screen(
@@ -313,15 +281,9 @@ class Client:
     ) -> Result:
         """Record that a user viewed a screen of an app: see `htevents.screen`."""
         user_id, anonymous_id = _ids(user_id, anonymous_id)
+        message = _view('screen', category, name, properties)
         return self._enqueue(
-            _view('screen', category, name, properties),
-            'properties',
-            user_id,
-            anonymous_id,
-            context,
-            timestamp,
-            integrations,
-            message_id,
+            message, user_id, anonymous_id, context, timestamp, integrations, message_id
         )
 
     # -- the common path -------------------------------------------------------------
@@ -329,7 +291,6 @@ class Client:
     def _enqueue(
         self,
         message: Message,
-        described_by: Optional[str],
         user_id: Any,
         anonymous_id: Any,
         context: Optional[Context],
@@ -337,20 +298,20 @@ class Client:
         integrations: Optional[Integrations],
         message_id: Any,
     ) -> Result:
-        """Complete a message and queue it.
-
-        :param described_by: key of the dict that describes the event; None: no such dict
-        :param user_id: the id as it goes on the wire, like ``anonymous_id``
-        """
+        """Complete a message, encode it, and queue it. Both ids are as on the wire."""
         fork.check()
         found: List[Finding] = []
-        if described_by is not None:
-            message[described_by] = _copied(described_by, message[described_by], found)
+        if 'properties' in message:
+            message['properties'] = _copied('properties', message['properties'], found)
+        elif 'traits' in message:
+            message['traits'] = _copied('traits', message['traits'], found)
         message['userId'] = user_id
         message['anonymousId'] = anonymous_id
         message['context'] = circumstances = _copied('context', context, found)
-        circumstances['library'] = _LIBRARY.copy()
-        message['integrations'] = _copied('integrations', integrations, found)
+        circumstances['library'] = {'name': NAME, 'version': VERSION}
+        message['integrations'] = (  # rarely given: this saves a call
+            {} if integrations is None else _copied('integrations', integrations, found)
+        )
         message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
         given_id = None if message_id is None else _as_text(message_id)
         message['messageId'] = given_id or new_message_id()
@@ -364,12 +325,20 @@ class Client:
             self._findings.log(found)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
-        if not self.send:
-            return True, message
+        return not self.send or self._offer(body, message), message
+
+    def _offer(self, body: bytes, message: Message) -> bool:
+        """Queue an encoded message, or deliver it now; return whether it was accepted."""
         # The first condition is the cheap one.
-        is_inside = threading.get_ident() in delivering.threads
+        is_inside = get_ident() in delivering.threads
         if is_inside and is_delivering() and logs.is_echo():
-            return self._refuse_echo(), message
+            self._queue.refuse()
+            if self._due.pop('echo', False):
+                log.warning(
+                    'Events that a log handler tracks for the log lines of a delivery '
+                    'are refused: each of them would cause another line'
+                )
+            return False
         if self.debug:
             log.debug('queueing: %s', message)
         if self.sync_mode:
@@ -378,13 +347,12 @@ class Client:
             accepted = self._delivery.put(body, self._block_timeout)
         if not accepted or 'refusal' not in self._due:
             self._warn_of_refusal(accepted)
-        return accepted, message
+        return accepted
 
     def _scrub(self, message: Message, found: List[Finding]) -> Optional[Message]:
         """Return a copy of the message from ``before_send``; None when it is dropped."""
-        assert self._before_send is not None
         # before_send gets a copy. If it raises, the whole message is reported.
-        copy = _copied('', message, found, 0)
+        copy = encoding.plain_copy(message, '', 0, found)
         failure: Optional[BeforeSendError] = None
         try:
             scrubbed = _called(self._before_send, copy)
@@ -408,16 +376,6 @@ class Client:
         if self.send:
             self._queue.refuse()
         return None
-
-    def _refuse_echo(self) -> bool:
-        """Refuse an event that a log handler tracks for a line of a delivery."""
-        self._queue.refuse()
-        if self._due.pop('echo', False):
-            log.warning(
-                'Events that a log handler tracks for the log lines of a delivery are '
-                'refused: each of them would cause another line'
-            )
-        return False
 
     def _warn_of_refusal(self, accepted: bool) -> None:
         """Log why calls return False: once, until the queue has room again."""
@@ -498,11 +456,10 @@ class Client:
         if delivery is not None and not is_finalizing():
             delivery.retire()
 
-    def __copy__(self) -> 'Client':
+    def __copy__(self, memo: Any = None) -> 'Client':
         return self  # a second client on the same queue would close it when dropped
 
-    def __deepcopy__(self, memo: Any) -> 'Client':
-        return self
+    __deepcopy__ = __copy__
 
     def __repr__(self) -> str:
         host = None if self.host is None else bare(self.host)
@@ -541,8 +498,8 @@ def _make_oauth_manager(config: Any) -> Any:
 
 
 @delivers
-def _called(callback: Callable[..., Any], *args: Any) -> Any:
-    return callback(*args)
+def _called(callback: Any, message: Message) -> Any:
+    return callback(message)
 
 
 def _connect(
@@ -666,17 +623,11 @@ def _as_text(value: Any) -> Any:
         return hex(value)
 
 
-def _copied(
-    name: str,
-    value: Optional[Mapping[str, object]],
-    found: List[Finding],
-    depth: int = 1,
-) -> Message:
+def _copied(name: str, value: Any, found: List[Finding]) -> Message:
     """Return a copy of a dict as it goes on the wire; {} for any falsy value.
 
-    :param name: the argument, or the key in the message
+    :param name: the argument, which is also the key in the message
     :param found: list that collects the findings
-    :param depth: level of the dict in the message
     """
     if value is None:
         return {}
@@ -685,7 +636,7 @@ def _copied(
         if not is_a(value, dict):
             expect(_is_falsy(value), name, 'a dict', value)
             return {}
-    copied = encoding.plain_copy(value, name, depth, found)
+    copied = encoding.plain_copy(value, name, 1, found)
     return copied if isinstance(copied, dict) else {}
 
 
@@ -698,24 +649,19 @@ def _is_falsy(value: Any) -> bool:
 
 
 def _view(
-    type: str,
-    category: Optional[str],
-    name: Optional[str],
-    properties: Optional[Properties],
+    kind: str, category: Any, name: Any, properties: Optional[Properties]
 ) -> Message:
     return {
-        'type': type,
+        'type': kind,
         'category': _text('category', category),
         'name': _text('name', name),
         'properties': properties,
     }
 
 
-def _text(name: str, value: Optional[str]) -> Optional[str]:
+def _text(name: str, value: Any) -> Any:
     kind = type(value)
-    if value is None or kind is str:
-        return value or None
-    value = plain_scalar(value)
-    if not is_a(value, str):
-        expect(_is_falsy(value), name, 'a str', value)
+    if value is not None and kind is not str:
+        value = plain_scalar(value)
+        expect(is_a(value, str) or _is_falsy(value), name, 'a str', value)
     return value or None
