@@ -158,11 +158,9 @@ def _get_client() -> Client:
 
 def _client_if_configured() -> Optional[Client]:
     """Return the default client; None if it is missing and no write key is set."""
-    if default_client is None and (
-        process_exit.is_over() or not settings.find_write_key(write_key)
-    ):
-        return None
-    return _get_client()
+    key = settings.find_text(write_key, settings.ENV_WRITE_KEY)
+    can_make_one = key and not process_exit.is_over()
+    return _get_client() if can_make_one else default_client
 
 
 def _is_unknown(name: str, value: Any) -> bool:

@@ -31,7 +31,10 @@ ENV_HOST = 'HTEVENTS_HOST'
 
 
 class DefaultConfig:
-    """The defaults of all settings of a client; ``Client`` documents them."""
+    """The defaults of all settings of a client; ``Client`` documents them.
+
+    An instance has checked settings. Its repr shows no values: some are secrets.
+    """
 
     write_key = None
     host = None
@@ -67,7 +70,7 @@ class DefaultConfig:
 NAMES = tuple(name for name in vars(DefaultConfig) if not name.startswith('_'))
 
 
-def expect(ok: bool, name: str, expected: str, value: Any) -> None:
+def expect(ok: object, name: str, expected: str, value: Any) -> None:
     """Raise a `ValidationError` that names the type of ``value``, unless ``ok``."""
     if not ok:
         raise ValidationError(
@@ -75,19 +78,18 @@ def expect(ok: bool, name: str, expected: str, value: Any) -> None:
         )
 
 
-class _Checked:
-    """Checked settings as attributes. The repr shows no values: some are secrets."""
-
-
 def checked(given: Mapping[str, Any]) -> Any:
-    """Return all settings of a client, checked and converted, as attributes.
+    """Return the given settings of a client, checked and converted, as attributes.
 
-    :param given: the settings by name
     :raises ValidationError: when a setting is wrong
     """
     for name, value in given.items():
-        _check_truth(name, value)
-    to: Any = _Checked()
+        try:
+            bool(value)
+        except Exception as error:
+            raise_interruption(error)
+            expect(False, name, 'a value that is true or false', value)
+    to: Any = DefaultConfig()
     vars(to).update(given)
     to.write_key = check_write_key(to.write_key)
     to.host = _check_host(to.host)
@@ -109,14 +111,6 @@ def checked(given: Mapping[str, Any]) -> Any:
     to.proxies = normalize_proxies(to.proxies)
     to.oauth = (to.oauth_client_id, to.oauth_client_key, to.oauth_key_id)
     return to
-
-
-def _check_truth(name: str, value: Any) -> None:
-    try:
-        bool(value)
-    except Exception as error:
-        raise_interruption(error)
-        expect(False, name, 'a value that is true or false', value)
 
 
 def is_number(value: Any) -> bool:
@@ -157,9 +151,7 @@ def _check_whole(
     number: float = _check_number(
         name, value, expected, lambda number: least <= number <= most
     )
-    if number > sys.maxsize:
-        return sys.maxsize
-    return 0 if number < 0 else math.ceil(number)
+    return math.ceil(min(max(0, number), sys.maxsize))
 
 
 def _check_seconds(name: str, value: Any) -> Any:
@@ -186,26 +178,24 @@ def _check_wait(value: Any) -> Any:
     )
 
 
-def find_write_key(value: Any) -> Any:
-    """Return the write key without white space, or the key from the environment."""
-    key = value.strip() if is_instance(value, str) else value
-    return key or os.environ.get(ENV_WRITE_KEY, '').strip()
+def find_text(value: Any, variable: str) -> Any:
+    """Return a str without white space; for a falsy value, the environment variable."""
+    text = value.strip() if is_instance(value, str) else value
+    return text or os.environ.get(variable, '').strip()
 
 
 def check_write_key(value: Optional[str]) -> str:
     """Return the write key to use; raise `ValidationError` if it is missing."""
-    key = find_write_key(value)
+    key = find_text(value, ENV_WRITE_KEY)
     what = 'a str that is not empty (the key of your event source; or set %s)'
-    expect(
-        is_instance(key, str) and bool(key), 'write_key', what % ENV_WRITE_KEY, value
-    )
+    expect(key and is_instance(key, str), 'write_key', what % ENV_WRITE_KEY, value)
     return str(key)
 
 
 def _check_host(value: Optional[str]) -> Optional[str]:
-    host = value or ''
+    host = find_text(value, ENV_HOST)
     expect(is_instance(host, str), 'host', 'a URL such as https://…, or None', value)
-    return host.strip() or os.environ.get(ENV_HOST, '').strip() or None
+    return host or None
 
 
 def _check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
@@ -215,9 +205,7 @@ def _check_spool_dir(value: Any, sync_mode: bool, send: bool) -> Optional[str]:
         value = os.fspath(value)
     except Exception as error:
         raise_interruption(error)
-    expect(
-        is_instance(value, str) and bool(value), 'spool_dir', 'a path or None', value
-    )
+    expect(value and is_instance(value, str), 'spool_dir', 'a path or None', value)
     if sync_mode:
         raise ValidationError(
             'spool_dir: expected None with sync_mode=True, got a directory; leave one of '
