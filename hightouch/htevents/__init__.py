@@ -14,6 +14,7 @@ makes the default client. All functions may be called from any thread.
 import importlib
 import logging
 import os
+import sys
 import threading
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -122,20 +123,17 @@ spool_max_bytes: int = Client.DefaultConfig.spool_max_bytes
 default_client: Optional[Client] = None
 
 
-class _Creation:
-    """Holds the lock for making the default client. A forked child gets a new one."""
-
-    def __init__(self) -> None:
-        self._after_fork()
-        fork.register(self)
-
-    def _after_fork(self) -> None:
-        # Guards default_client while it is None. Re-entrant, because a signal handler may
-        # make its first call on the thread that is making the client.
-        self.lock = threading.RLock()
+# Guards default_client while it is None. Re-entrant, because a signal handler may make its
+# first call on the thread that is making the client.
+_lock = threading.RLock()
 
 
-_creation = _Creation()
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may hold the old one
+
+
+fork.register(sys.modules[__name__])
 
 
 def _get_client() -> Client:
@@ -145,7 +143,7 @@ def _get_client() -> Client:
     client = default_client
     if client is None:
         made = None
-        with _creation.lock:
+        with _lock:
             if default_client is None:
                 made = Client(**{name: globals()[name] for name in settings.NAMES})
                 # A signal handler may have made another one since the check.
@@ -208,9 +206,8 @@ def identify(
     :param anonymous_id: str or number, the id of a visitor; None only with a user_id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
-    :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-        the client was shut down, or before_send dropped the event. ``message`` is
-        the dict as it goes on the wire
+    :returns: ``(accepted, message)``: False when the queue is full, the client was shut
+        down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
@@ -242,9 +239,8 @@ def track(
     :param anonymous_id: str or number, the id of a visitor; None only with a user_id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
-    :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-        the client was shut down, or before_send dropped the event. ``message`` is
-        the dict as it goes on the wire
+    :returns: ``(accepted, message)``: False when the queue is full, the client was shut
+        down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
@@ -279,9 +275,8 @@ def alias(
         is local if it is within 5 seconds of the local time, otherwise UTC
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
-    :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-        the client was shut down, or before_send dropped the event. ``message`` is
-        the dict as it goes on the wire
+    :returns: ``(accepted, message)``: False when the queue is full, the client was shut
+        down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
@@ -313,9 +308,8 @@ def group(
     :param anonymous_id: str or number, the id of a visitor; None only with a user_id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
-    :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-        the client was shut down, or before_send dropped the event. ``message`` is
-        the dict as it goes on the wire
+    :returns: ``(accepted, message)``: False when the queue is full, the client was shut
+        down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
@@ -356,9 +350,8 @@ def page(
     :param anonymous_id: str or number, the id of a visitor; None only with a user_id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
-    :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-        the client was shut down, or before_send dropped the event. ``message`` is
-        the dict as it goes on the wire
+    :returns: ``(accepted, message)``: False when the queue is full, the client was shut
+        down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
@@ -400,9 +393,8 @@ def screen(
     :param anonymous_id: str or number, the id of a visitor; None only with a user_id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
-    :returns: ``(accepted, message)``. ``accepted`` is False when the queue is full,
-        the client was shut down, or before_send dropped the event. ``message`` is
-        the dict as it goes on the wire
+    :returns: ``(accepted, message)``: False when the queue is full, the client was shut
+        down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """

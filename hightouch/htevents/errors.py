@@ -23,14 +23,9 @@ MAX_AGE_DAYS = 7
 
 # Exceptions of requests and urllib3 for a wrong setting, and their base classes. By name,
 # because this module must not import them, and old releases lack some.
-_WRONG_SETTING = {
-    'InvalidURL',
-    'InvalidSchema',
-    'MissingSchema',
-    'InvalidHeader',
-    'LocationValueError',
-}
-
+_WRONG_SETTING = frozenset(
+    'InvalidURL InvalidSchema MissingSchema InvalidHeader LocationValueError'.split()
+)
 
 # The name of a class. type.__name__ itself, because a metaclass may define one that raises.
 name_of: Callable[[type], str] = vars(type)['__name__'].__get__
@@ -105,9 +100,7 @@ class OauthError(APIError):
     The ``status`` is from the answer of the token server, or 0 without a request.
     """
 
-    @property
-    def retryable(self) -> bool:
-        return False
+    retryable = False
 
 
 class FatalError(Exception):
