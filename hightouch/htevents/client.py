@@ -136,9 +136,7 @@ class Client:
         spool_fsync: bool = DefaultConfig.spool_fsync,
         spool_max_bytes: int = DefaultConfig.spool_max_bytes,
     ) -> None:
-        given = dict(locals())
-        del given['self']
-        config = settings.checked(given)
+        config = settings.checked(locals())
         self.write_key: str = config.write_key
         self.host: Optional[str] = config.host
         self.debug: bool = config.debug
@@ -325,7 +323,8 @@ class Client:
             self._findings.log(found)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
-        return not self.send or self._offer(body, message), message
+        accepted = not self.send or self._offer(body, message)
+        return accepted, message
 
     def _offer(self, body: bytes, message: Message) -> bool:
         """Queue an encoded message, or deliver it now; return whether it was accepted."""

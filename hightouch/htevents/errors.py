@@ -163,10 +163,8 @@ class DamageError(Exception):
         self.path = path
 
     def __str__(self) -> str:
-        return '%d event(s) can no longer be read: %s is damaged or missing.' % (
-            self.count,
-            self.path,
-        )
+        text = '%d event(s) can no longer be read: %s is damaged or missing.'
+        return text % (self.count, self.path)
 
 
 class BeforeSendError(Exception):

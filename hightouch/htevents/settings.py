@@ -79,18 +79,20 @@ def expect(ok: object, name: str, expected: str, value: Any) -> None:
 
 
 def checked(given: Mapping[str, Any]) -> Any:
-    """Return the given settings of a client, checked and converted, as attributes.
+    """Return all settings of a client, checked and converted, as attributes.
 
+    :param given: the settings by name; other names are ignored
     :raises ValidationError: when a setting is wrong
     """
-    for name, value in given.items():
+    to: Any = DefaultConfig()
+    for name in NAMES:
+        value = given[name]
         try:
             bool(value)
         except Exception as error:
             raise_interruption(error)
             expect(False, name, 'a value that is true or false', value)
-    to: Any = DefaultConfig()
-    vars(to).update(given)
+        setattr(to, name, value)
     to.write_key = check_write_key(to.write_key)
     to.host = _check_host(to.host)
     to.max_queue_size = _check_whole('max_queue_size', to.max_queue_size)
