@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from numbers import Number
 from threading import TIMEOUT_MAX
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Mapping, Optional, Union
 
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.proxies import normalize_proxies
@@ -25,6 +25,8 @@ Proxies = Union[str, Mapping[str, Optional[str]]]
 PrivateKey = Union[str, bytes, bytearray, RSAPrivateKey]
 
 _CACHING: Any = type(lru_cache(maxsize=None)(len))
+
+_ABOVE_0 = 5e-324  # the smallest float
 
 ENV_WRITE_KEY = 'HTEVENTS_WRITE_KEY'
 ENV_HOST = 'HTEVENTS_HOST'
@@ -135,11 +137,11 @@ def as_number(value: Any) -> Any:
 
 
 def _check_number(
-    name: str, value: Any, expected: str, valid: Callable[[float], bool]
+    name: str, value: Any, expected: str, least: float, most: float = math.inf
 ) -> Any:
     number = as_number(value)
     expect(number is not None, name, expected, value)
-    if not valid(number):
+    if not least <= number <= most:
         text = '%g' % number if abs(number) < sys.maxsize else 'a larger number'
         raise ValidationError('%s: expected %s, got %s' % (name, expected, text))
     return number
@@ -150,15 +152,12 @@ def _check_whole(
 ) -> int:
     """Return a number from ``least`` to ``most``, rounded up, as 0 to ``sys.maxsize``."""
     expected = 'a whole number' + ('' if least < 0 else ', at least %d' % least)
-    number: float = _check_number(
-        name, value, expected, lambda number: least <= number <= most
-    )
+    number: float = _check_number(name, value, expected, least, most)
     return math.ceil(min(max(0, number), sys.maxsize))
 
 
 def _check_seconds(name: str, value: Any) -> Any:
-    expected = 'a number of seconds, at least 0'
-    return _check_number(name, value, expected, lambda number: number >= 0)
+    return _check_number(name, value, 'a number of seconds, at least 0', 0)
 
 
 def _check_timeout(value: Any) -> Any:
@@ -175,9 +174,7 @@ def _check_wait(value: Any) -> Any:
         'between bytes of the answer); None waits without limit'
     )
     # With any other number sockets raise, and each request would fail.
-    return _check_number(
-        'timeout', value, expected, lambda number: 0 < number <= TIMEOUT_MAX
-    )
+    return _check_number('timeout', value, expected, _ABOVE_0, TIMEOUT_MAX)
 
 
 def find_text(value: Any, variable: str) -> Any:
