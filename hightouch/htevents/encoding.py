@@ -12,9 +12,9 @@ from functools import lru_cache
 from json import encoder
 from typing import Any, Callable, List, Optional, Tuple
 
-from hightouch.htevents import findings, forms, utils
+from hightouch.htevents import forms, utils
 from hightouch.htevents._process.interruption import raise_interruption
-from hightouch.htevents.findings import Finding
+from hightouch.htevents.findings import Finding, Findings
 
 # The C encoder; None in an interpreter without it.
 _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
@@ -113,7 +113,7 @@ def encode(message: Any, found: Optional[List[Finding]] = None) -> Tuple[bytes, 
     mine: List[Finding] = [] if found is None else found
     encoded = encode_plain(plain_copy(message, '', 0, mine), mine)
     if found is None:
-        findings.log_once(mine)
+        Findings().log(mine)
     return encoded
 
 

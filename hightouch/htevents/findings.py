@@ -27,12 +27,6 @@ Path = Union[str, Tuple[Any, Union[str, int]]]
 Finding = NamedTuple('Finding', [('path', Path), ('kind', type), ('what', str)])
 
 
-def note(found: List[Finding], item: Any, path: Path, what: str) -> None:
-    """Add a finding to the list of an event, up to MOST_FINDINGS."""
-    if len(found) < MOST_FINDINGS:
-        found.append(Finding(path, type(item), what))
-
-
 class Findings:
     """Counts the findings of one client. Thread-safe."""
 
@@ -45,42 +39,31 @@ class Findings:
 
     def log(self, found: Sequence[Finding]) -> None:
         """Log the findings of an event in one line."""
+        groups: Dict[Tuple[str, str, str], List[Path]] = {}
+        for each in found:
+            key = (_written(each.path, place=True), name_of(each.kind), each.what)
+            groups.setdefault(key, []).append(each.path)
         lines: List[str] = []
-        for (place, kind, what), (path, count) in _grouped(found).items():
-            key = (place, kind, what)
+        for key, paths in groups.items():
+            _, kind, what = key
             if key not in self._counts and len(self._counts) >= MOST_PLACES:
                 key = ('', '', what)
             before, due = self._counts.get(key, (0, 1))
-            count += before
+            count = before + len(paths)
             if count >= due:
                 if len(lines) == MOST_NAMED:
                     continue  # the next event with this finding names it
                 while due <= count:
                     due *= 10
-                lines.append(_line(path, kind, what, count))
+                lines.append(_line(paths[0], kind, what, count))
             self._counts[key] = (count, due)
         if lines:
             log.warning('%s', '; '.join(lines))
 
 
-def log_once(found: Sequence[Finding]) -> None:
-    """Log findings without remembering them."""
-    Findings().log(found)
-
-
-def _grouped(
-    found: Sequence[Finding],
-) -> Dict[Tuple[str, str, str], Tuple[str, int]]:
-    groups: Dict[Tuple[str, str, str], Tuple[str, int]] = {}
-    for each in found:
-        key = (_written(each.path, place=True), name_of(each.kind), each.what)
-        path, count = groups.get(key, ('', 0))
-        groups[key] = (path or _written(each.path), count + 1)
-    return groups
-
-
-def _line(path: str, kind: str, what: str, count: int) -> str:
-    line = '%s: a value of type %s %s' % (path, printable(kind, MOST_TEXT), what)
+def _line(path: Path, kind: str, what: str, count: int) -> str:
+    shown = (_written(path), printable(kind, MOST_TEXT), what)
+    line = '%s: a value of type %s %s' % shown
     return line if count == 1 else '%s (at least %d so far)' % (line, count)
 
 

@@ -5,10 +5,10 @@ from datetime import date, datetime, timezone
 from sys import getsizeof
 from typing import Any, Iterable, List, Optional, Set, Sized
 
-from hightouch.htevents import findings, forms
+from hightouch.htevents import forms
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.waiting import Deadline
-from hightouch.htevents.findings import Finding, Path
+from hightouch.htevents.findings import MOST_FINDINGS, Finding, Findings, Path
 from hightouch.htevents.forms import Fallback, NotSendable
 
 # Levels of dicts and lists in a message. Deeper containers become null, because a JSON
@@ -65,7 +65,7 @@ def clean(item: Any, path: str = '', depth: int = 0) -> Any:
     """
     found: List[Finding] = []
     cleaned = Cleaner(found).clean(item, path, depth)
-    findings.log_once(found)
+    Findings().log(found)
     return cleaned
 
 
@@ -179,7 +179,8 @@ class Cleaner:
             return None
 
     def _note(self, item: Any, path: Path, what: str) -> None:
-        findings.note(self._found, item, path, what)
+        if len(self._found) < MOST_FINDINGS:
+            self._found.append(Finding(path, type(item), what))
 
 
 def _text(item: str) -> str:
