@@ -6,7 +6,6 @@ the encoder runs again. Where orjson (the extra ``fast``) is installed, it is tr
 """
 
 import json
-import math
 from datetime import date, datetime, timezone
 from functools import lru_cache
 from json import encoder
@@ -15,10 +14,10 @@ from typing import Any, Callable, List, Optional, Tuple
 from hightouch.htevents import forms, utils
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.findings import Finding, Findings
+from hightouch.htevents.forms import NotSendable
 
 # The C encoder; None in an interpreter without it.
 _c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
-_encode_text: Any = getattr(encoder, 'encode_basestring', None)
 
 
 def _default(value: Any) -> str:
@@ -40,7 +39,7 @@ else:
     # json.JSONEncoder makes such an object for each call. Sharing it takes a fifth of the
     # time. The first None turns the detection of circles off: one ends in a RecursionError.
     _chunks = _c_make_encoder(
-        None, _default, _encode_text, None, ':', ',', False, False, False
+        None, _default, encoder.encode_basestring, None, ':', ',', False, False, False
     )
 
     def _stdlib(message: Any) -> bytes:
@@ -51,20 +50,21 @@ else:
 _ATOMS = frozenset({str, int, bool, type(None), datetime, date})
 
 
-class _NotPlain(Exception):
-    """The message contains a value that only `utils.Cleaner` can convert."""
+# Levels that `_copied` copies. It does not count containers, and objects that refer to each
+# other have far more paths than objects.
+_MAX_DEPTH = 10
 
 
 def _copied(value: Any, depth: int = 0) -> Any:
     """Return a deep copy of a value of known types, converted.
 
     :param depth: level of the value in the message
-    :raises _NotPlain: if it contains any other type, or a value that needs a warning. Other
-        exceptions are possible, for example for a key that is not a str
+    :raises NotSendable: if it contains any other type, or a value that needs a warning.
+        Other exceptions are possible, for example for a key that is not a str
     """
     kind = type(value)
     if depth >= _MAX_DEPTH:
-        raise _NotPlain
+        raise NotSendable
     if kind is dict:
         copy: Any = value.copy()
         ''.join(copy)  # raises unless each key is a str
@@ -81,10 +81,10 @@ def _copied(value: Any, depth: int = 0) -> Any:
     if kind in _ATOMS:
         return value
     if kind is float:
-        return value if math.isfinite(value) else None
+        return value if value - value == 0 else None
     convert = forms.known_form(kind)
     if convert is None:
-        raise _NotPlain
+        raise NotSendable
     plain = convert(value)
     return plain if issubclass(kind, date) else _copied(plain, depth)
 
@@ -96,7 +96,7 @@ def plain_copy(value: Any, path: str, depth: int, found: List[Finding]) -> Any:
     """
     try:
         return _copied(value, depth)
-    except _NotPlain:
+    except NotSendable:
         pass
     except Exception as error:  # from the value's code, or from a concurrent change
         raise_interruption(error)
@@ -127,17 +127,12 @@ def encode_plain(message: Any, found: List[Finding]) -> Tuple[bytes, Any]:
         return _fast(message), message
     except Exception as error:
         raise_interruption(error)
-        return _slow(message, found)
+    # The dates as text, because their class or tzinfo, the application's, may have raised.
+    cleaned = utils.Cleaner(found, dates_as_text=True).clean(message, '', 0)
+    return _stdlib(cleaned), cleaned
 
 
 _fast: Callable[[Any], bytes] = _stdlib
-
-
-# Levels that `_copied` copies. It does not count containers, and objects that refer to each
-# other have far more paths than objects.
-_MAX_DEPTH = 10
-
-_SAMPLE = {'text': ['é', 1, 2.5, None, True]}
 
 
 @lru_cache(maxsize=None)  # the search for a missing module is slower than a new client
@@ -147,7 +142,8 @@ def preload() -> None:
     try:
         orjson = __import__('orjson')
         made = _make_fast(orjson)
-        if orjson.dumps(_SAMPLE) == _stdlib(_SAMPLE):  # not a fake of a test
+        sample = {'text': ['é', 1, 2.5, None, True]}
+        if orjson.dumps(sample) == _stdlib(sample):  # not a fake of a test
             _fast = made
     except Exception:
         pass  # orjson is optional; it may be missing or built for another interpreter
@@ -179,14 +175,3 @@ def _make_fast(orjson: Any) -> Callable[[Any], bytes]:
             return _stdlib(message)
 
     return encode_fast
-
-
-def _slow(message: Any, found: List[Finding]) -> Tuple[bytes, Any]:
-    cleaned = utils.Cleaner(found).clean(message, '', 0)
-    try:
-        return _fast(cleaned), cleaned
-    except Exception as error:
-        raise_interruption(error)
-    # Only a date of the application's class, or its tzinfo, can still raise.
-    cleaned = utils.Cleaner(found, dates_as_text=True).clean(cleaned, '', 0)
-    return _stdlib(cleaned), cleaned
