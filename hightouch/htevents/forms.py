@@ -24,7 +24,6 @@ MAX_ELEMENTS = 1 << 14
 # 4,300 digits.
 _MAX_INT_BITS = 14000
 
-_CODE = 'is code, not data'
 TOO_LONG = 'has more elements than an event can carry'
 
 # Methods of generators and of iterators in itertools.
@@ -40,25 +39,27 @@ class NotSendable(Exception):
 class Unreadable:
     """Stands for a field that raises when it is read."""
 
+    def __str__(self) -> str:
+        raise NotSendable('raised an error')
 
-class Fallback(str):
-    """The ``str()`` of a value of an unknown type."""
 
-
-def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
-    """Convert the outermost level of a value to a dict, a list, a `Fallback` or a scalar.
+def form(
+    item: Any,
+    take: Callable[[Iterable[Any]], List[Any]],
+    warn: Callable[[str], None],
+) -> Any:
+    """Convert the outermost level of a value to a dict, a list or a scalar.
 
     The caller converts the elements. It also converts the scalar again, unless it is a date.
 
     :param take: lists an iterable; raises `NotSendable` if the iterable is endless
+    :param warn: is called with a text when the value is not sent in its usual form
     :raises NotSendable: if the value becomes null
     """
     kind = type(item)
     convert = known_form(kind)
     if convert is not None:
         return convert(item)
-    if issubclass(kind, (type, ModuleType)):
-        raise NotSendable(_CODE)
     if _has(kind, 'dtype', 'tolist'):
         return _array(item)
     if _has(kind, 'upper', 'split', 'encode'):
@@ -73,10 +74,12 @@ def form(item: Any, take: Callable[[Iterable[Any]], List[Any]]) -> Any:
     if issubclass(kind, Iterator) and _only_iterates(kind):
         return take(item)
     if callable(item):
-        raise NotSendable(_CODE)
+        _code(item)
     text = str(item)
     # A str() of several lines is a drawing of the value, not its text.
-    return text if _is_text(kind) and '\n' not in text else Fallback(text)
+    if not _is_text(kind) or '\n' in text:
+        warn('is not JSON; its str() is sent')
+    return text
 
 
 def known_form(kind: type) -> Optional[Callable[[Any], Any]]:
@@ -88,10 +91,9 @@ def known_form(kind: type) -> Optional[Callable[[Any], Any]]:
         if issubclass(kind, types):
             return convert
     for each in kind.__mro__:
-        package = str(each.__module__).partition('.')[0]
-        found = _LIBRARIES.get((package, each.__name__))
-        if found is not None:
-            return found
+        name = (str(each.__module__).partition('.')[0], each.__name__)
+        if name in _LIBRARIES:
+            return _LIBRARIES[name]
     return None
 
 
@@ -199,8 +201,8 @@ def _snapshot(make: Callable[[], Any]) -> Any:
     return make()
 
 
-def _unreadable(item: Any) -> None:
-    raise NotSendable('raised an error')
+def _code(item: Any) -> None:
+    raise NotSendable('is code, not data')
 
 
 # The views of a dict. list() reads one in a single step of the interpreter.
@@ -227,38 +229,42 @@ _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
         lambda item: bytes(item).decode('utf-8', 'replace'),
     ),
     (SimpleNamespace, lambda item: dict(vars(item))),
-    (Unreadable, _unreadable),
+    ((type, ModuleType), _code),
 )
 
 
-def _code(item: Any) -> None:
-    raise NotSendable(_CODE)
+def _bounded(item: Any) -> Any:
+    """Return an array or a table; raise `NotSendable` if it has too many elements."""
+    shape = getattr(item, 'shape', None)
+    if isinstance(shape, tuple):
+        size = 1
+        for each in shape:
+            size *= each
+    else:
+        size = len(item) if _has(type(item), '__len__') else 0
+    if size > MAX_ELEMENTS:
+        raise NotSendable(TOO_LONG)
+    return item
 
 
-def _table(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def checked(item: Any) -> Any:
-        _check_size(item)
-        return convert(item)
+def _to_pylist(item: Any) -> Any:
+    return _bounded(item).to_pylist()
 
-    return checked
-
-
-_to_pylist = _table(lambda item: item.to_pylist())
 
 # Types of other libraries by module and name, because this module imports none of them.
 _LIBRARIES: Dict[Tuple[str, str], Callable[[Any], Any]] = {
     ('uuid', 'UUID'): str,
     ('decimal', 'Decimal'): float,
-    ('array', 'array'): _table(list),
+    ('array', 'array'): lambda item: list(_bounded(item)),
     ('argparse', 'Namespace'): lambda item: dict(vars(item)),
     ('msgspec', 'Struct'): lambda item: _read(item, item.__struct_fields__),
     # A mock has an attribute of every name.
     ('unittest', 'NonCallableMock'): _code,
     ('mock', 'NonCallableMock'): _code,
     ('pandas', 'NAType'): lambda item: None,
-    ('pandas', 'DataFrame'): _table(lambda item: item.to_dict('records')),
-    ('polars', 'DataFrame'): _table(lambda item: item.to_dicts()),
-    ('polars', 'Series'): _table(lambda item: item.to_list()),
+    ('pandas', 'DataFrame'): lambda item: _bounded(item).to_dict('records'),
+    ('polars', 'DataFrame'): lambda item: _bounded(item).to_dicts(),
+    ('polars', 'Series'): lambda item: _bounded(item).to_list(),
     ('pyarrow', 'Table'): _to_pylist,
     ('pyarrow', 'RecordBatch'): _to_pylist,
     ('pyarrow', 'Array'): _to_pylist,
@@ -304,18 +310,17 @@ def _read(item: Any, names: Iterable[str]) -> Dict[str, Any]:
 
 def _array(item: Any) -> Any:
     """Convert an array or a scalar of numpy or a similar library."""
-    _check_size(item)
     kind = getattr(item.dtype, 'kind', '')
-    if kind in ('M', 'm', 'V'):  # tolist() turns some times into numbers
-        if getattr(item, 'ndim', 0):
-            return list(item)
-        if kind == 'M':
-            return _moment(item)
-        if kind == 'm':
-            return _seconds(item)
-        if item.dtype.names:
-            return [item[name] for name in item.dtype.names]
-    plain = item.tolist()
+    # tolist() turns some times into numbers.
+    if getattr(item, 'ndim', 0) and kind in ('M', 'm', 'V'):
+        return list(_bounded(item))
+    if kind == 'M':
+        return _moment(item)
+    if kind == 'm':
+        return _seconds(item)
+    if kind == 'V' and item.dtype.names:
+        return [item[name] for name in item.dtype.names]
+    plain = _bounded(item).tolist()
     # tolist() of a longdouble returns a longdouble.
     return float(plain) if type(plain) is type(item) else plain
 
@@ -335,18 +340,6 @@ def _seconds(item: Any) -> Any:
         raise_interruption(error)
         text = str(item)
         return None if text == 'NaT' else text
-
-
-def _check_size(item: Any) -> None:
-    shape = getattr(item, 'shape', None)
-    if isinstance(shape, tuple):
-        size = 1
-        for each in shape:
-            size *= each
-    else:
-        size = len(item) if _has(type(item), '__len__') else 0
-    if size > MAX_ELEMENTS:
-        raise NotSendable(TOO_LONG)
 
 
 def _only_iterates(kind: type) -> bool:

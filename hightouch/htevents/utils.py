@@ -9,7 +9,7 @@ from hightouch.htevents import forms
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents.findings import MOST_FINDINGS, Finding, Findings, Path
-from hightouch.htevents.forms import Fallback, NotSendable
+from hightouch.htevents.forms import NotSendable
 
 # Levels of dicts and lists in a message. Deeper containers become null, because a JSON
 # parser may be recursive. A value of the application may use 100; the others are for the
@@ -115,11 +115,8 @@ class Cleaner:
         item = forms.unproxied(item)
         if item is None or item is True or item is False:
             return item
-        form = forms.form(item, self._taken)
+        form = forms.form(item, self._taken, lambda what: self._note(item, path, what))
         kind = type(form)
-        if kind is Fallback:
-            self._note(item, path, 'is not JSON; its str() is sent')
-            form = str.__str__(form)
         if kind is int or issubclass(kind, date):
             return form
         if kind is not list and kind is not dict:
