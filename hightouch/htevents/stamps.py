@@ -14,13 +14,12 @@ from hightouch.htevents.errors import ValidationError, name_of
 # Ids from one read of the system's random numbers. The system call costs more than an id.
 _IDS_PER_READ = 256
 
-# The 7th byte of a UUID4 begins with its version, the 9th with the two bits of its variant.
-_VERSION_4 = bytes(each & 0x0F | 0x40 for each in range(256))
-_VARIANT = bytes(each & 0x3F | 0x80 for each in range(256))
-
-# A template of an id, and the position of each of its 32 digits.
-_BLANK_ID = b'________-____-____-____-____________\n'
+# A template of a UUID4, and the position of each of its 31 random digits. The digit after
+# the third hyphen holds the variant in two of its bits.
+_BLANK_ID = b'________-____-4___-____-____________\n'
 _PLACES = [place for place, each in enumerate(_BLANK_ID) if each == ord('_')]
+_VARIANT_PLACE = slice(19, None, len(_BLANK_ID))
+_VARIANT = bytes.maketrans(b'0123456789abcdef', b'89ab' * 4)
 
 # As text, because re compiles it at its first use, and many programs never need it.
 _ISO = (
@@ -44,14 +43,12 @@ class _Ids:
     def refill(self) -> str:
         """Return a new id. Keep the others from the same read for later calls."""
         ready = self.ready
-        numbers = bytearray(urandom(16 * _IDS_PER_READ))
-        numbers[6::16] = numbers[6::16].translate(_VERSION_4)
-        numbers[8::16] = numbers[8::16].translate(_VARIANT)
-        digits = numbers.hex().encode('ascii')
+        digits = urandom(16 * _IDS_PER_READ).hex().encode('ascii')
         text = bytearray(_BLANK_ID * _IDS_PER_READ)
-        # By column: 32 steps in C fill all ids, which takes 0.16 us for each id.
+        # By column: 31 steps in C fill all ids, which takes 0.16 us for each id.
         for number, place in enumerate(_PLACES):
-            text[place :: len(_BLANK_ID)] = digits[number :: len(_PLACES)]
+            text[place :: len(_BLANK_ID)] = digits[number::32]
+        text[_VARIANT_PLACE] = text[_VARIANT_PLACE].translate(_VARIANT)
         made = text.decode('ascii').split()
         if ready is not self.ready:  # this process was forked since the first line
             return self.refill()
