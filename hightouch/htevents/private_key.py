@@ -4,7 +4,6 @@ No error text quotes any part of the given value: it may hold the key.
 """
 
 import base64
-import binascii
 import codecs
 import os
 import re
@@ -90,9 +89,7 @@ def _read_pem(text: str) -> Callable[[], Any]:
                 raise _unusable(_DAMAGED)
             return lambda: _load(der, *_DER)
         if label == 'OPENSSHPRIVATEKEY':
-            body = _NOISE.sub('', body)
-            lines = [body[at : at + 70] for at in range(0, len(body), 70)]
-            pem = (_OPENSSH_PEM % '\n'.join(lines)).encode('ascii', 'replace')
+            pem = (_OPENSSH_PEM % _NOISE.sub('', body)).encode('ascii', 'replace')
             return lambda: _load(pem, _OPENSSH)
     if not blocks:
         raise _unusable('a PEM without its end: a part of it is missing')
@@ -121,10 +118,8 @@ def _unusable(what: str) -> ValidationError:
 
 
 def _decoded(data: bytes) -> str:
-    encoding = 'utf-8-sig'
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = 'utf-16'
-    return data.decode(encoding, 'replace')
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode('utf-16' if is_utf16 else 'utf-8-sig', 'replace')
 
 
 def _unescaped(text: str) -> str:
@@ -139,7 +134,7 @@ def _from_base64(text: str) -> Any:
     compact = _NOISE.sub('', text).rstrip('=').translate(_URLSAFE)
     try:
         return base64.b64decode(compact + '=' * (-len(compact) % 4), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None
 
 
@@ -148,7 +143,7 @@ def _load(data: bytes, *loaders: str) -> Any:
     from cryptography.hazmat.backends import default_backend
     from cryptography.hazmat.primitives import serialization
 
-    key, problem = None, _DAMAGED
+    problem = _DAMAGED
     for name in loaders:
         password = (None,) if 'private' in name else ()
         try:
@@ -156,11 +151,12 @@ def _load(data: bytes, *loaders: str) -> Any:
             break
         except Exception as error:  # each release raises other classes
             raise_interruption(error)
+            # Some releases speak of a password for damaged DER, too.
             if isinstance(error, TypeError) or (
                 name == _OPENSSH and 'assw' in str(error)  # password or passphrase
             ):
                 problem = _ENCRYPTED
-    if key is None:
+    else:
         # Raised outside the except clause: the original error may quote the key.
         raise _unusable(problem)
     return _checked(key)
