@@ -40,10 +40,10 @@ def guess_timezone(dt: datetime) -> datetime:
     """
     if not is_naive(dt):
         return dt
-    now = datetime.now()
-    if abs((now - dt.replace(tzinfo=None)).total_seconds()) < LOCAL_TOLERANCE:
+    dt = dt.replace(tzinfo=None)  # its tzinfo may know no offset
+    if abs((datetime.now() - dt).total_seconds()) < LOCAL_TOLERANCE:
         try:
-            return dt.replace(tzinfo=None).astimezone()
+            return dt.astimezone()
         except (OverflowError, OSError, ValueError):
             pass  # out of the platform's range, so it is far from the local time
     return dt.replace(tzinfo=timezone.utc)
@@ -89,8 +89,6 @@ class Cleaner:
         kind = type(item)
         if item is None or kind is bool:
             return item
-        if (kind is datetime or kind is date) and not self._dates_as_text:
-            return item
         if kind is str:
             return _text(item)
         if kind is float:
@@ -98,8 +96,6 @@ class Cleaner:
         if kind is int and -(1 << 64) < item < 1 << 64:
             return item
         try:
-            if self._dates_as_text and issubclass(kind, date):
-                return _text(str(item.isoformat()))
             return self._converted(item, path, depth)
         except NotSendable as error:
             self._note(item, path, '%s; it is sent as null' % error)
@@ -117,8 +113,10 @@ class Cleaner:
             return item
         form = forms.form(item, self._taken, lambda what: self._note(item, path, what))
         kind = type(form)
-        if kind is int or issubclass(kind, date):
+        if kind is int:
             return form
+        if issubclass(kind, date):
+            return _text(str(form.isoformat())) if self._dates_as_text else form
         if kind is not list and kind is not dict:
             return self.clean(form, path, depth)
         if depth >= MAX_DEPTH:
