@@ -16,9 +16,6 @@ from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.findings import Finding, Findings
 from hightouch.htevents.forms import NotSendable
 
-# The C encoder; None in an interpreter without it.
-_c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
-
 
 def _default(value: Any) -> str:
     """Write a date. The error for any other type leads to the slow path."""
@@ -27,23 +24,21 @@ def _default(value: Any) -> str:
     raise TypeError(type(value))
 
 
-if _c_make_encoder is None:
-    _encoder = json.JSONEncoder(
-        ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_default
-    )
-
-    def _stdlib(message: Any) -> bytes:
-        return _encoder.encode(message).encode('utf-8')
-
-else:
+# Returns the parts of a JSON text. The second argument is 0: not in one shot, or level 0.
+_chunks: Any = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(',', ':'), default=_default
+).iterencode
+_c_make_encoder: Any = getattr(encoder, 'c_make_encoder', None)
+if _c_make_encoder is not None:
     # json.JSONEncoder makes such an object for each call. Sharing it takes a fifth of the
     # time. The first None turns the detection of circles off: one ends in a RecursionError.
     _chunks = _c_make_encoder(
         None, _default, encoder.encode_basestring, None, ':', ',', False, False, False
     )
 
-    def _stdlib(message: Any) -> bytes:
-        return ''.join(_chunks(message, 0)).encode('utf-8')
+
+def _stdlib(message: Any) -> bytes:
+    return ''.join(_chunks(message, 0)).encode('utf-8')
 
 
 # Immutable types, which a copy may share with its original.
