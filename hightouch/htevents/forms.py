@@ -212,6 +212,7 @@ _VIEWS: Tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items())
 _BUILTIN: Tuple[Tuple[Any, Callable[[Any], Any]], ...] = (
     (Enum, lambda item: item.value),
     (str, str.__str__),
+    ((bool, type(None)), lambda item: item),
     (int, _integer),
     (float, float.__float__),
     # A subclass may define items() that differ from its storage.

@@ -109,8 +109,6 @@ class Cleaner:
 
     def _converted(self, item: Any, path: Path, depth: int) -> Any:
         item = forms.unproxied(item)
-        if item is None or item is True or item is False:
-            return item
         form = forms.form(item, self._taken, lambda what: self._note(item, path, what))
         kind = type(form)
         if kind is int:
