@@ -44,7 +44,6 @@ def _stdlib(message: Any) -> bytes:
 # Immutable types, which a copy may share with its original.
 _ATOMS = frozenset({str, int, bool, type(None), datetime, date})
 
-
 # Levels that `_copied` copies. It does not count containers, and objects that refer to each
 # other have far more paths than objects.
 _MAX_DEPTH = 10
