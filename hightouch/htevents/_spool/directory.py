@@ -19,10 +19,9 @@ import re
 import socket
 import sys
 import uuid
-from functools import partial
 from itertools import count
 from time import time
-from typing import Any, Callable, Iterator, List, Optional, Set, TypeVar
+from typing import Any, Iterator, List, Optional, Set
 
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log as logger
@@ -43,8 +42,6 @@ except ImportError:  # not a POSIX system: see check_support
     fcntl = None  # type: ignore[assignment]
 
 DAMAGED = '.damaged'
-
-_T = TypeVar('_T')
 
 # The names of a stream's folder and of a log.
 STREAM = re.compile(r'[0-9a-f]{32}\Z')
@@ -70,38 +67,35 @@ def check_support() -> None:
         )
 
 
-def lock(path: str) -> Optional[int]:
-    """Open a log and lock it; None when another process has it locked, or it is gone.
+def open_log(path: str) -> Log:
+    """Open a log that another process made.
 
-    :returns: the file descriptor that holds the lock until it is closed
-    :raises OSError: when files cannot be locked, or it is not a plain file of ours
+    :raises OSError: when it cannot be opened, or is not a plain file of ours
+    """
+    log = Log(path)
+    log.open(open_plain, path, os.O_RDWR | os.O_APPEND)
+    return log
+
+
+def lock(log: Log) -> bool:
+    """Lock an open log; False when another process has it locked, or has removed it.
+
+    The lock is held until the log is closed.
+
+    :raises OSError: when files cannot be locked
     """
     try:
-        fd = open_plain(path, os.O_RDWR | os.O_APPEND)
-    except FileNotFoundError:
-        return None
-    is_ours = False
-    try:
-        is_ours = _try_lock(fd, path)
-    finally:
-        if not is_ours:
-            os.close(fd)
-    return fd if is_ours else None
-
-
-def _try_lock(fd: int, path: str) -> bool:
-    """Lock an open file; False when another process has it, or has removed it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _is_at(fd, path)
+        fcntl.flock(log.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _is_there(log)
     except BlockingIOError as error:
         raise_interruption(error)
         return False
 
 
-def _is_at(fd: int, path: str) -> bool:
+def _is_there(log: Log) -> bool:
+    """Whether the open file of a log is the one that has its name."""
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
+        return os.path.samestat(os.fstat(log.fd), os.stat(log.path))
     except OSError as error:
         raise_interruption(error)
         return False
@@ -204,7 +198,7 @@ class Directory:
             log = Log(os.path.join(self.folder, name), total)
             try:
                 writer = log.create(self._fsync)
-                if _try_lock(log.fd, log.path):
+                if lock(log):
                     log.begin(_self().encode('utf-8', 'replace'))
                     self._sync(self.folder)
                     return writer
@@ -221,53 +215,50 @@ class Directory:
 
         :param most: logs to take over; the others wait, or are another process's
         """
-        names = self._attempt(self.folder, self._list) or []
+        try:
+            check_directory(self.directory)
+            check_folder(self.folder)
+            names = sorted(os.listdir(self.folder))
+        except OSError as error:
+            self._pass_over(self.folder, error)
+            return
         living = {self._owner}
-        for name in sorted(names):
+        for name in names:
             found = LOG_NAME.match(name)
             path = os.path.join(self.folder, name)
             if most < 1 or not found or found[1] in living or path in self._told:
                 continue
-            log = self._attempt(path, partial(self._adopt, living))
+            try:
+                log = self._adopt(path, living)
+            except OSError as error:
+                self._pass_over(path, error)
+                continue
             if log is not None:
                 most -= 1
                 yield log
 
-    def _adopt(self, living: Set[str], path: str) -> Optional[Log]:
-        fd = lock(path)
-        if fd is None:
-            # Its owner lives, for all we know, and has its other logs locked as well.
-            living.add(os.path.basename(path).partition('.')[0])
-            return None
-        log = Log(path)
+    def _adopt(self, path: str, living: Set[str]) -> Optional[Log]:
+        log = open_log(path)
         try:
-            log.open(int, fd)
-            log.check_version()
-            if log.size():
-                return log
-            self.discard(log)  # its process died before it had locked the log
-            return None
+            if not lock(log):
+                # Its owner lives, for all we know, and has its other logs locked as well.
+                living.add(os.path.basename(path).partition('.')[0])
+            else:
+                log.check_version()
+                if log.size():
+                    return log
+                self.discard(log)  # its process died before it had locked the log
         except BaseException:
             log.close()
             raise
-
-    def _attempt(self, path: str, function: Callable[[str], _T]) -> Optional[_T]:
-        """Call a function with a path; None after an error, which may pass.
-
-        A path that is not ours is told, and left alone from then on.
-        """
-        try:
-            return function(path)
-        except OwnershipError as error:
-            self.tell(path, 'Left alone: %s', error)
-        except OSError as error:
-            raise_interruption(error)
+        log.close()
         return None
 
-    def _list(self, folder: str) -> List[str]:
-        check_directory(self.directory)
-        check_folder(folder)
-        return os.listdir(folder)
+    def _pass_over(self, path: str, error: OSError) -> None:
+        """Go on after an error, which may pass. A path that is not ours is told once."""
+        raise_interruption(error)
+        if isinstance(error, OwnershipError):
+            self.tell(path, 'Left alone: %s', error)
 
     # -- the end of a log ------------------------------------------------------------
 
@@ -297,7 +288,7 @@ class Directory:
         """Remove a log that has no events."""
         # Another process may have made the file. In a child that was forked inside a call,
         # the file is its parent's, and closed.
-        if _is_at(log.fd, log.path):
+        if _is_there(log):
             self.remove(log)
         # Its writer, too: an application may keep an error, and the frames in which it is.
         log.forget()

@@ -22,7 +22,7 @@ import weakref
 from bisect import bisect_right
 from itertools import starmap
 from sys import maxsize
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from zlib import crc32
 
 from hightouch.htevents._queue.stores import Counter
@@ -138,17 +138,6 @@ def read_piece(fd: int, at: int, grows: bool, most: int) -> Piece:
     if found.end == at and not is_end:
         found = parse(data, at, True, most)  # no record is so long
     return found
-
-
-def read_all(fd: int) -> Iterator[Piece]:
-    """Read an open log from its beginning to its end."""
-    at = 0
-    while True:
-        found = read_piece(fd, at, False, CHUNK)
-        if found.end == at:
-            return
-        yield found
-        at = found.end
 
 
 def is_resolved(event: Event, done: List[Range]) -> bool:
@@ -273,29 +262,43 @@ class Log(Descriptor):
         :raises OSError: when it cannot be read
         """
         if self._resolved is None:
-            pieces = read_all(self.fd)
-            self._resolved = sorted(each for piece in pieces for each in piece.done)
+            self._resolved = self._notes()
         # Asked first: as long as it grows, its last record may be half written.
         grows = self.writer() is not None
         found = read_piece(self.fd, self.offset, grows, most)
         if found.end == self.offset:
-            if os.fstat(self.fd).st_size < self.offset:
+            if self.size() < self.offset:
                 # It was cut short. The events that are in it now are sent, perhaps again.
                 self.damaged += 1
                 self.offset = 0
                 return self.next_piece(most)
             self.has_ended = not grows
-        done = self._resolved
-        events = [each for each in found.events if not is_resolved(each, done)]
-        return found._replace(events=events)
+        if self._resolved:
+            done = self._resolved
+            events = [each for each in found.events if not is_resolved(each, done)]
+            found = found._replace(events=events)
+        return found
+
+    def _notes(self) -> List[Range]:
+        """Return the ranges that its last owner noted as resolved, in order."""
+        notes: List[Range] = []
+        at = 0
+        while True:
+            found = read_piece(self.fd, at, False, CHUNK)
+            if found.end == at:
+                return sorted(notes)
+            notes += found.done
+            at = found.end
 
     def commit(self, found: Piece) -> None:
         """Go on behind a piece that was read. If this is interrupted, it is read again."""
-        self.outstanding.update((each.start, each.end) for each in found.events)
+        waiting = 0
+        for _, _, start, end in found.events:
+            self.outstanding[start] = end
+            waiting += end - start
         self.read += len(found.events)
         self.damaged += found.damaged
-        size = sum(each.end - each.start for each in found.events)
-        self.done += found.end - self.offset - size
+        self.done += found.end - self.offset - waiting
         self.offset = found.end
 
     def resolve(self, starts: List[int]) -> None:

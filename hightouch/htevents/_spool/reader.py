@@ -11,7 +11,7 @@ from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Store
 from hightouch.htevents._spool.appender import RETRY_INTERVAL, Appender
 from hightouch.htevents._spool.directory import Directory
-from hightouch.htevents._spool.log import Log
+from hightouch.htevents._spool.log import Log, Piece
 from hightouch.htevents.errors import DamageError
 
 # Seconds between looks for logs of dead processes, while events flow.
@@ -27,13 +27,16 @@ class Reader(Store):
     The place of an event is its log, and where its record begins.
     """
 
-    def _start(self, directory: Directory, appender: Appender) -> None:
-        """Begin anew, also in a forked child.
-
-        :param appender: owns the logs of this client
-        """
+    def __init__(self, directory: Directory, max_bytes: int) -> None:
         self.directory = directory
-        self.appender = appender
+        self._max_bytes = max_bytes
+        self._start()
+
+    def _start(self) -> None:
+        """Begin anew, also in a forked child."""
+        self.appender = Appender(
+            self.directory, self._max_bytes
+        )  # has this client's logs
         self._adopted: List[Log] = []  # of dead processes
         # Held while logs are looked for, read, resolved or removed; also during I/O.
         # Guards the fields below. Re-entrant, because it knows its owner.
@@ -76,9 +79,7 @@ class Reader(Store):
         if monotonic() >= self._next_scan:
             self._adopt()
         for log in list(self.appender.logs):
-            # Otherwise it is read to its end, and grows.
-            if log.offset != log.size() or log.writer() is None:
-                self._read(log, size)
+            self._read(log, size)
         # The logs of dead processes can wait for ours, and for the next client.
         if not (self.ready or self.is_closing):
             for log in list(self._adopted):
@@ -97,9 +98,19 @@ class Reader(Store):
         if monotonic() < log.next_read:
             return
         try:
-            while len(self.ready) < size:
-                if not self._read_piece(log, size - len(self.ready)):
+            # A log that may grow is read only when it has grown.
+            while len(self.ready) < size and (
+                log.offset != log.size() or log.writer() is None
+            ):
+                found = log.next_piece(size - len(self.ready))
+                if found.damaged or log.damaged:
+                    self.appender.seal(log.writer())  # the loss is known at its end
+                if found.end == log.offset:
                     break
+                self.ready.extend(_items(log, found))
+                if not log.adopted:
+                    self._read_count += len(found.events)
+                log.commit(found)
         except OSError as error:
             raise_interruption(error)
             self.directory.tell(log.path, 'Cannot read %s: %s', log.path, error)
@@ -107,26 +118,6 @@ class Reader(Store):
             return
         if log.has_ended:
             self._settle(log)
-
-    def _read_piece(self, log: Log, most: int) -> bool:
-        """Read a piece of a log; False at its end."""
-        found = log.next_piece(most)
-        if found.damaged or log.damaged:
-            self.appender.seal(log.writer())  # the loss is known at the end of the log
-        if found.end == log.offset:
-            return False
-        now = monotonic()
-        epoch = now - time()
-        self.ready.extend(
-            [
-                (body, min(now, epoch + milliseconds / 1000.0), (log, start))
-                for body, milliseconds, start, _ in found.events
-            ]
-        )
-        if not log.adopted:
-            self._read_count += len(found.events)
-        log.commit(found)
-        return True
 
     def _settle(self, log: Log) -> None:
         """Count the events of a log at its end; remove it when all are resolved."""
@@ -137,11 +128,10 @@ class Reader(Store):
             log.read += lost  # once
             if lost > 0:
                 self.lost.append(DamageError(lost, log.path))
-        if not log.outstanding and log in self._logs():
-            self._finish(log)
-
-    def _finish(self, log: Log) -> None:
-        (self._adopted if log.adopted else self.appender.logs).remove(log)
+        logs = self._adopted if log.adopted else self.appender.logs
+        if log.outstanding or log not in logs:
+            return
+        logs.remove(log)
         log.offset = maxsize  # past every mark
         self.damaged_files += bool(log.damaged)
         self.directory.remove(log)
@@ -164,20 +154,19 @@ class Reader(Store):
     # -- resolving -------------------------------------------------------------------
 
     def resolve(self, items: Sequence[Any]) -> None:
-        with self.lock:
-            self._resolve_all(items)
-        if self.directory.said:
-            self.directory.log()
-
-    def _resolve_all(self, items: Sequence[Any]) -> None:
         by_log: Dict[Log, List[int]] = {}
         for _, _, (log, start) in items:
             by_log.setdefault(log, []).append(start)
-        if not self.appender.is_closed:  # otherwise the next client sends them again
-            for log, starts in by_log.items():
-                self._resolve(log, starts)
-            if len(self.appender.logs) + len(self._adopted) > 1:
-                self._recount()
+        with self.lock:
+            if (
+                not self.appender.is_closed
+            ):  # otherwise the next client sends them again
+                for log, starts in by_log.items():
+                    self._resolve(log, starts)
+                if len(self.appender.logs) + len(self._adopted) > 1:
+                    self._recount()
+        if self.directory.said:
+            self.directory.log()
 
     def _resolve(self, log: Log, starts: List[int]) -> None:
         try:
@@ -207,14 +196,21 @@ class Reader(Store):
 
     def close(self) -> None:
         with self.lock:
-            self._close()
+            self.appender.is_closed = True
+            self.appender.writer = None
+            for log in self._logs():
+                self._read(log, 1)  # which removes it, if all of it is resolved
+                self.ready.clear()
+                log.close()
+            self.appender.logs, self._adopted = [], []
         self.directory.log()
 
-    def _close(self) -> None:
-        self.appender.is_closed = True
-        self.appender.writer = None
-        for log in self._logs():
-            self._read(log, 1)  # which removes it, if all of it is resolved
-            self.ready.clear()
-            log.close()
-        self.appender.logs, self._adopted = [], []
+
+def _items(log: Log, found: Piece) -> List[Any]:
+    """Return the events of a piece as the store holds them: see `Batch.items`."""
+    now = monotonic()
+    epoch = now - time()
+    return [
+        (body, min(now, epoch + milliseconds / 1000.0), (log, start))
+        for body, milliseconds, start, _ in found.events
+    ]

@@ -1,11 +1,18 @@
 """What waits in a spool, for people: looks at all streams, and changes nothing."""
 
 import os
+from contextlib import closing
 from typing import Iterator, List, NamedTuple, Optional
 
-from hightouch.htevents._spool.directory import DAMAGED, LOG_NAME, STREAM, lock
-from hightouch.htevents._spool.log import HEADER, Event, is_resolved, read_all
-from hightouch.htevents._spool.ownership import check_file, check_folder, open_plain
+from hightouch.htevents._spool.directory import (
+    DAMAGED,
+    LOG_NAME,
+    STREAM,
+    lock,
+    open_log,
+)
+from hightouch.htevents._spool.log import CHUNK, HEADER, Event
+from hightouch.htevents._spool.ownership import check_file, check_folder
 
 
 class Waiting(NamedTuple):
@@ -52,59 +59,42 @@ def _look(stream: str, folder: str) -> Iterator[Waiting]:
         return
     for name in names:
         path = os.path.join(folder, name)
-        size = _size(path)
-        if name.endswith(('.log', DAMAGED)) and size is None:
+        if not name.endswith(('.log', DAMAGED)):
+            continue
+        try:
+            found = os.lstat(path)
+            check_file(path, found)
+        except FileNotFoundError:
+            continue
+        except OSError:
             yield Waiting(stream, path, 'foreign')
-        elif name.endswith(DAMAGED):
-            yield Waiting(stream, path, 'damaged', None, size or 0)
+            continue
+        if name.endswith(DAMAGED):
+            yield Waiting(stream, path, 'damaged', None, found.st_size)
         elif LOG_NAME.match(name):
-            yield from _look_at_log(stream, path)
+            yield from _look_at_log(stream, path, found.st_size)
 
 
-def _look_at_log(stream: str, path: str) -> Iterator[Waiting]:
-    state, fd = 'left', None
+def _look_at_log(stream: str, path: str, size: int) -> Iterator[Waiting]:
+    state = 'left'
     try:
-        fd = lock(path)  # no process takes over the log while we have it locked
-        state = 'running' if fd is None else 'left'
-        events = _events(path)
-        size = sum(len(each.body) for each in events)
-        oldest = min((each.milliseconds / 1000.0 for each in events), default=None)
-        yield Waiting(stream, path, state, len(events), size, oldest, _maker(path))
+        with closing(open_log(path)) as log:
+            # No process takes over the log while we have it locked.
+            state = 'left' if lock(log) else 'running'
+            if log.is_gone():
+                return  # delivered and removed since it was listed
+            first_line = os.pread(log.fd, 1000, 0).partition(b'\n')[0]
+            events: List[Event] = []
+            while not log.has_ended:
+                found = log.next_piece(CHUNK)
+                events += found.events
+                log.commit(found)
     except FileNotFoundError:
-        pass  # delivered and removed since it was listed
+        return
     except OSError:
-        yield Waiting(stream, path, state, None, _size(path) or 0)
-    finally:
-        if fd is not None:
-            os.close(fd)
-
-
-def _maker(path: str) -> str:
-    """Return the text behind the name of the format in the first line."""
-    with open(path, 'rb') as file:
-        line = file.readline(1000)
-    return line[len(HEADER) :].decode('utf-8', 'replace').strip() or '?[?]@?'
-
-
-def _events(path: str) -> List[Event]:
-    """Return the events in a log that are not resolved."""
-    fd = open_plain(path, os.O_RDONLY)
-    try:
-        pieces = list(read_all(fd))
-    finally:
-        os.close(fd)
-    done = sorted(bounds for piece in pieces for bounds in piece.done)
-    events = (each for piece in pieces for each in piece.events)
-    return [each for each in events if not is_resolved(each, done)]
-
-
-def _size(path: str) -> Optional[int]:
-    """Return the bytes of a file; None when it is not a plain file of this user."""
-    try:
-        found = os.lstat(path)
-        check_file(path, found)
-        return found.st_size
-    except FileNotFoundError:
-        return 0  # removed since it was listed
-    except OSError:
-        return None
+        yield Waiting(stream, path, state, None, size)
+        return
+    size = sum(len(each.body) for each in events)
+    oldest = min((each.milliseconds / 1000.0 for each in events), default=None)
+    maker = first_line[len(HEADER) :].decode('utf-8', 'replace').strip()
+    yield Waiting(stream, path, state, len(events), size, oldest, maker or '?[?]@?')

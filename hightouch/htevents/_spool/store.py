@@ -17,7 +17,6 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents._queue.stores import Policy
-from hightouch.htevents._spool.appender import Appender
 from hightouch.htevents._spool.directory import Directory
 from hightouch.htevents._spool.log import Log
 from hightouch.htevents._spool.reader import Reader
@@ -99,16 +98,14 @@ class FileStore(Reader):
     def __init__(
         self, directory: str, write_key: str, fsync: bool, max_bytes: int
     ) -> None:
-        self._max_bytes = max_bytes
-        stream = Directory(directory, write_key, fsync)
-        self._start(stream, Appender(stream, max_bytes))
+        super().__init__(Directory(directory, write_key, fsync), max_bytes)
 
     def reset(self) -> None:
         self.appender.is_closed = True
         for log in self._logs():
             log.forget()
         self.directory.close_others()
-        self._start(self.directory, Appender(self.directory, self._max_bytes))
+        self._start()
 
     # -- the application's side ------------------------------------------------------
 

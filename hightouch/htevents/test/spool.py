@@ -1327,7 +1327,7 @@ class BadGroundTest(SpoolTestCase):
 
     def test_files_that_are_taken_away_at_once_make_calls_answer_false(self) -> None:
         client = self.client(host=NOWHERE)
-        with mock.patch.object(directory, '_try_lock', return_value=False) as lock:
+        with mock.patch.object(directory, 'lock', return_value=False) as lock:
             self.assertFalse(client.track('user', 'event')[0])
         self.assertLess(lock.call_count, 100)
         self.assertEqual(self.files('.log'), [])
