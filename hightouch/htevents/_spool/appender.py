@@ -150,6 +150,15 @@ class Appender:
                 self.trouble,
             )
 
+    def recount(self, adopted: List[Log]) -> None:
+        """Count the bytes in all logs but the current one again, also of adopted ones."""
+        current = self.writer
+        self.used_elsewhere = sum(
+            max(0, log.size() - log.done)
+            for log in self.logs + adopted
+            if current is None or log is not current.log
+        )
+
     def used(self) -> int:
         """Return the bytes that events take, about."""
         writer = self.writer

@@ -299,20 +299,19 @@ class Directory:
         """Close, in a forked child, files that another thread was opening at that moment."""
         self._begin()
         try:
-            for name in os.listdir('/proc/self/fd'):
-                if self._is_inside('/proc/self/fd/' + name):
+            names = os.listdir('/proc/self/fd')
+        except OSError:
+            return  # not Linux: its parent's lock may stay locked as long as it lives
+        for name in names:
+            try:
+                path = os.readlink('/proc/self/fd/' + name)
+                if path.startswith(self.folder + os.sep):
                     # Not closed: an interrupted call may still use the number.
                     null = os.open(os.devnull, os.O_RDONLY)
                     os.dup2(null, int(name), inheritable=False)
                     os.close(null)
-        except OSError:
-            pass  # not Linux: its parent's lock may stay locked as long as it lives
-
-    def _is_inside(self, link: str) -> bool:
-        try:
-            return os.readlink(link).startswith(self.folder + os.sep)
-        except OSError:
-            return False  # of the listing itself, which is closed again
+            except OSError:
+                pass  # the descriptor of the listing, which is closed again
 
 
 def _self() -> str:

@@ -176,14 +176,10 @@ class Descriptor:
 class Writer(Descriptor):
     """The right to append to a log, for as long as a thread refers to it."""
 
-    log: Any = None
-
     def __init__(self, log: 'Log') -> None:
         self.log = log
 
     def __del__(self) -> None:
-        if self.log is not None:
-            self.log.writer = _nobody  # the weak reference still works here
         self.close()
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 import requests
 
 from hightouch.htevents import cli, settings
-from hightouch.htevents._spool import reader
+from hightouch.htevents._spool import store
 from hightouch.htevents.collector import Collector, Fault
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
@@ -354,7 +354,7 @@ class CommandTest(TestCase):
 
     def test_spool_shows_what_waits_and_sends_it(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            with mock.patch.object(reader, 'SCAN_INTERVAL', 2 * LIMIT):
+            with mock.patch.object(store, 'SCAN_INTERVAL', 2 * LIMIT):
                 living = self.client(
                     spool_dir=folder, write_key='key', host='http://127.0.0.1:9'
                 )

@@ -27,7 +27,7 @@ from hightouch.htevents import (
 )
 from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents._queue.queue import Queue
-from hightouch.htevents._spool import appender, directory, log, ownership, reader, store
+from hightouch.htevents._spool import appender, directory, log, ownership, store
 from hightouch.htevents._spool.directory import stream_name
 from hightouch.htevents._spool.report import waiting
 from hightouch.htevents.collector import Fault
@@ -512,7 +512,7 @@ class SharedDirectoryTest(SpoolTestCase):
         for _ in range(4):
             self.leave(20)
         with mock.patch.object(store, 'IDLE_SCAN_INTERVAL', 0.05):
-            with mock.patch.object(reader, 'SCAN_INTERVAL', 0.05):
+            with mock.patch.object(store, 'SCAN_INTERVAL', 0.05):
                 for _ in range(10):
                     self.client().shutdown(0)
                 # What these delivered, and had no time to note, comes twice.
@@ -623,7 +623,7 @@ class SharedDirectoryTest(SpoolTestCase):
         self.assertEqual(len(self.files('.log')), 2)
 
     def test_what_dies_while_we_run_is_taken_over_by_exactly_one(self) -> None:
-        with mock.patch.object(reader, 'SCAN_INTERVAL', 0.05):
+        with mock.patch.object(store, 'SCAN_INTERVAL', 0.05):
             clients = [self.client(upload_interval=0) for _ in range(3)]
             for client in clients:
                 client.track('user', 'mine')
@@ -644,7 +644,7 @@ class SharedDirectoryTest(SpoolTestCase):
 
     def test_an_idle_client_takes_over_as_well(self) -> None:
         with mock.patch.object(store, 'IDLE_SCAN_INTERVAL', 0.05):
-            with mock.patch.object(reader, 'SCAN_INTERVAL', 0.05):
+            with mock.patch.object(store, 'SCAN_INTERVAL', 0.05):
                 client = self.client()
                 client.track('user', 'mine')
                 client.flush(LIMIT)
@@ -684,7 +684,7 @@ class SharedDirectoryTest(SpoolTestCase):
         )
         self.assertEqual(result.returncode, 0, result.stderr)
         self.collector.latency = 0.1  # meanwhile the other thread waits for more
-        with mock.patch.object(reader, 'MAX_ADOPTED', 3):
+        with mock.patch.object(store, 'MAX_ADOPTED', 3):
             self.client(thread=2)
             self.assert_all_arrived(str(number) for number in range(12))
             self.assert_nothing_left()
