@@ -59,86 +59,75 @@ class Appender:
     def append(self, body: bytes) -> bool:
         """Write an event; False when it is not on the disk."""
         for _ in range(3):
-            # In a list that can be emptied: an application may keep an error, its
-            # traceback, and therefore the variables of this call.
-            held = [self.writer or self._open()]
-            if held[0] is None:
-                break
+            # A list, to be emptied: an application may keep an error, its traceback, and
+            # therefore the variables of these calls.
+            held: List[Any] = []
             try:
-                outcome = self._append(held, body)
-            except BaseException:
-                # A signal handler raised: the event may be written, and is not counted.
-                # A log that does not grow is read to its end, whatever the counts say.
-                self.seal(held.pop())
-                raise
-            if outcome is not None:
-                return outcome
+                held.append(self.writer or self._open())
+                return held[0] is not None and self._append(held, body)
+            except BaseException as error:
+                # The event may be written, and is not counted. A log that does not grow is
+                # read to its end, whatever the counts say.
+                was_open = bool(held)
+                self.seal(held.pop() if held else None)
+                if not isinstance(error, OSError):
+                    raise
+                raise_interruption(error)
+                # A new file will do where this one has reached a limit, or where this is a
+                # forked child, in which it is closed.
+                if not (was_open and error.errno in (errno.EFBIG, errno.EBADF)):
+                    self._in_trouble(error)
         return False
 
-    def _append(self, held: List[Any], body: bytes) -> Optional[bool]:
-        """Write an event by the writer in a list; return None to try another log."""
+    def _append(self, held: List[Any], body: bytes) -> bool:
+        """Write an event by the writer in a list; False when there is no room for it.
+
+        :raises OSError: when another log may be tried: see `append`
+        """
         log = held[0].log
         record = event_record(body, int(time() * 1000))
-        try:
-            status = os.fstat(held[0].fd)
-            if not status.st_nlink:
-                self._in_trouble(OSError(0, 'its files were deleted'))
-                self.seal(held[0])
-                return None
-            used = self.used_elsewhere + status.st_size - log.done + len(record)
-            if used > self._max_bytes:
-                return False
-            if os.write(held[0].fd, record) != len(record):
-                raise OSError(errno.EFBIG, 'the record was cut short')
-        except OSError as error:
-            raise_interruption(error)
-            self.seal(held[0])
-            # A new file will do where this one has reached a limit, or where this is a
-            # forked child, in which it is closed.
-            if error.errno in (errno.EFBIG, errno.EBADF):
-                return None
-            self._in_trouble(error)
-            self._next_open = monotonic() + RETRY_INTERVAL
+        status = os.fstat(held[0].fd)
+        if not status.st_nlink:
+            raise OSError(errno.ESTALE, 'its files were deleted')
+        used = self.used_elsewhere + status.st_size - log.done + len(record)
+        if used > self._max_bytes:
             return False
+        if os.write(held[0].fd, record) != len(record):
+            raise OSError(errno.EFBIG, 'the record was cut short')
         if held[0].fd < 0:
-            return None  # forked inside the write: this is the child
+            raise OSError(errno.EBADF, 'forked inside the write: this is the child')
         log.count()
         self.last_put = monotonic()
         if status.st_size > self._log_bytes:
             self.seal(held[0])
-        if self.trouble:
-            self.trouble = ''
+        self.trouble = ''
         return True
 
     def seal(self, writer: Optional[Writer]) -> None:
         """Let the next event begin another log."""
         if writer is not None and self.writer is writer:
             self.writer = None
-            self.used_elsewhere += max(0, writer.log.size() - writer.log.done)
+            self.used_elsewhere += writer.log.used()
 
     def _open(self) -> Optional[Writer]:
         """Make a log. Of threads that come here together each makes one."""
         if self.is_closed or monotonic() < self._next_open:
             return None
-        try:
-            if len(self.logs) >= MAX_LOGS:
-                raise OSError('no file could be written to its end')
-            writer = self._directory.make_log(self.appended)
-            self.logs.append(writer.log)
-            self.seal(self.writer)  # of another thread that came here
-            self.writer = writer
-            if self.is_closed:  # since the first look
-                self.writer = None
-                self._directory.discard(writer.log)
-                return None
-        except OSError as error:
-            raise_interruption(error)
-            self._next_open = monotonic() + RETRY_INTERVAL
-            self._in_trouble(error)
+        if len(self.logs) >= MAX_LOGS:
+            raise OSError('no file could be written to its end')
+        writer = self._directory.make_log(self.appended)
+        self.logs.append(writer.log)
+        self.seal(self.writer)  # of another thread that came here
+        self.writer = writer
+        if self.is_closed:  # since the first look
+            self.writer = None
+            self._directory.discard(writer.log)
             return None
         return writer
 
     def _in_trouble(self, error: OSError) -> None:
+        if error.errno != errno.ESTALE:  # a new file will do for one that was deleted
+            self._next_open = monotonic() + RETRY_INTERVAL
         if not self.trouble:
             self.trouble = error.strerror or str(error)
             if error.errno == errno.ENOSPC:
@@ -152,15 +141,12 @@ class Appender:
 
     def recount(self, adopted: List[Log]) -> None:
         """Count the bytes in all logs but the current one again, also of adopted ones."""
-        current = self.writer
-        self.used_elsewhere = sum(
-            max(0, log.size() - log.done)
-            for log in self.logs + adopted
-            if current is None or log is not current.log
-        )
+        current = self.writer and self.writer.log
+        logs = self.logs + adopted
+        self.used_elsewhere = sum(log.used() for log in logs if log is not current)
 
     def used(self) -> int:
         """Return the bytes that events take, about."""
         writer = self.writer
-        current = 0 if writer is None else writer.log.size() - writer.log.done
+        current = 0 if writer is None else writer.log.used()
         return self.used_elsewhere + current

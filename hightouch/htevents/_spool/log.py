@@ -34,7 +34,7 @@ HEADER = b'htevents-spool 1'
 CHUNK = 256 << 10
 
 _EVENT = re.compile(rb'E (\d{1,15}) (\d{1,9}) ([0-9a-f]{8}) ')
-_DONE = re.compile(rb'D (\d{1,15}) (\d{1,15}) ([0-9a-f]{8})\Z')
+_DONE = re.compile(rb'D (\d{1,15}) (\d{1,15}) [0-9a-f]{8}\Z')
 # A record that a full disk or the end of its process has cut short, up to its checksum.
 _CUT = re.compile(rb'(E( \d*){0,2}( [0-9a-f]{0,8})?|D( \d*){0,2}( [0-9a-f]{0,7})?)?\Z')
 
@@ -121,8 +121,9 @@ def _record(line: bytes, at: int) -> Tuple[Any, bool]:
         return None, len(body) >= length
     found = _DONE.match(line)
     if found is not None:
-        is_right = crc32(b'%b %b' % (found[1], found[2])) == int(found[3], 16)
-        return (int(found[1]), int(found[2])) if is_right else None, not is_right
+        bounds = int(found[1]), int(found[2])
+        is_right = done_record(*bounds)[1:] == line
+        return bounds if is_right else None, not is_right
     return None, _CUT.match(line) is None
 
 
@@ -186,7 +187,7 @@ class Writer(Descriptor):
 class Log(Descriptor):
     """A log that this process owns, open for reading and notes, also after its deletion.
 
-    The methods need the lock of the store, except for `create`, `size` and `is_gone`.
+    The methods need the lock of the store, except for `create`, `size`, `used` and `is_gone`.
 
     :param total: counts the events of all logs of a client; None if a dead process made this
     :ivar adopted: whether a dead process made it
@@ -244,6 +245,10 @@ class Log(Descriptor):
             return os.fstat(self.fd).st_size
         except OSError:
             return 0  # it was closed
+
+    def used(self) -> int:
+        """Return the bytes that are not resolved; 0 when it is closed."""
+        return max(0, self.size() - self.done)
 
     def is_gone(self) -> bool:
         """Whether it was deleted: no other process will find it."""
