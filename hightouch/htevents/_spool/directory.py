@@ -7,10 +7,10 @@
 
 A stream is the events of one write key. Its folder is named by a hash of the key, so the key
 is not on the disk, and events never meet the events of another key. An owner is a client in a
-process. The kernel drops a file
-lock (``flock``) with its process, however that ends. A living process can therefore not be
-taken for a dead one, although a process id is used again or another container has the same
-volume. The process that gets the lock of a dead one takes the log over.
+process. The kernel drops a file lock (``flock``) with its process, however that ends. A living
+process can therefore not be taken for a dead one, although a process id is used again or
+another container has the same volume. The process that gets the lock of a dead one takes the
+log over.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ def lock(log: Log) -> bool:
 
 
 def _is_there(log: Log) -> bool:
-    """Whether the open file of a log is the one that has its name."""
+    """Whether the file that a log has open is still at its path."""
     try:
         return os.path.samestat(os.fstat(log.fd), os.stat(log.path))
     except OSError as error:
@@ -210,11 +210,8 @@ class Directory:
 
     # -- what dead processes left ----------------------------------------------------
 
-    def adopt(self, most: int) -> Iterator[Log]:
-        """Take over, for this process alone, the logs of dead ones. Raises nothing.
-
-        :param most: logs to take over; the others wait, or are another process's
-        """
+    def adopt(self) -> Iterator[Log]:
+        """Take over, for this process alone, the logs of dead ones. Raises nothing."""
         try:
             check_directory(self.directory)
             check_folder(self.folder)
@@ -226,7 +223,7 @@ class Directory:
         for name in names:
             found = LOG_NAME.match(name)
             path = os.path.join(self.folder, name)
-            if most < 1 or not found or found[1] in living or path in self._told:
+            if not found or found[1] in living or path in self._told:
                 continue
             try:
                 log = self._adopt(path, living)
@@ -234,7 +231,6 @@ class Directory:
                 self._pass_over(path, error)
                 continue
             if log is not None:
-                most -= 1
                 yield log
 
     def _adopt(self, path: str, living: Set[str]) -> Optional[Log]:

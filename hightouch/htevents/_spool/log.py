@@ -216,7 +216,7 @@ class Log(Descriptor):
         self.damaged = 0
         self.has_ended = False
         self.next_read = 0.0
-        self.writer: Callable[[], Optional[Writer]] = _nobody
+        self.writer: Callable[[], Optional[Writer]] = lambda: None
         self._resolved: Optional[List[Range]] = None  # by its last owner
         self._owed: List[Range] = []  # notes to be written
 
@@ -330,7 +330,3 @@ class Log(Descriptor):
 def _write(fd: int, data: bytes) -> None:
     if os.write(fd, data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _nobody() -> None:
-    return None

@@ -33,7 +33,7 @@ def check_folder(path: str) -> None:
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise OwnershipError('%s is not a folder of this user' % path)
-    if stat.S_IMODE(found.st_mode) & 0o022:
+    if found.st_mode & 0o022:
         raise OwnershipError(
             '%s may be written to by others; close it (chmod 700)' % path
         )

@@ -15,6 +15,7 @@ import json
 import threading
 from collections import deque
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from sys import maxsize
 from time import time
 from typing import Any, Dict, List, Optional, Sequence
@@ -142,9 +143,8 @@ class FileStore(Store):
         return max(1, self.waiting()) if self.appender.append(body) else 0
 
     def waiting(self) -> int:
-        waiting = len(self.ready) + max(
-            0, self.appender.appended.value - self._read_count
-        )
+        unread = self.appender.appended.value - self._read_count
+        waiting = len(self.ready) + max(0, unread)
         if self.lost:
             waiting += sum(each.count for each in self.lost)
         return waiting
@@ -156,8 +156,7 @@ class FileStore(Store):
         return self.appender.used() + RECORD_BYTES > self._max_bytes
 
     def has_room_again(self) -> bool:
-        used = self.appender.used()
-        return not self.appender.trouble and 2 * used <= self._max_bytes
+        return not self.appender.trouble and 2 * self.appender.used() <= self._max_bytes
 
     def why_refused(self) -> str:
         if self.appender.trouble:
@@ -219,7 +218,8 @@ class FileStore(Store):
         if self.is_closing:
             return
         self._next_scan = monotonic() + SCAN_INTERVAL
-        self._adopted.extend(self.directory.adopt(MAX_ADOPTED - len(self._adopted)))
+        room = MAX_ADOPTED - len(self._adopted)
+        self._adopted.extend(islice(self.directory.adopt(), room))
         self.appender.recount(self._adopted)
 
     def _read(self, log: Log, size: int) -> None:

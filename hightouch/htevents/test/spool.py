@@ -660,7 +660,7 @@ class SharedDirectoryTest(SpoolTestCase):
         def scan() -> None:
             spool = directory.Directory(self.spool_dir, TEST_WRITE_KEY, False)
             ready.wait(LIMIT)
-            found.extend(spool.adopt(10))
+            found.extend(spool.adopt())
 
         threads = [threading.Thread(target=scan) for _ in range(4)]
         for thread in threads:
