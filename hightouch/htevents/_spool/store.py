@@ -188,30 +188,30 @@ class FileStore(Store):
             return self.appender.last_put  # it is not read yet
         return oldest
 
-    def look(self, size: int) -> int:
-        self.fetch(size)
+    def fetch(self, size: int) -> int:
+        if len(self.ready) < size:
+            with self.lock:
+                try:
+                    self._is_reading = True
+                    # A call, not a loop: see waiting.unlocking about 3.13.
+                    self._read_logs(size)
+                finally:
+                    self._is_reading = False
+            if self.directory.said:
+                self.directory.log()
         return self.waiting()
 
-    def fetch(self, size: int) -> None:
-        if len(self.ready) >= size:
+    def _read_logs(self, size: int) -> None:
+        if self.appender.is_closed:
             return
-        with self.lock:
-            try:
-                self._is_reading = True
-                if self.appender.is_closed:
-                    return
-                if monotonic() >= self._next_scan:
-                    self._adopt()
-                for log in list(self.appender.logs):
-                    self._read(log, size)
-                # The logs of dead processes can wait for ours, and for the next client.
-                if not (self.ready or self.is_closing):
-                    for log in list(self._adopted):
-                        self._read(log, size)
-            finally:
-                self._is_reading = False
-        if self.directory.said:
-            self.directory.log()
+        if monotonic() >= self._next_scan:
+            self._adopt()
+        for log in list(self.appender.logs):
+            self._read(log, size)
+        # The logs of dead processes can wait for ours, and for the next client.
+        if not (self.ready or self.is_closing):
+            for log in list(self._adopted):
+                self._read(log, size)
 
     def _adopt(self) -> None:
         """Take over the logs of dead processes, now and then."""
