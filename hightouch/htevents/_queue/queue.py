@@ -244,6 +244,13 @@ class Queue:
         self._wakeup.set()
         self.wake_room(len(self._room))
 
+    def flush(self, deadline: Deadline) -> bool:
+        """Wait until every event that was accepted before this call is resolved.
+
+        :returns: False when time ran out
+        """
+        return self.ledger.flushes.wait(self.start_flush(), deadline)
+
     def start_flush(self) -> Flush:
         """Start the sending; return the flush to wait for: see `Flushes.wait`."""
         flush = self.ledger.flushes.begin(self.store.mark())

@@ -92,4 +92,4 @@ class QueueApi:
     @_unlocking
     def join(self) -> None:
         """Wait, without bound, until every message is acknowledged."""
-        self.source.ledger.flushes.wait(self.source.start_flush(), Deadline(None))
+        self.source.flush(Deadline(None))
