@@ -3,9 +3,9 @@
 import re
 import sys
 from functools import lru_cache
-from typing import Any, Iterable, Iterator, List, Set, Tuple
+from typing import Any, Iterable, List, Set, Tuple
 
-from hightouch.htevents._process.interruption import causes
+from hightouch.htevents._process.interruption import causes, reachable
 
 # The scheme of a URL and of a malformed URL. The authority ('user:password@host') follows.
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*:)?//')
@@ -89,7 +89,9 @@ def secrets_of(urls: Iterable[Any]) -> List[str]:
 def mask(error: BaseException, secrets: List[str]) -> None:
     """Mask secrets in the texts of an error that the caller has caught."""
     for each in causes(error, sys._getframe(1)):
-        for part in _parts(each):
+        # urllib3 stores errors as arguments of others.
+        inner = reachable(each, lambda one: [*one.args, getattr(one, 'reason', None)])
+        for part in inner:
             shown = tuple(_masked_text(given, secrets) for given in part.args)
             try:
                 part.args = shown
@@ -107,16 +109,6 @@ def _masked_text(value: Any, secrets: List[str]) -> Any:
     if secrets:  # also mask credentials that a library has quoted in another form
         value = re.sub('[^ ]*@', '***@', value)
     return value
-
-
-def _parts(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and the errors inside it: urllib3 stores some as arguments."""
-    found = [error]
-    for each in found:
-        yield each
-        for argument in [*each.args, getattr(each, 'reason', None)]:
-            if isinstance(argument, BaseException) and argument not in found:
-                found.append(argument)
 
 
 def masked(value: Any, secrets: Iterable[str]) -> Any:

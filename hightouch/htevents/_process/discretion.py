@@ -8,7 +8,7 @@ from functools import wraps
 from types import FrameType
 from typing import Any, Callable, List, TypeVar
 
-from hightouch.htevents._process.interruption import causes, handler_of
+from hightouch.htevents._process.interruption import causes, handler_of, steps
 
 # The CO_ flags of generators and coroutines, because inspect takes long to import.
 _SUSPENDS = 0x20 | 0x80 | 0x100 | 0x200
@@ -38,9 +38,10 @@ def discreet(call: _Call) -> _Call:
 def _clear(error: BaseException, caller: FrameType) -> None:
     for each in causes(error, caller):
         end = handler_of(each)
-        step = each.__traceback__
-        while step is not None and step.tb_frame is not end:
-            frame, step = step.tb_frame, step.tb_next
+        for step in steps(each):
+            frame = step.tb_frame
+            if frame is end:
+                break
             if frame.f_code.co_flags & _SUSPENDS:
                 continue  # clear() would end a generator of the application
             try:
@@ -57,13 +58,11 @@ def drop_own_frames(error: BaseException) -> None:
     """
     for each in causes(error, sys._getframe(1)):
         kept: List[Any] = []
-        step = each.__traceback__
-        while step is not None:
+        for step in steps(each):
             if not _is_ours(step.tb_frame.f_globals.get('__name__')):
                 kept.append(step)
             elif sys.version_info < (3, 7):  # there tb_next cannot be set
                 kept.clear()
-            step = step.tb_next
         if sys.version_info >= (3, 7):
             for step, following in zip(kept, kept[1:] + [None]):
                 step.tb_next = following

@@ -9,8 +9,8 @@ tells the difference.
 import signal
 import sys
 from functools import partial
-from types import FrameType
-from typing import Any, Iterator, List, Optional
+from types import FrameType, TracebackType
+from typing import Any, Callable, Iterable, Iterator, Optional
 
 # inspect.CO_VARARGS, because inspect takes long to import.
 _VARARGS = 4
@@ -62,21 +62,30 @@ def causes(error: BaseException, caller: FrameType) -> Iterator[BaseException]:
 
     An error that the application was handling when it called the package is left out.
     """
-    seen: List[BaseException] = []
-    todo: List[Optional[BaseException]] = [error]
-    while todo:
-        each = todo.pop(0)
-        if each is None or any(each is other for other in seen):
-            continue
-        seen.append(each)
-        if each is error or any(is_below(caller, frame) for frame in _frames(each)):
+    for each in reachable(error, lambda one: (one.__cause__, one.__context__)):
+        if each is error or any(
+            caller in callers(step.tb_frame) for step in steps(each)
+        ):
             yield each
-        todo += [each.__cause__, each.__context__]
+
+
+def reachable(
+    error: BaseException, following: Callable[[BaseException], Iterable[Any]]
+) -> Iterator[BaseException]:
+    """Yield an error and each error that ``following`` returns for one, nearest first."""
+    found = [error]
+    for each in found:
+        yield each
+        for other in following(each):
+            if isinstance(other, BaseException) and all(
+                other is not one for one in found
+            ):
+                found.append(other)
 
 
 def handler_of(error: BaseException) -> Optional[FrameType]:
     """Return the frame of the signal handler that raised an error; None for other errors."""
-    frames = list(_frames(error))
+    frames = [step.tb_frame for step in steps(error)]
     if len(frames) < 2:
         return None
     handlers = map(_getsignal, range(1, signal.NSIG))
@@ -101,32 +110,27 @@ def is_called_by_a_signal(frame: FrameType) -> bool:
     Python calls signal handlers that way. The arguments also identify callable objects,
     and handlers that have since been replaced.
     """
-    values = _positional(frame)
+    code, local = frame.f_code, frame.f_locals
+    values = [local.get(name) for name in code.co_varnames[: code.co_argcount]]
+    if code.co_flags & _VARARGS:
+        name = code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
+        values.extend(local.get(name, ()))
     return any(
         interrupted is frame.f_back and issubclass(type(number), int)
         for number, interrupted in zip(values, values[1:])
     )
 
 
-def _positional(frame: FrameType) -> Any:
-    code = frame.f_code
-    local = frame.f_locals
-    values = [local.get(name) for name in code.co_varnames[: code.co_argcount]]
-    if code.co_flags & _VARARGS:
-        name = code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
-        values.extend(local.get(name, ()))
-    return values
-
-
-def _frames(error: BaseException) -> Iterator[FrameType]:
+def steps(error: BaseException) -> Iterator[TracebackType]:
+    """Yield the entries of an error's traceback, outermost first."""
     step = error.__traceback__
     while step is not None:
-        yield step.tb_frame
+        yield step
         step = step.tb_next
 
 
-def is_below(caller: Optional[FrameType], frame: Optional[FrameType]) -> bool:
-    """Whether ``frame`` is ``caller``, or was called by it, at any depth."""
-    while frame is not None and frame is not caller:
+def callers(frame: Optional[FrameType]) -> Iterator[FrameType]:
+    """Yield a frame and the frames that called it, innermost first."""
+    while frame is not None:
+        yield frame
         frame = frame.f_back
-    return frame is not None

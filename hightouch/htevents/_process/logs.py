@@ -15,8 +15,10 @@ from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.interruption import (
+    callers,
     is_called_by_a_signal,
     raise_interruption,
+    reachable,
 )
 from hightouch.htevents.errors import name_of
 
@@ -108,7 +110,7 @@ def _write_traceback(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if error is not None and not record.exc_text:
         try:
-            errors = _with_its_causes(error)
+            errors = list(reachable(error, _related))
             texts = [text for each in errors for text in _texts_of(each)]
             if not all(map(str.isprintable, texts)):
                 record.exc_text = '\n\n'.join(map(_traceback_of, reversed(errors)))
@@ -118,19 +120,10 @@ def _write_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def _with_its_causes(error: BaseException) -> List[BaseException]:
-    """Return an error, its causes, and the members of exception groups."""
-    found: List[BaseException] = [error]
-    known = {id(error)}
-    for each in found:
-        causes = [
-            each.__cause__ or (not each.__suppress_context__ and each.__context__)
-        ]
-        for cause in causes + list(getattr(each, 'exceptions', ())):
-            if isinstance(cause, BaseException) and id(cause) not in known:
-                known.add(id(cause))
-                found.append(cause)
-    return found
+def _related(error: BaseException) -> List[Any]:
+    """Return the cause that Python shows for an error, and the members of a group."""
+    cause = error.__cause__ or (not error.__suppress_context__ and error.__context__)
+    return [cause, *getattr(error, 'exceptions', ())]
 
 
 def _texts_of(error: BaseException) -> List[str]:
@@ -183,10 +176,7 @@ def printable(text: str, most: int) -> str:
 
 def _is_below(frame: FrameType, code: CodeType) -> bool:
     """Whether a function with the given code is among the callers of ``frame``."""
-    outer = frame.f_back
-    while outer is not None and outer.f_code is not code:
-        outer = outer.f_back
-    return outer is not None
+    return any(outer.f_code is code for outer in callers(frame.f_back))
 
 
 def is_in_a_line() -> bool:
@@ -200,10 +190,9 @@ def is_echo() -> bool:
     An event tracked there would be delivered, make the next line, and so on without end.
     The function walks the whole stack, so only threads that deliver should call it.
     """
-    frame: Optional[FrameType] = sys._getframe(1)
     frames: List[FrameType] = []
     speaker = before = ''
-    while frame is not None:
+    for frame in callers(sys._getframe(1)):
         module = str(frame.f_globals.get('__name__'))
         if before == 'logging' and module != 'logging':
             # This may also be a package that wraps logging. The outermost module counts.
@@ -212,7 +201,7 @@ def is_echo() -> bool:
             # An event of a signal handler that interrupted the line is not an echo.
             return not any(map(is_called_by_a_signal, frames))
         frames.append(frame)
-        before, frame = module, frame.f_back
+        before = module
     return False
 
 
