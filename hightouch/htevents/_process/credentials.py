@@ -7,12 +7,11 @@ from typing import Any, Iterable, List, Set, Tuple
 
 from hightouch.htevents._process.interruption import causes, reachable
 
-# The scheme of a URL and of a malformed URL. The authority ('user:password@host') follows.
-_SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*:)?//')
-_MALFORMED_SCHEME = re.compile(r'(([A-Za-z][A-Za-z0-9+.-]*:)?[/\\]+)?')
+# The scheme and the credentials of a URL. For urllib3, a backslash ends the host, too.
+_START = re.compile(r'((?:[A-Za-z][A-Za-z0-9+.-]*:)?//)([^/?#\\]*)@')
 
-# The end of the authority. For urllib3, a backslash ends it, too.
-_END = re.compile(r'[/?#\\]')
+# The scheme of a malformed URL. It may be empty.
+_MALFORMED_SCHEME = re.compile(r'(([A-Za-z][A-Za-z0-9+.-]*:)?[/\\]+)?')
 
 # The characters at which an error may have split a malformed URL that it quotes in part.
 _MARKS = re.compile(r'[\s/\\?#:@"\'\[\]]')
@@ -27,13 +26,10 @@ _MAX_TEXT = 2000
 @lru_cache(maxsize=100)
 def split_credentials(url: str) -> Tuple[str, str]:
     """Return a URL without its credentials, and the credentials ('' for none)."""
-    scheme = _SCHEME.match(url)
-    if scheme is None:
+    start = _START.match(url)
+    if start is None:
         return url, ''
-    rest = url[scheme.end() :]
-    authority = _END.split(rest, maxsplit=1)[0]
-    credentials, _, host = authority.rpartition('@')
-    return scheme.group() + host + rest[len(authority) :], credentials
+    return start.group(1) + url[start.end() :], start.group(2)
 
 
 def bare(url: str) -> str:
@@ -48,8 +44,7 @@ def bare(url: str) -> str:
 
 
 def _guessed(url: str) -> str:
-    scheme = _MALFORMED_SCHEME.match(url)
-    return url[scheme.end() if scheme else 0 :].rpartition('@')[0]
+    return _MALFORMED_SCHEME.sub('', url, count=1).rpartition('@')[0]
 
 
 @lru_cache(maxsize=100)
@@ -79,9 +74,9 @@ def secrets_of(urls: Iterable[Any]) -> List[str]:
             continue
         rest, credentials = split_credentials(url)
         password, guessed = credentials.partition(':')[2], _guessed(rest)
-        parts = [credentials, basic(credentials)[len('Basic ') :]]
-        parts += [password, _unquoted(password).decode('utf-8', 'replace')]
-        parts += [guessed, *_MARKS.split(password), *_MARKS.split(guessed)]
+        parts = [credentials, basic(credentials)[len('Basic ') :], password, guessed]
+        parts += [_unquoted(password).decode('utf-8', 'replace')]
+        parts += _MARKS.split(password) + _MARKS.split(guessed)
         secrets.update(each for each in parts if len(each) >= _MIN_SECRET)
     return sorted(secrets, key=len, reverse=True)
 
@@ -92,12 +87,10 @@ def mask(error: BaseException, secrets: List[str]) -> None:
         # urllib3 stores errors as arguments of others.
         inner = reachable(each, lambda one: [*one.args, getattr(one, 'reason', None)])
         for part in inner:
-            shown = tuple(_masked_text(given, secrets) for given in part.args)
+            held = vars(part)
+            held.update([(name, masked(held[name], secrets)) for name in held])
             try:
-                part.args = shown
-                for name, value in list(vars(part).items()):
-                    if masked(value, secrets) != value:
-                        setattr(part, name, masked(value, secrets))
+                part.args = tuple(_masked_text(given, secrets) for given in part.args)
             except AttributeError:
                 pass  # a class of the application that makes them read-only
 
