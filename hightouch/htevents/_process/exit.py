@@ -70,16 +70,15 @@ def _hook_child() -> None:
     # The workers of Celery exit by os._exit, too. Celery sends a signal before.
     signals = sys.modules.get('celery.signals')
     if signals is not None and 'celery' not in _state.hooked:
-        signals.worker_process_shutdown.connect(_end_of_worker, weak=False)
+        signals.worker_process_shutdown.connect(end, weak=False)
         _state.hooked.add('celery')
 
 
-def _end_of_worker(**kwargs: Any) -> None:
-    end()
+def end(**sent: Any) -> None:
+    """Deliver the events of all clients, each within its ``shutdown_timeout``.
 
-
-def end() -> None:
-    """Deliver the events of all clients, each within its ``shutdown_timeout``."""
+    :param sent: the arguments of Celery's signal
+    """
     _state.over = True
     deliveries = [
         (each, Deadline(each.shutdown_timeout)) for each in list(_state.active)

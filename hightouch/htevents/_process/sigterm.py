@@ -12,13 +12,13 @@ import signal
 import threading
 import time
 from types import BuiltinFunctionType
-from typing import Any, List, Tuple
+from typing import Any, Callable, List, Tuple
 from weakref import WeakKeyDictionary
 
 from hightouch.htevents._process import exit as process_exit
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.logs import log
-from hightouch.htevents._process.waiting import Deadline, monotonic
+from hightouch.htevents._process.waiting import Deadline, monotonic, start_thread
 
 # Seconds after which a signal is raised again if our handler has not run.
 _RAISE_AGAIN = 0.1
@@ -79,28 +79,28 @@ class _Drain:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = signal.set_wakeup_fd(writer)
-        if before != -1:  # an event loop's descriptor; the loop waits for no lock
-            signal.set_wakeup_fd(before)
-        else:
-            try:
-                _thread.start_new_thread(self._raise_missed, (reader, os.getpid()))
-                self._wakeup = (reader, writer)
-                return
-            except RuntimeError:  # the system refused a thread
-                signal.set_wakeup_fd(-1)
+        # An event loop, which has a descriptor already, waits for no lock.
+        if before == -1 and start_thread(self._raise_missed, reader, os.getpid()):
+            self._wakeup = (reader, writer)
+            return
+        signal.set_wakeup_fd(before)
         os.close(reader)
         os.close(writer)
 
     def _raise_missed(self, reader: int, pid: int) -> None:
         while True:
-            if signal.SIGTERM not in os.read(reader, 100):
-                continue
-            # The handler may have run already. A second SIGTERM within this second needs
-            # no help: the handler ignores it, or `drain` raises it again.
-            while monotonic() - self.seen_at > 1 and self._is_installed():
-                time.sleep(_RAISE_AGAIN)
-                if monotonic() - self.seen_at > 1:
-                    os.kill(pid, signal.SIGTERM)
+            if signal.SIGTERM in os.read(reader, 100):
+                # The handler may have run already. A second SIGTERM within this second
+                # needs no help: the handler ignores it, or `drain` raises it again.
+                since = monotonic() - 1
+                self._raise_until(lambda: self.seen_at >= since, pid)
+
+    def _raise_until(self, is_seen: Callable[[], bool], pid: int) -> None:
+        time.sleep(_RAISE_AGAIN)
+        # If the application has replaced our handler, nothing tells whether that one ran.
+        while not is_seen() and signal.getsignal(signal.SIGTERM) == self.handle:
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(_RAISE_AGAIN)
 
     def handle(self, number: int, frame: Any) -> None:
         drained, self.drained = self.drained, False
@@ -112,10 +112,7 @@ class _Drain:
         if self.draining:
             return  # a supervisor sent a second SIGTERM during the flush
         self.draining = True
-        try:
-            # Not threading.Thread, which takes a lock that the main thread may hold.
-            _thread.start_new_thread(self.drain, (os.getpid(),))
-        except RuntimeError:  # the system refused a thread, or the interpreter exits
+        if not start_thread(self.drain, os.getpid()):
             self._flush()
             self.draining = False
             self._go_on(number, frame)
@@ -141,21 +138,11 @@ class _Drain:
             if _is_asyncios(self.previous[-1]):
                 self.draining = False  # the loop has called the application's handler
             else:
-                self._raise_until_seen(pid)
-
-    def _raise_until_seen(self, pid: int) -> None:
-        # One signal may not suffice: the main thread may return from our handler into a
-        # wait for a lock, see `watch`.
-        self.drained = True
-        while True:
-            os.kill(pid, signal.SIGTERM)
-            time.sleep(_RAISE_AGAIN)
-            if not (self.drained and self._is_installed()):
-                return
-
-    def _is_installed(self) -> bool:
-        # If the application has replaced our handler, nothing tells whether that one ran.
-        return signal.getsignal(signal.SIGTERM) == self.handle
+                self.drained = True
+                os.kill(pid, signal.SIGTERM)
+                # One signal may not suffice: the main thread may return from our handler
+                # into a wait for a lock, see `watch`.
+                self._raise_until(lambda: not self.drained, pid)
 
     def _go_on(self, number: int, frame: Any) -> None:
         # A previous handler may call the handler that it replaced. If that is ours, the
