@@ -10,8 +10,8 @@ import sys
 import threading
 import traceback
 from functools import partial
-from types import CodeType, FrameType
-from typing import Any, Callable, Dict, List, Optional
+from types import FrameType
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.interruption import (
@@ -37,13 +37,14 @@ class _Log:
     """
 
     def is_enabled_for(self, level: int) -> bool:
-        _handlers.enable()
+        # `logging.config` disables every logger that its configuration does not name.
+        if logger.disabled and _handlers.asked:
+            logger.disabled = False
         return logger.isEnabledFor(level)
 
     def debug(self, text: str, *args: Any) -> None:
         # A handler may track an event for each line. That call must not log the next line.
-        frame = sys._getframe()
-        if self.is_enabled_for(logging.DEBUG) and not _is_below(frame, frame.f_code):
+        if self.is_enabled_for(logging.DEBUG) and not _is_below(_Log.debug):
             self._say(logging.DEBUG, text, args, False)
 
     def warning(self, text: str, *args: Any, exc_info: bool = False) -> None:
@@ -53,10 +54,10 @@ class _Log:
         self._say(logging.ERROR, text, args, False)
 
     def _say(self, level: int, text: str, args: Any, exc_info: bool) -> None:
-        _handlers.enable()
         try:
-            args = tuple(map(_shown, args))
-            logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
+            if self.is_enabled_for(level):
+                args = map(_shown, args)
+                logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
         except (Exception, SystemExit) as error:
             raise_interruption(error)
             _show_on_stderr(error)
@@ -174,14 +175,14 @@ def printable(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + '...'
 
 
-def _is_below(frame: FrameType, code: CodeType) -> bool:
-    """Whether a function with the given code is among the callers of ``frame``."""
-    return any(outer.f_code is code for outer in callers(frame.f_back))
+def _is_below(method: Any) -> bool:
+    """Whether a method has called the function that asks, at any depth."""
+    return any(frame.f_code is method.__code__ for frame in callers(sys._getframe(2)))
 
 
 def is_in_a_line() -> bool:
     """Whether a log handler is handling a line of the package on this thread."""
-    return _is_below(sys._getframe(), _Log._say.__code__)
+    return _is_below(_Log._say)
 
 
 def is_echo() -> bool:
@@ -269,10 +270,9 @@ class _Handlers:
     """The handlers that clients asked for. Clients that share a handler attach it once."""
 
     def __init__(self) -> None:
-        # The number of clients that asked for each handler.
-        self._clients: Dict[logging.Handler, int] = {}
-        self._debugging = 0  # the number of clients with debug=True
-        self._level = logger.level  # the level before the first of those clients
+        # For each client that asked for log lines, whether it debugs, and its handler.
+        self.asked: List[Tuple[bool, logging.Handler]] = []
+        self._level = logger.level  # the level before the first client that debugs
         self._after_fork()
         fork.register(self)
 
@@ -283,32 +283,23 @@ class _Handlers:
 
     def attach(self, debug: bool, handler: logging.Handler) -> None:
         with self._lock:
-            self._clients[handler] = self._clients.get(handler, 0) + 1
-            logger.addHandler(handler)
             if debug:
-                if self._debugging == 0:
+                if not self._is_debugging():
                     self._level = logger.level
-                self._debugging += 1
                 logger.setLevel(logging.DEBUG)
+            self.asked.append((debug, handler))
+            logger.addHandler(handler)
 
     def detach(self, debug: bool, handler: logging.Handler) -> None:
         with self._lock:
-            self._clients[handler] -= 1
-            if self._clients[handler] == 0:
-                del self._clients[handler]
+            self.asked.remove((debug, handler))
+            if all(each is not handler for _, each in self.asked):
                 logger.removeHandler(handler)
-            if debug:
-                self._debugging -= 1
-                if self._debugging == 0:
-                    logger.setLevel(self._level)
+            if debug and not self._is_debugging():
+                logger.setLevel(self._level)
 
-    def enable(self) -> None:
-        """Enable the logger if a client asked for log lines.
-
-        ``logging.config`` disables every existing logger that its configuration does not name.
-        """
-        if logger.disabled and self._clients:
-            logger.disabled = False
+    def _is_debugging(self) -> bool:
+        return any(debug for debug, _ in self.asked)
 
 
 _handlers = _Handlers()
@@ -321,10 +312,10 @@ def attach(debug: bool, handler: Optional[logging.Handler]) -> Callable[[], None
     :param debug: log at level DEBUG, to stderr if the client has no handler
     :param handler: the client's ``log_handler``; None for no handler
     """
-    if handler is None:
-        if not debug:
-            return _nothing
+    if debug and handler is None:
         handler = _stderr_handler
+    if handler is None:
+        return _nothing
     _handlers.attach(debug, handler)
     return partial(_handlers.detach, debug, handler)
 
