@@ -56,8 +56,8 @@ class _Log:
     def _say(self, level: int, text: str, args: Any, exc_info: bool) -> None:
         try:
             if self.is_enabled_for(level):
-                args = map(_shown, args)
-                logger.log(level, text, *args, exc_info=exc_info, **_CALLER)
+                shown = map(_shown, args)
+                logger.log(level, text, *shown, exc_info=exc_info, **_CALLER)
         except (Exception, SystemExit) as error:
             raise_interruption(error)
             _show_on_stderr(error)
@@ -112,7 +112,9 @@ def _write_traceback(record: logging.LogRecord) -> bool:
     if error is not None and not record.exc_text:
         try:
             errors = list(reachable(error, _related))
-            texts = [text for each in errors for text in _texts_of(each)]
+            texts = [text_of(each) for each in errors]
+            for each in errors:
+                texts += map(str, getattr(each, '__notes__', ()))
             if not all(map(str.isprintable, texts)):
                 record.exc_text = '\n\n'.join(map(_traceback_of, reversed(errors)))
         except Exception as failure:  # raised by the application's error
@@ -121,17 +123,13 @@ def _write_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+logger.addFilter(_write_traceback)
+
+
 def _related(error: BaseException) -> List[Any]:
     """Return the cause that Python shows for an error, and the members of a group."""
     cause = error.__cause__ or (not error.__suppress_context__ and error.__context__)
     return [cause, *getattr(error, 'exceptions', ())]
-
-
-def _texts_of(error: BaseException) -> List[str]:
-    return [text_of(error), *map(str, getattr(error, '__notes__', ()))]
-
-
-logger.addFilter(_write_traceback)
 
 
 def _traceback_of(error: BaseException) -> str:
@@ -226,12 +224,11 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            shown = self._is_shown(record)
+            if self._is_shown(record):
+                return
         except Exception as error:  # raised by a handler or stream of the application
             raise_interruption(error)
-            shown = False
-        if not shown:
-            super().emit(record)
+        super().emit(record)
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
         """Whether a handler of the application shows the record on the terminal."""
