@@ -61,12 +61,10 @@ def _hook_child() -> None:
     # finalizers of multiprocessing. A new child clears the finalizers that it inherits,
     # so we register ours with the child's first event.
     for name in MULTIPROCESSING:
-        if name + '.process' not in sys.modules or name in _state.hooked:
-            continue
         util = sys.modules.get(name + '.util')  # imported before a child runs
-        if is_worker(name) and util is not None:
+        if util is not None and name not in _state.hooked and is_worker(name):
             util.Finalize(None, end, exitpriority=0)
-        _state.hooked.add(name)  # last, because an interrupted call must be repeated
+            _state.hooked.add(name)  # last: an interrupted call must be repeated
     # The workers of Celery exit by os._exit, too. Celery sends a signal before.
     signals = sys.modules.get('celery.signals')
     if signals is not None and 'celery' not in _state.hooked:

@@ -2,29 +2,30 @@
 
 import os
 from functools import lru_cache
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, List, Mapping, Optional, Tuple
 
 from hightouch.htevents._process.interruption import is_instance
 from hightouch.htevents.errors import ValidationError, name_of
 
-# The proxies by scheme, as in requests. None: ignore the environment's proxy.
-_Proxies = Dict[str, Optional[str]]
+# The URLs of proxies by scheme, as in requests. None instead of a URL: ignore the
+# environment's proxy. None instead of the mapping: the session or the environment decides.
+_Proxies = Optional[Mapping[str, Optional[str]]]
 
 
-def normalize_proxies(value: Any) -> Optional[_Proxies]:
+def normalize_proxies(value: Any) -> _Proxies:
     """Return the setting ``proxies`` in the form of requests.
 
     :param value: a dict of requests, or 'host:port' or a URL for both schemes; a falsy
         value means None
     :raises ValidationError: for any other value
     """
-    if value is not None and is_instance(value, str):
+    if is_instance(value, str):
         value = value.strip()
+        if value:
+            url = value if '://' in value else 'http://' + value
+            return {'http': url, 'https': url}
     if not value:
         return None
-    if is_instance(value, str):
-        url = value if '://' in value else 'http://' + value
-        return {'http': url, 'https': url}
     if is_instance(value, Mapping):
         proxies = {
             scheme: (url.strip() if is_instance(url, str) else url) or None
@@ -40,27 +41,21 @@ def normalize_proxies(value: Any) -> Optional[_Proxies]:
     )
 
 
-def proxies_for(
-    url: str, session: Any, given: Optional[Mapping[str, Optional[str]]]
-) -> Optional[Mapping[str, Optional[str]]]:
+def proxies_for(url: str, session: Any, given: _Proxies) -> _Proxies:
     """Return the proxies to send a request with.
 
     The proxies of the environment do not apply to a server on loopback, which no proxy can
     reach, or to hosts that NO_PROXY names.
 
-    :param given: the setting ``proxies``; None: the session or the environment decides
+    :param given: the setting ``proxies``
     """
     if not (is_loopback(url) or _is_excepted(url)):
         return given
-    proxies: _Proxies = dict.fromkeys(('http', 'https', 'all'))
-    proxies.update(_proxies_of(session))
-    proxies.update(given or {})
-    return proxies
+    ignored = dict.fromkeys(('http', 'https', 'all'))
+    return {**ignored, **_proxies_of(session), **(given or {})}
 
 
-def all_proxies(
-    session: Any, given: Optional[Mapping[str, Optional[str]]]
-) -> List[Optional[str]]:
+def all_proxies(session: Any, given: _Proxies) -> List[Optional[str]]:
     """Return the URLs of all proxies that a request may have been sent with."""
     from urllib.request import getproxies  # imported by requests
 
