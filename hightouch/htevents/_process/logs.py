@@ -278,7 +278,18 @@ class _Handlers:
         # interrupt the thread that holds it.
         self._lock = threading.RLock()
 
-    def attach(self, debug: bool, handler: logging.Handler) -> None:
+    def attach(
+        self, debug: bool, handler: Optional[logging.Handler]
+    ) -> Callable[[], None]:
+        """Attach the handler of a client; return the function that detaches it.
+
+        :param debug: log at level DEBUG, to stderr if the client has no handler
+        :param handler: the client's ``log_handler``; None for no handler
+        """
+        if debug and handler is None:
+            handler = _stderr_handler
+        if handler is None:
+            return lambda: None
         with self._lock:
             if debug:
                 if not self._is_debugging():
@@ -286,8 +297,9 @@ class _Handlers:
                 logger.setLevel(logging.DEBUG)
             self.asked.append((debug, handler))
             logger.addHandler(handler)
+        return partial(self._detach, debug, handler)
 
-    def detach(self, debug: bool, handler: logging.Handler) -> None:
+    def _detach(self, debug: bool, handler: logging.Handler) -> None:
         with self._lock:
             self.asked.remove((debug, handler))
             if all(each is not handler for _, each in self.asked):
@@ -299,23 +311,6 @@ class _Handlers:
         return any(debug for debug, _ in self.asked)
 
 
-_handlers = _Handlers()
 _stderr_handler = _StderrHandler()
-
-
-def attach(debug: bool, handler: Optional[logging.Handler]) -> Callable[[], None]:
-    """Attach the handler of a client; return the function that detaches it.
-
-    :param debug: log at level DEBUG, to stderr if the client has no handler
-    :param handler: the client's ``log_handler``; None for no handler
-    """
-    if debug and handler is None:
-        handler = _stderr_handler
-    if handler is None:
-        return _nothing
-    _handlers.attach(debug, handler)
-    return partial(_handlers.detach, debug, handler)
-
-
-def _nothing() -> None:
-    pass
+_handlers = _Handlers()
+attach = _handlers.attach

@@ -51,17 +51,6 @@ class _Drain:
                 os.close(descriptor)
             self._wakeup = ()
 
-    def install(self) -> None:
-        previous = signal.getsignal(signal.SIGTERM)
-        if previous is None:
-            raise RuntimeError(
-                'drain_on_sigterm: expected a SIGTERM handler that was installed from '
-                'Python; the present handler was not. Call flush() inside it'
-            )
-        if previous != self.handle:
-            signal.signal(signal.SIGTERM, self.handle)
-            self.previous.append(previous)
-
     def watch(self) -> None:
         """In the worker of a pool, start a thread that makes Python run the handler.
 
@@ -184,7 +173,15 @@ def drain(delivery: Any, timeout: float) -> None:
             'drain_on_sigterm: expected the main thread, got %s; Python lets only the '
             'main thread install signal handlers' % threading.current_thread().name
         )
-    _drain.install()
+    previous = signal.getsignal(signal.SIGTERM)
+    if previous is None:
+        raise RuntimeError(
+            'drain_on_sigterm: expected a SIGTERM handler that was installed from '
+            'Python; the present handler was not. Call flush() inside it'
+        )
+    if previous != _drain.handle:
+        signal.signal(signal.SIGTERM, _drain.handle)
+        _drain.previous.append(previous)
     _drain.timeouts[delivery] = timeout
     _drain.watch()
     delivery.call_when_started(_drain.watch)  # for workers that are forked later
