@@ -80,7 +80,7 @@ class _Drain:
         while True:
             if signal.SIGTERM in os.read(reader, 100):
                 # The handler may have run already. A second SIGTERM within this second
-                # needs no help: the handler ignores it, or `drain` raises it again.
+                # needs no help: the handler ignores it, or `_flush_and_raise` repeats it.
                 since = monotonic() - 1
                 self._raise_until(lambda: self.seen_at >= since, pid)
 
@@ -95,16 +95,15 @@ class _Drain:
         drained, self.drained = self.drained, False
         self.seen_at = monotonic()
         fork.check()
-        if drained or self.running:
-            self.draining = False
-            return self._go_on(number, frame)
-        if self.draining:
-            return  # a supervisor sent a second SIGTERM during the flush
-        self.draining = True
-        if not start_thread(self.drain, os.getpid()):
+        if not (drained or self.running):
+            if self.draining:
+                return  # a supervisor sent a second SIGTERM during the flush
+            self.draining = True
+            if start_thread(self._flush_and_raise, os.getpid()):
+                return
             self._flush()
-            self.draining = False
-            self._go_on(number, frame)
+        self.draining = False
+        self._go_on(number, frame)
 
     def _flush(self) -> None:
         try:
@@ -120,7 +119,7 @@ class _Drain:
         except Exception:
             log.warning('The flush on SIGTERM failed', exc_info=True)
 
-    def drain(self, pid: int) -> None:
+    def _flush_and_raise(self, pid: int) -> None:
         try:
             self._flush()
         finally:
