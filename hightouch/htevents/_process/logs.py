@@ -210,17 +210,7 @@ _SPEAKERS = ('hightouch', 'requests', 'urllib3', 'charset_normalizer', 'chardet'
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes a record to sys.stderr, unless another handler shows it on the terminal.
-
-    ``sys.stderr`` is looked up for each record, because a test may replace it.
-    """
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)  # StreamHandler.__init__ would store a stream
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
+    """Writes a record to sys.stderr, unless another handler shows it on the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -228,6 +218,7 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
                 return
         except Exception as error:  # raised by a handler or stream of the application
             raise_interruption(error)
+        self.stream = sys.stderr  # looked up for each record: a test may replace it
         super().emit(record)
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
