@@ -65,18 +65,16 @@ def _hook_child() -> None:
         if util is not None and name not in _state.hooked and is_worker(name):
             util.Finalize(None, end, exitpriority=0)
             _state.hooked.add(name)  # last: an interrupted call must be repeated
-    # The workers of Celery exit by os._exit, too. Celery sends a signal before.
+    # The workers of Celery exit by os._exit, too. Celery sends a signal before, with
+    # arguments that `end` ignores.
     signals = sys.modules.get('celery.signals')
     if signals is not None and 'celery' not in _state.hooked:
         signals.worker_process_shutdown.connect(end, weak=False)
         _state.hooked.add('celery')
 
 
-def end(**sent: Any) -> None:
-    """Deliver the events of all clients, each within its ``shutdown_timeout``.
-
-    :param sent: the arguments of Celery's signal
-    """
+def end(**ignored: Any) -> None:
+    """Deliver the events of all clients, each within its ``shutdown_timeout``."""
     _state.over = True
     deliveries = [
         (each, Deadline(each.shutdown_timeout)) for each in list(_state.active)
