@@ -340,7 +340,9 @@ class FileStore(Store):
 
     def is_before(self, item: Any, mark: Any) -> bool:
         log, start = item[2]
-        return bool(start < mark.get(log, 0))
+        # A log that was removed is in no mark, and its last batch may not be counted yet.
+        unmarked = maxsize if log.offset == maxsize else 0
+        return bool(start < mark.get(log, unmarked))
 
 
 def _items(log: Log, found: Piece) -> List[Any]:

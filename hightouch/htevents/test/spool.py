@@ -427,6 +427,21 @@ class InterruptionTest(SpoolTestCase):
             url=self.collector.url,
         )
 
+    def test_a_flush_waits_until_the_last_batch_of_a_removed_log_is_counted(
+        self
+    ) -> None:
+        queue = self.queue()
+        self.assertTrue(queue.offer(b'{}'))
+        batch = queue.take_now(1)
+        assert batch is not None
+        files: Any = queue.store
+        files.appender.seal(files.appender.writer)
+        files.resolve(batch.items)  # as far as a consumer is when another thread flushes
+        self.assert_nothing_left()
+        self.assertFalse(queue.flush(Deadline(0)))
+        queue.acknowledge(batch, delivered=True)
+        self.assertTrue(queue.flush(Deadline(LIMIT)))
+
     def test_a_signal_handler_may_flush_while_a_call_writes(self) -> None:
         result = self.run_handler(
             '    for number in range(3000): client.track("user", str(number))\n'
@@ -952,7 +967,7 @@ class BacklogTest(SpoolTestCase):
     def test_a_flush_waits_for_own_events_in_a_batch_with_those_of_others(self) -> None:
         self.leave_bodies([b'{"n":"other"}'] * 3)
         queue = self.queue()
-        self.assertEqual(queue.store.look(3), 3)
+        self.assertEqual(queue.store.fetch(3), 3)
         queue.offer(b'{"n":1}')
         batch = queue.take_now(10)
         assert batch is not None
@@ -990,7 +1005,7 @@ class BacklogTest(SpoolTestCase):
                 queue.acknowledge(batch, delivered=True)
         queue.release()
         heir = self.queue()
-        self.assertEqual(heir.store.look(10), 1)
+        self.assertEqual(heir.store.fetch(10), 1)
         batch = heir.take_now(10)
         assert batch is not None
         self.assertEqual(batch.messages(), [{'n': 2000}])
