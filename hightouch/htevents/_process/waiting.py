@@ -5,11 +5,10 @@ import sys
 import threading
 import time
 from functools import partial, wraps
-from types import FrameType
 from typing import Any, Callable, List, Optional, Set, Tuple, TypeVar, Union
 
 from hightouch.htevents._process import fork
-from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents._process.interruption import callers, raise_interruption
 
 # The clock of all waits, in seconds. A test may stop the clocks, and a deadline would never
 # be over. time_machine replaces time.monotonic inside of C. freezegun replaces it, and
@@ -209,9 +208,6 @@ def delivers(function: _Call) -> _Call:
 
 def is_delivering() -> bool:
     """Whether the current thread is inside a delivery, however deep."""
-    frame: Optional[FrameType] = None
-    if threading.get_ident() in delivering.threads:
-        frame = sys._getframe(1)
-    while frame is not None and frame.f_code not in _DELIVERING:
-        frame = frame.f_back
-    return frame is not None
+    return threading.get_ident() in delivering.threads and any(
+        frame.f_code in _DELIVERING for frame in callers(sys._getframe(1))
+    )

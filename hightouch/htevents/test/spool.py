@@ -436,7 +436,9 @@ class InterruptionTest(SpoolTestCase):
         assert batch is not None
         files: Any = queue.store
         files.appender.seal(files.appender.writer)
-        files.resolve(batch.items)  # as far as a consumer is when another thread flushes
+        files.resolve(
+            batch.items
+        )  # as far as a consumer is when another thread flushes
         self.assert_nothing_left()
         self.assertFalse(queue.flush(Deadline(0)))
         queue.acknowledge(batch, delivered=True)
