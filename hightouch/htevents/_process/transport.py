@@ -35,7 +35,7 @@ from hightouch.htevents._process.interruption import is_interruption, raise_inte
 from hightouch.htevents._process.logs import log
 from hightouch.htevents._process.proxies import all_proxies, proxies_for
 from hightouch.htevents._process.waiting import Timeout
-from hightouch.htevents.errors import is_retryable
+from hightouch.htevents.errors import is_retryable, name_of
 
 # Hosts that are remembered, and idle sockets to one of them that are kept open.
 POOL_SIZE = 100
@@ -113,11 +113,14 @@ def post(
             proxies=chosen,
         )
     except BaseException as error:
-        # Code that was interrupted may have left a lock held. An error that is none of the
-        # network may come from a session that was made while a test had patched requests.
-        is_of_network = isinstance(error, OSError) and is_retryable(error)
-        if not is_of_network or is_interruption(error):
+        # Code that was interrupted may have left a lock held.
+        if is_interruption(error) or not isinstance(error, Exception):
             forget(session)
+        # Our session may have been made while a test had patched requests. Only an error of
+        # the network says that it works.
+        is_of_network = isinstance(error, OSError) and is_retryable(error)
+        if session is _shared.session and not is_of_network:
+            _shared.drop()
         raise_interruption(error, wrapped=True)
         if not (answers and isinstance(error, Exception)):
             mask(error, secrets_of([url, *all_proxies(session, proxies)]))
@@ -368,7 +371,7 @@ class Lease:
 
 
 def forget(session: Any) -> None:
-    """Abandon the connections and locks of a session that seems to be broken."""
+    """Abandon the connections and locks of a session whose request was interrupted."""
     if type(session) is not SharedSession:
         _forget_sockets(session)
     elif session is _shared.session:
@@ -388,5 +391,7 @@ def _forget_sockets(session: Any) -> Sequence[Any]:
             adapter.__setstate__(adapter.__getstate__())
     except Exception as error:  # the session is not made by requests
         raise_interruption(error)
-        log.warning('A session keeps connections it should not use', exc_info=True)
+        # Not its traceback: that shows the error of the request, which may quote a secret.
+        kind = name_of(type(error))
+        log.warning('A session keeps connections it should not use (%s)', kind)
     return forgotten

@@ -171,6 +171,34 @@ class SessionTest(TestCase):
             self.collector.requests[0].headers['authorization'].startswith('Basic')
         )
 
+    def test_an_error_of_a_users_session_brings_no_secret_into_the_log(self) -> None:
+        class Quoting:
+            adapters = {'https://': object()}
+
+            def post(self, url: str, **given: Any) -> Any:
+                raise ValueError('%s %r' % (url, given))
+
+        host = 'http://user:password1@127.0.0.1:9'
+        with LogCatcher() as logs:
+            client = self.client(host=host, session=Quoting(), max_retries=1)
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(client.stats().failed, 1)
+        for line in logs.lines():
+            self.assertNotIn('password1', line)
+            self.assertNotIn(client.write_key, line)
+
+    def test_an_error_of_a_users_hook_closes_no_connection(self) -> None:
+        def hook(response: Any, *args: Any, **kwargs: Any) -> Any:
+            raise ValueError('not as expected')
+
+        with requests.Session() as session:
+            session.hooks['response'].append(hook)
+            client = self.client(session=session, sync_mode=True)
+            for _ in range(3):
+                self.assertTrue(client.track('user', 'event')[0])
+        self.assertEqual(self.collector.connections, 1)
+
     def test_a_forked_child_opens_connections_of_its_own_in_a_users_session(
         self,
     ) -> None:
