@@ -190,7 +190,8 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, file: Any, socket: Any, deadline: Deadline) -> None:
         self.socket = socket
-        self.timeout = socket.gettimeout()  # of the next request, too
+        # Of the next request, too. The socket of pyOpenSSL could not tell.
+        self.timeout = deadline.remaining()
         self._file = file
         self._deadline = deadline
 
