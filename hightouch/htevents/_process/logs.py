@@ -286,13 +286,15 @@ class _Handlers:
                 if not self._is_debugging():
                     self._level = logger.level
                 logger.setLevel(logging.DEBUG)
-            self.asked.append((debug, handler))
+            client = (debug, handler)
+            self.asked.append(client)
             logger.addHandler(handler)
-        return partial(self._detach, debug, handler)
+        return partial(self._detach, client)
 
-    def _detach(self, debug: bool, handler: logging.Handler) -> None:
+    def _detach(self, client: Tuple[bool, logging.Handler]) -> None:
+        debug, handler = client
         with self._lock:
-            self.asked.remove((debug, handler))
+            self.asked = [each for each in self.asked if each is not client]
             if all(each is not handler for _, each in self.asked):
                 logger.removeHandler(handler)
             if debug and not self._is_debugging():

@@ -25,6 +25,10 @@ MAX_LOGS = 200
 RETRY_INTERVAL = 1.0
 
 
+class _DeletedError(OSError):
+    """The current log is no longer in its directory."""
+
+
 class Appender:
     """Safe to use from all threads, signal handlers and finalizers.
 
@@ -88,7 +92,7 @@ class Appender:
         record = event_record(body, int(time() * 1000))
         status = os.fstat(held[0].fd)
         if not status.st_nlink:
-            raise OSError(errno.ESTALE, 'its files were deleted')
+            raise _DeletedError('its files were deleted')
         used = self.used_elsewhere + status.st_size - log.done + len(record)
         if used > self._max_bytes:
             return False
@@ -126,7 +130,7 @@ class Appender:
         return writer
 
     def _in_trouble(self, error: OSError) -> None:
-        if error.errno != errno.ESTALE:  # a new file will do for one that was deleted
+        if not isinstance(error, _DeletedError):  # then a new file will do
             self._next_open = monotonic() + RETRY_INTERVAL
         if not self.trouble:
             self.trouble = error.strerror or str(error)
