@@ -89,6 +89,8 @@ class Cleaner:
         kind = type(item)
         if item is None or kind is bool:
             return item
+        if (kind is datetime or kind is date) and not self._dates_as_text:
+            return item
         if kind is str:
             return _text(item)
         if kind is float:

@@ -528,7 +528,7 @@ class SharedDirectoryTest(SpoolTestCase):
     ) -> None:
         for _ in range(4):
             self.leave(20)
-        with mock.patch.object(store, 'IDLE_SCAN_INTERVAL', 0.05):
+        with mock.patch.object(store.FileStore, 'idle_wait', 0.05):
             with mock.patch.object(store, 'SCAN_INTERVAL', 0.05):
                 for _ in range(10):
                     self.client().shutdown(0)
@@ -660,7 +660,7 @@ class SharedDirectoryTest(SpoolTestCase):
         self.assertEqual(len(names), 300)
 
     def test_an_idle_client_takes_over_as_well(self) -> None:
-        with mock.patch.object(store, 'IDLE_SCAN_INTERVAL', 0.05):
+        with mock.patch.object(store.FileStore, 'idle_wait', 0.05):
             with mock.patch.object(store, 'SCAN_INTERVAL', 0.05):
                 client = self.client()
                 client.track('user', 'mine')
