@@ -234,7 +234,21 @@ class NoCookies(RequestsCookieJar):
 
 
 class Adapter(HTTPAdapter):
-    """Keeps idle connections on a `Stack`."""
+    """Looks the pool of connections up only for another place than the last one."""
+
+    _pool: Tuple[Any, Any] = (None, None)
+
+    def get_connection_with_tls_context(
+        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        key = (request.url, verify, dict(proxies or {}), cert)
+        known, pool = self._pool
+        if known != key or pool.pool is None:  # None: it was closed
+            pool = super().get_connection_with_tls_context(
+                request, verify, proxies, cert
+            )
+            self._pool = (key, pool)
+        return pool
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -244,6 +258,10 @@ class Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(*args, **kwargs)
         _use_stacks(manager)
         return manager
+
+    def close(self) -> None:
+        self._pool = (None, None)
+        super().close()
 
 
 class Stack:
