@@ -20,6 +20,7 @@ from hightouch.htevents._process.waiting import (
     Deadline,
     Signal,
     delivers,
+    turns,
     unlocking,
 )
 from hightouch.htevents._queue.batch import Batch
@@ -266,7 +267,11 @@ class Consumer(threading.Thread):
         is_last = self._cut_short = False
         while True:
             try:
-                return self._post(batch)
+                if self._is_busy:  # on a thread of ours
+                    turns.call(self._deadline, self._post, batch)
+                else:
+                    self._post(batch)
+                return
             except Exception as error:
                 raise_interruption(error, wrapped=True)
                 ledger.last_error = describe(error)

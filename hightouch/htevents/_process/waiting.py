@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from functools import partial, wraps
-from typing import Any, Callable, List, Optional, Set, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar, Union
 
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.interruption import callers, raise_interruption
@@ -26,6 +26,10 @@ _Call = TypeVar('_Call', bound=Callable[..., Any])
 
 # Seconds for a last step, when no time is left.
 LAST_TRY = 0.1
+
+# Threads of the package that send at a time, and the seconds that others wait for a turn.
+TURNS = 32
+PATIENCE = 1.0
 
 
 class Signal:
@@ -161,6 +165,39 @@ class Deadline:
         if isinstance(timeout, tuple):
             return tuple(left if each is None else min(each, left) for each in timeout)
         return left if timeout is None else min(timeout, left)
+
+
+class _Turns:
+    """Lets only some threads of the package send at a time.
+
+    A thread that waits for the GIL wakes up every 5 ms to ask for it. When a thousand clients
+    send at once, this costs more than the sending, while to wait for a turn costs nothing.
+    Threads with a turn may be waiting for a server that hangs, so patience ends.
+    """
+
+    def __init__(self) -> None:
+        self._after_fork()
+        fork.register(self)
+
+    def _after_fork(self) -> None:
+        # Made with the first turn, by which gevent is patched. Threads that make it together
+        # get the same one, by setdefault.
+        self._made: Dict[None, Any] = {}
+
+    def call(self, deadline: Deadline, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function in a turn, or without one when patience or time is over."""
+        turns = self._made.get(None) or self._made.setdefault(
+            None, threading.Semaphore(TURNS)
+        )
+        has_turn = turns.acquire(timeout=deadline.bounded(PATIENCE))
+        try:
+            return function(*args)
+        finally:
+            if has_turn:
+                turns.release()
+
+
+turns = _Turns()
 
 
 class _Delivering:

@@ -16,6 +16,7 @@ import mock
 
 from hightouch.htevents import Client, delivery
 from hightouch.htevents._process import exit as process_exit
+from hightouch.htevents._process import waiting
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.test import support
 from hightouch.htevents.test.support import LIMIT, Recorder
@@ -297,6 +298,58 @@ class IdleTest(TestCase):
         self.assertTrue(self.collector.wait_for(3, LIMIT))
         self.wait_until(lambda: len(flushed) == 2)
         self.assertEqual(flushed, [False, True])  # it starts the sending, and returns
+
+
+class TurnTest(TestCase):
+    def limit(self, turns: int, patience: float) -> None:
+        self.patch(waiting, 'TURNS', turns)
+        self.patch(waiting, 'PATIENCE', patience)
+        waiting.turns._after_fork()
+        self.addCleanup(waiting.turns._after_fork)
+
+    def test_only_some_clients_send_at_a_time(self) -> None:
+        self.limit(2, LIMIT)
+        goes_on = threading.Event()
+        self.addCleanup(goes_on.set)
+        began: List[Any] = []
+
+        def answer(received: Any) -> int:
+            began.append(received)
+            goes_on.wait(LIMIT)
+            return 200
+
+        self.collector.script(*[answer] * 6)
+        clients = [self.client(upload_interval=0) for _ in range(6)]
+        for client in clients:
+            client.track('user', 'event')
+        self.wait_until(lambda: len(began) == 2)
+        self.assertFalse(self.collector.wait_for_requests(1, 0.2))  # nothing happens
+        self.assertEqual(len(began), 2)
+        goes_on.set()
+        self.assertTrue(all(client.flush(LIMIT) for client in clients))
+        self.assertEqual(len(self.collector.events), 6)
+
+    def test_a_server_that_hangs_keeps_the_others_waiting_for_a_moment_only(
+        self
+    ) -> None:
+        self.limit(1, 0.05)
+        self.collector.script('hang')
+        stuck = self.client(upload_interval=0, timeout=LIMIT, shutdown_timeout=0)
+        stuck.track('user', 'event')
+        self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
+        client = self.client()
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(stuck.stats().pending, 1)
+        stuck.shutdown(0)
+
+    def test_a_request_that_fails_gives_its_turn_back(self) -> None:
+        self.limit(1, LIMIT * 10)
+        self.collector.script('reset', 503, 400)
+        client = self.client(upload_interval=0)
+        for _ in range(2):
+            client.track('user', 'event')
+            self.assertTrue(client.flush(LIMIT))
 
 
 class EndTest(TestCase):
