@@ -118,9 +118,8 @@ def post(
             forget(session)
         # Our session may have been made while a test had patched requests. Only an error of
         # the network says that it works.
-        is_of_network = isinstance(error, OSError) and is_retryable(error)
-        if session is _shared.session and not is_of_network:
-            _shared.drop()
+        elif not (isinstance(error, OSError) and is_retryable(error)):
+            _shared.drop(session)
         raise_interruption(error, wrapped=True)
         if not (answers and isinstance(error, Exception)):
             mask(error, secrets_of([url, *all_proxies(session, proxies)]))
@@ -321,7 +320,7 @@ class _Shared:
         # A child forgets its parent's sockets and does not close them: a TLS goodbye
         # from here would end the parent's connection.
         self._forgotten.append(self._made)
-        self.drop()
+        self._made = {}
         self.users: Set[Any] = set()
 
     @property
@@ -332,8 +331,9 @@ class _Shared:
         # Threads that come here together all get the same session.
         return self._made.get(None) or self._made.setdefault(None, SharedSession())
 
-    def drop(self) -> None:
-        self._made = {}  # no close: another thread may be using it
+    def drop(self, session: Any) -> None:
+        if session is self.session:
+            self._made = {}  # no close: another thread may be using it
 
     def discard(self, user: Any) -> None:
         """Close the session with its last user; twice is harmless."""
@@ -390,10 +390,10 @@ class Lease:
 
 def forget(session: Any) -> None:
     """Abandon the connections and locks of a session whose request was interrupted."""
-    if type(session) is not SharedSession:
+    if type(session) is SharedSession:
+        _shared.drop(session)
+    else:
         _forget_sockets(session)
-    elif session is _shared.session:
-        _shared.drop()
 
 
 def _forget_sockets(session: Any) -> Sequence[Any]:
