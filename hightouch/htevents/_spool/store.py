@@ -265,7 +265,7 @@ class FileStore(Store):
         self.damaged_files += bool(log.damaged)
         self.directory.remove(log)
         self.appender.recount(self._adopted)
-        if log.adopted and not self._adopted:
+        if log.adopted and len(self._adopted) <= MAX_ADOPTED // 2:
             self._next_scan = 0.0  # there may be more than could be adopted
 
     def take_lost(self) -> List[DamageError]:

@@ -942,6 +942,17 @@ class BacklogTest(SpoolTestCase):
         self.assertIsNone(queue.take_now(1))  # it has a look at the end
         self.assertEqual(len(self.files('.log')), 1)
 
+    def test_the_next_logs_are_taken_over_before_the_last_one_is_done(self) -> None:
+        for _ in range(3):
+            self.leave(1)
+        with mock.patch.object(store, 'MAX_ADOPTED', 2):
+            heir = self.queue()
+            first, second = heir.take_now(1), heir.take_now(1)
+            assert first is not None and second is not None
+            self.assertIsNone(heir.take_now(1))
+            heir.acknowledge(first, delivered=True)
+            self.assertIsNotNone(heir.take_now(1))  # and the second is still on its way
+
     def test_a_flush_does_not_take_the_events_of_others_for_its_own(self) -> None:
         self.leave_bodies([b'{"n":"other"}'])
         queue = self.queue()
