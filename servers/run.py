@@ -326,7 +326,12 @@ def celery(bench, count, kill=False, **variables):
         assert time.monotonic() < deadline, 'the tasks were not done'
         assert worker.poll() is None, 'the worker ended'
         time.sleep(0.05)
-    bench.stop(worker)
+    if kill:
+        # Celery may wait for a killed process without end when it shuts down.
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    else:
+        bench.stop(worker)
 
 
 @scenario('celery')
