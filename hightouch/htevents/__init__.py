@@ -38,6 +38,7 @@ from hightouch.htevents.client import (
     Traits,
 )
 from hightouch.htevents.consumer import OnError, OnSuccess
+from hightouch.htevents.deferral import deferred
 from hightouch.htevents.errors import (
     APIError,
     BeforeSendError,
@@ -47,6 +48,7 @@ from hightouch.htevents.errors import (
     NotDeliveredError,
     ValidationError,
 )
+from hightouch.htevents.scopes import carry, scope, update_scope
 from hightouch.htevents.settings import PrivateKey, Proxies, Timeout
 from hightouch.htevents.version import VERSION
 
@@ -76,14 +78,18 @@ __all__ = [
     'ValidationError',
     '__version__',
     'alias',
+    'carry',
+    'deferred',
     'flush',
     'group',
     'identify',
     'join',
     'page',
+    'scope',
     'screen',
     'shutdown',
     'track',
+    'update_scope',
 ]
 
 __version__ = VERSION

@@ -1,16 +1,16 @@
 """The client: checks a call, builds its message, encodes it once, and queues it."""
 
+import json
 import logging
-import math
-import numbers
 import os
 import sys
 from datetime import datetime
+from functools import partial
 from threading import get_ident
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from hightouch.htevents import encoding, settings
-from hightouch.htevents._process import fork, logs
+from hightouch.htevents import deferral, encoding, scopes, settings
+from hightouch.htevents._process import blocks, fork, logs
 from hightouch.htevents._process.credentials import bare
 from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
@@ -20,22 +20,23 @@ from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
 from hightouch.htevents._queue.stores import MemoryStore, Store
+from hightouch.htevents.arguments import as_text, checked_id, checked_text, copied
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
 from hightouch.htevents.delivery import Delivery
 from hightouch.htevents.encoding import encode_plain
 from hightouch.htevents.errors import (
     BeforeSendError,
     MessageTooLargeError,
-    ValidationError,
+    NotDeliveredError,
     name_of,
 )
 from hightouch.htevents.findings import Finding, Findings
-from hightouch.htevents.forms import is_a, plain_scalar, unproxied
+from hightouch.htevents.forms import is_a, plain_scalar
+from hightouch.htevents.scopes import Id as Id
+from hightouch.htevents.scopes import ids
 from hightouch.htevents.settings import PrivateKey, Proxies, Timeout, expect
 from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
 from hightouch.htevents.version import NAME, VERSION
-
-ID_TYPES = (numbers.Number, str)
 
 # Seconds that flush() and shutdown() take at most, by default.
 DEFAULT_TIMEOUT = 20
@@ -46,7 +47,6 @@ DRAIN_TIMEOUT = 10
 
 # Argument types of the calls. With Mapping a TypedDict passes the type checker; at run
 # time a call accepts only a dict.
-Id = Union[str, int, float]
 Properties = Mapping[str, object]
 Traits = Mapping[str, object]
 Context = Mapping[str, object]
@@ -182,7 +182,7 @@ class Client:
         message_id: Optional[str] = None,
     ) -> Result:
         """Record the identity of a user: see `htevents.identify`."""
-        user_id, anonymous_id = _ids(user_id, anonymous_id)
+        user_id, anonymous_id = ids(user_id, anonymous_id)
         message: Message = {'type': 'identify', 'traits': traits}
         return self._enqueue(
             message, user_id, anonymous_id, context, timestamp, integrations, message_id
@@ -200,7 +200,7 @@ class Client:
         message_id: Optional[str] = None,
     ) -> Result:
         """Record an action of a user: see `htevents.track`."""
-        user_id, anonymous_id = _ids(user_id, anonymous_id)
+        user_id, anonymous_id = ids(user_id, anonymous_id)
         kind = type(event)
         if kind is not str:
             event = plain_scalar(event)
@@ -220,8 +220,10 @@ class Client:
         message_id: Optional[str] = None,
     ) -> Result:
         """Record that two ids belong to the same user: see `htevents.alias`."""
-        previous_id = _checked_id('previous_id', previous_id, required=True)
-        user_id = _as_text(_checked_id('user_id', user_id, required=True))
+        previous_id = checked_id('previous_id', previous_id, required=True)
+        if user_id is None:
+            user_id = scopes.current_user()
+        user_id = as_text(checked_id('user_id', user_id, required=True))
         message: Message = {'type': 'alias', 'previousId': previous_id}
         return self._enqueue(
             message, user_id, None, context, timestamp, integrations, message_id
@@ -239,8 +241,8 @@ class Client:
         message_id: Optional[str] = None,
     ) -> Result:
         """Record that a user belongs to a group: see `htevents.group`."""
-        user_id, anonymous_id = _ids(user_id, anonymous_id)
-        group_id = _checked_id('group_id', group_id, required=True)
+        user_id, anonymous_id = ids(user_id, anonymous_id)
+        group_id = checked_id('group_id', group_id, required=True)
         message: Message = {'type': 'group', 'groupId': group_id, 'traits': traits}
         return self._enqueue(
             message, user_id, anonymous_id, context, timestamp, integrations, message_id
@@ -259,7 +261,7 @@ class Client:
         message_id: Optional[str] = None,
     ) -> Result:
         """Record that a user viewed a page of a website: see `htevents.page`."""
-        user_id, anonymous_id = _ids(user_id, anonymous_id)
+        user_id, anonymous_id = ids(user_id, anonymous_id)
         message = _view('page', category, name, properties)
         return self._enqueue(
             message, user_id, anonymous_id, context, timestamp, integrations, message_id
@@ -278,7 +280,7 @@ class Client:
         message_id: Optional[str] = None,
     ) -> Result:
         """Record that a user viewed a screen of an app: see `htevents.screen`."""
-        user_id, anonymous_id = _ids(user_id, anonymous_id)
+        user_id, anonymous_id = ids(user_id, anonymous_id)
         message = _view('screen', category, name, properties)
         return self._enqueue(
             message, user_id, anonymous_id, context, timestamp, integrations, message_id
@@ -300,19 +302,22 @@ class Client:
         fork.check()
         found: List[Finding] = []
         if 'properties' in message:
-            message['properties'] = _copied('properties', message['properties'], found)
+            message['properties'] = copied('properties', message['properties'], found)
         elif 'traits' in message:
-            message['traits'] = _copied('traits', message['traits'], found)
+            message['traits'] = copied('traits', message['traits'], found)
         message['userId'] = user_id
         message['anonymousId'] = anonymous_id
-        message['context'] = circumstances = _copied('context', context, found)
+        message['context'] = circumstances = copied('context', context, found)
         circumstances['library'] = {'name': NAME, 'version': VERSION}
         message['integrations'] = (  # rarely given: this saves a call
-            {} if integrations is None else _copied('integrations', integrations, found)
+            {} if integrations is None else copied('integrations', integrations, found)
         )
         message['timestamp'] = iso_now() if timestamp is None else to_iso(timestamp)
-        given_id = None if message_id is None else _as_text(message_id)
+        given_id = None if message_id is None else as_text(message_id)
         message['messageId'] = given_id or new_message_id()
+        opened = blocks.variable.get()
+        if opened:
+            scopes.complete(message, found)
         if self._before_send is not None:
             scrubbed = self._scrub(message, found)
             if scrubbed is None:
@@ -323,11 +328,14 @@ class Client:
             self._findings.log(found)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
-        accepted = not self.send or self._offer(body, message)
+        accepted = not self.send or self._offer(body, message, opened)
         return accepted, message
 
-    def _offer(self, body: bytes, message: Message) -> bool:
-        """Queue an encoded message, or deliver it now; return whether it was accepted."""
+    def _offer(self, body: bytes, message: Message, opened: Tuple[Any, ...]) -> bool:
+        """Queue an encoded message, or deliver it now; return whether it was accepted.
+
+        :param opened: the open blocks
+        """
         # The first condition is the cheap one.
         is_inside = get_ident() in delivering.threads
         if is_inside and is_delivering() and logs.is_echo():
@@ -340,6 +348,23 @@ class Client:
             return False
         if self.debug:
             log.debug('queueing: %s', message)
+        if opened:
+            block = deferral.innermost(opened)
+            if block is not None and block.add(partial(self._put_deferred, body)):
+                return True
+        return self._put(body)
+
+    def _put_deferred(self, body: bytes) -> None:
+        """Queue an encoded message whose call has said already that it was accepted."""
+        # In sync_mode an open client has reported the failure.
+        if not self._put(body) and (self._queue.closed or not self.sync_mode):
+            why = self._why_refused()
+            error = NotDeliveredError(
+                'An event was deferred, and then refused: %s.' % why
+            )
+            self._delivery.report(error, [json.loads(body.decode('utf-8'))])
+
+    def _put(self, body: bytes) -> bool:
         if self.sync_mode:
             accepted = self._delivery.deliver_now(body)
         else:
@@ -384,11 +409,13 @@ class Client:
                 self._due['refusal'] = True
         # In sync_mode an open client reports the failure through on_error.
         elif (closed or not self.sync_mode) and self._due.pop('refusal', False):
-            if closed:
-                log.warning('The client was shut down: its calls return False')
-            else:
-                why = self._queue.store.why_refused()
-                log.warning('%s: calls return False until there is room', why)
+            until = '' if closed else ' until there is room'
+            log.warning('%s: calls return False%s', self._why_refused(), until)
+
+    def _why_refused(self) -> str:
+        if self._queue.closed:
+            return 'The client was shut down'
+        return self._queue.store.why_refused()
 
     # -- life cycle ------------------------------------------------------------------
 
@@ -565,102 +592,12 @@ def _checked_timeout(timeout: Any) -> Any:
     return settings.as_number(timeout)
 
 
-def _is_id(value: Any) -> bool:
-    kind = type(value)
-    if issubclass(kind, str):
-        return True
-    if kind is bool or not issubclass(kind, ID_TYPES):
-        return False
-    try:
-        return math.isfinite(value)
-    except Exception as error:
-        raise_interruption(error)
-        # Only a signaling NaN raises ValueError. An int above every float raises another.
-        return not isinstance(error, ValueError)
-
-
-def _ids(user_id: Any, anonymous_id: Any) -> Tuple[Any, Any]:
-    """Return both ids as text; raise `ValidationError` if both are missing."""
-    kind = type(user_id)
-    # The common case first, in one test, because every event passes here.
-    if kind is str and user_id and anonymous_id is None:
-        return user_id, None
-    user_id = _checked_id('user_id', user_id)
-    # With a user_id, the anonymous_id may be of any type.
-    if _is_missing(user_id):
-        anonymous_id = _checked_id('anonymous_id', anonymous_id)
-        if _is_missing(anonymous_id):
-            raise ValidationError(
-                'user_id or anonymous_id: expected a str or a number in one of them, '
-                'got neither'
-            )
-    return _as_text(user_id), _as_text(anonymous_id)
-
-
-def _is_missing(identity: Any) -> bool:
-    return identity is None or isinstance(identity, str) and not identity
-
-
-def _checked_id(name: str, value: Any, required: bool = False) -> Any:
-    """Return an id without its proxy or enum; raise `ValidationError` for other types."""
-    value = plain_scalar(value)
-    ok = _is_id(value) or value is None and not required
-    expect(ok, name, 'a str or a number', value)
-    return value
-
-
-def _as_text(value: Any) -> Any:
-    value = plain_scalar(value)
-    if value is None or is_a(value, str):
-        return value
-    try:
-        return str(value)
-    except Exception as error:
-        raise_interruption(error)
-        # An int may have more digits than str() allows.
-        expect(isinstance(value, int), 'id', 'a value that str() can convert', value)
-        return hex(value)
-
-
-def _copied(name: str, value: Any, found: List[Finding]) -> Message:
-    """Return a copy of a dict as it goes on the wire; {} for any falsy value.
-
-    :param name: the argument, which is also the key in the message
-    :param found: list that collects the findings
-    """
-    if value is None:
-        return {}
-    if not issubclass(type(value), dict):
-        value = unproxied(value)
-        if not is_a(value, dict):
-            expect(_is_falsy(value), name, 'a dict', value)
-            return {}
-    copied = encoding.plain_copy(value, name, 1, found)
-    return copied if isinstance(copied, dict) else {}
-
-
-def _is_falsy(value: Any) -> bool:
-    try:
-        return not value
-    except Exception as error:  # a numpy array has no truth value
-        raise_interruption(error)
-        return False
-
-
 def _view(
     kind: str, category: Any, name: Any, properties: Optional[Properties]
 ) -> Message:
     return {
         'type': kind,
-        'category': _text('category', category),
-        'name': _text('name', name),
+        'category': checked_text('category', category),
+        'name': checked_text('name', name),
         'properties': properties,
     }
-
-
-def _text(name: str, value: Any) -> Any:
-    kind = type(value)
-    if value is not None and kind is not str:
-        value = plain_scalar(value)
-        expect(is_a(value, str) or _is_falsy(value), name, 'a str', value)
-    return value or None

@@ -17,6 +17,8 @@ LADDER = (
     '_process',
     'settings forms findings utils',
     'encoding stamps private_key',
+    'arguments',
+    'scopes deferral',
     '_queue',
     '_spool',
     'request',

@@ -1,0 +1,118 @@
+"""Holds the events of a ``with`` block back until it is known that they really happened.
+
+A block has a list of what is to be queued: its events, and the blocks nested in it, at their
+places. So whatever the order in which transactions end, events leave in the order of their
+calls. Adding to the list and taking from it are atomic, because another thread or task that
+shares the block may add while it ends: it adds first, and then looks whether the block is
+still open.
+"""
+
+from collections import deque
+from contextlib import contextmanager
+from typing import Any, Callable, Deque, Iterator, Optional, Tuple
+
+from hightouch.htevents._process import blocks
+from hightouch.htevents._process.fork import getpid
+from hightouch.htevents.settings import check_callable
+
+# The states of a block: in it; ended, and the hook has not called yet; its events may be
+# queued; they may not.
+OPEN, ENDED, RELEASED, DISCARDED = range(4)
+
+Hook = Callable[[Callable[[], None]], object]
+
+
+class Deferral:
+    """The events of one block. Safe to use from all threads.
+
+    :param outer: the block around it, or None
+    """
+
+    def __init__(self, outer: Optional['Deferral']) -> None:
+        self._items: Deque[Callable[[], object]] = deque()
+        self._state = OPEN
+        # A forked child must not queue the events of its parent once more.
+        self._pid = getpid()
+        self._outer = outer if outer is not None and outer.add(self._queue) else None
+
+    def add(self, item: Callable[[], object]) -> bool:
+        """Hold something back; False if the block is not open here any longer."""
+        if self._pid != getpid():
+            return False
+        self._items.append(item)
+        if self._state != OPEN:
+            try:
+                self._items.remove(item)
+                return False
+            except ValueError:
+                pass  # the end of the block has taken it
+        return True
+
+    def end(self) -> bool:
+        """Close the block; return whether it holds anything."""
+        self._state = ENDED
+        return bool(self._items)
+
+    def discard(self) -> None:
+        """Drop the events."""
+        self._state = DISCARDED
+        self._items.clear()
+
+    def release(self) -> None:
+        """Queue the events, as part of the outer block where that has not been released."""
+        if self._state == ENDED and self._pid == getpid():
+            self._state = RELEASED
+            if self._outer is None or self._outer._state == RELEASED:
+                self._queue()
+
+    def _queue(self) -> None:
+        if self._state == RELEASED:
+            try:
+                self._drain()
+            finally:
+                self._drain()  # a signal handler may have raised
+
+    def _drain(self) -> None:
+        while self._items:
+            self._items.popleft()()
+
+
+def innermost(opened: Tuple[Any, ...]) -> Optional[Deferral]:
+    """Return the innermost block among open ones; None without any."""
+    for each in reversed(opened):
+        if isinstance(each, Deferral):
+            return each
+    return None
+
+
+@contextmanager
+def deferred(hook: Optional[Hook] = None) -> Iterator[None]:
+    """Queue the events of a ``with`` block when it ends; discard them if it raises.
+
+    Calls in the block check and encode their event, and return ``(True, message)``. When the
+    block ends, the events are queued in order, with each client's ``block_timeout``. An event
+    that its client cannot take then is reported through ``on_error``. Until then the events
+    are in memory, also those of a client with ``spool_dir``.
+
+    In a nested block the events wait for the outer one as well. The block holds for all
+    clients, and for the current thread or asyncio task, like `scope`.
+
+    :param hook: called at the end with the function that queues the events, such as
+        ``transaction.on_commit`` of Django; None: they are queued immediately
+    :raises ValidationError: (an ``AssertionError``) when the hook cannot be called
+    """
+    hook = check_callable('hook', hook)
+    block = Deferral(innermost(blocks.opened()))
+    blocks.enter(block)
+    try:
+        yield
+        is_needed = block.end()
+    except BaseException:
+        block.discard()
+        raise
+    finally:
+        blocks.leave(block)
+    if hook is None:
+        block.release()
+    elif is_needed:
+        hook(block.release)
