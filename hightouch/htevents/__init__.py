@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Union
 
 from hightouch.htevents import settings
 from hightouch.htevents._process import exit as process_exit
@@ -26,18 +26,15 @@ from hightouch.htevents._process.logs import log as _log
 from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
 from hightouch.htevents.client import (
-    BeforeSend,
     Client,
     Context,
     Id,
     Integrations,
-    Message,
     Properties,
     Result,
     Timestamp,
     Traits,
 )
-from hightouch.htevents.consumer import OnError, OnSuccess
 from hightouch.htevents.deferral import deferred
 from hightouch.htevents.errors import (
     APIError,
@@ -49,7 +46,15 @@ from hightouch.htevents.errors import (
     ValidationError,
 )
 from hightouch.htevents.scopes import carry, scope, update_scope
-from hightouch.htevents.settings import PrivateKey, Proxies, Timeout
+from hightouch.htevents.settings import (
+    BeforeSend,
+    Message,
+    OnError,
+    OnSuccess,
+    PrivateKey,
+    Proxies,
+    Timeout,
+)
 from hightouch.htevents.version import VERSION
 
 __all__ = [
@@ -79,8 +84,10 @@ __all__ = [
     '__version__',
     'alias',
     'carry',
+    'configure',
     'deferred',
     'flush',
+    'get_client',
     'group',
     'identify',
     'join',
@@ -94,39 +101,63 @@ __all__ = [
 
 __version__ = VERSION
 
-# The settings by name, for editors and type checkers. The values come from
-# settings.DefaultConfig; a test compares the names.
-write_key: Optional[str] = Client.DefaultConfig.write_key
-host: Optional[str] = Client.DefaultConfig.host
-debug: bool = Client.DefaultConfig.debug
-max_queue_size: int = Client.DefaultConfig.max_queue_size
-send: bool = Client.DefaultConfig.send
-on_error: Optional[OnError] = Client.DefaultConfig.on_error
-gzip: bool = Client.DefaultConfig.gzip
-max_retries: int = Client.DefaultConfig.max_retries
-sync_mode: bool = Client.DefaultConfig.sync_mode
-timeout: Optional[Timeout] = Client.DefaultConfig.timeout
-proxies: Optional[Proxies] = Client.DefaultConfig.proxies
-thread: int = Client.DefaultConfig.thread
-upload_size: int = Client.DefaultConfig.upload_size
-upload_interval: float = Client.DefaultConfig.upload_interval
-log_handler: Optional[logging.Handler] = Client.DefaultConfig.log_handler
-oauth_client_id: Optional[str] = Client.DefaultConfig.oauth_client_id
-oauth_client_key: Optional[PrivateKey] = Client.DefaultConfig.oauth_client_key
-oauth_key_id: Optional[str] = Client.DefaultConfig.oauth_key_id
-oauth_auth_server: str = Client.DefaultConfig.oauth_auth_server
-oauth_scope: str = Client.DefaultConfig.oauth_scope
-on_success: Optional[OnSuccess] = Client.DefaultConfig.on_success
-before_send: Optional[BeforeSend] = Client.DefaultConfig.before_send
-block_timeout: float = Client.DefaultConfig.block_timeout
-session: Any = Client.DefaultConfig.session
-shutdown_timeout: Optional[float] = Client.DefaultConfig.shutdown_timeout
-spool_dir: Union[None, str, 'os.PathLike[str]'] = Client.DefaultConfig.spool_dir
-spool_fsync: bool = Client.DefaultConfig.spool_fsync
-spool_max_bytes: int = Client.DefaultConfig.spool_max_bytes
+# The settings by name, for editors and type checkers; a test compares them with
+# settings.DefaultConfig. A setting has a value here only if the application has set it.
+# Otherwise __getattr__ returns the default.
+write_key: Optional[str]
+host: Optional[str]
+debug: bool
+max_queue_size: int
+send: bool
+on_error: Optional[OnError]
+gzip: bool
+max_retries: int
+sync_mode: bool
+timeout: Optional[Timeout]
+proxies: Optional[Proxies]
+thread: int
+upload_size: int
+upload_interval: float
+log_handler: Optional[logging.Handler]
+oauth_client_id: Optional[str]
+oauth_client_key: Optional[PrivateKey]
+oauth_key_id: Optional[str]
+oauth_auth_server: str
+oauth_scope: str
+on_success: Optional[OnSuccess]
+before_send: Optional[BeforeSend]
+block_timeout: float
+session: Any
+shutdown_timeout: Optional[float]
+spool_dir: Union[None, str, 'os.PathLike[str]']
+spool_fsync: bool
+spool_max_bytes: int
+trace_context: bool
+
+if sys.version_info < (3, 7):
+    # No __getattr__ there. A setting counts as set if it is not the default.
+    globals().update(
+        (name, getattr(settings.DefaultConfig, name)) for name in settings.NAMES
+    )
 
 # The client of the functions below. Set it to None to start over.
 default_client: Optional[Client] = None
+
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    _Settings = ParamSpec('_Settings')
+
+    def _takes_the_settings_of(
+        client: Callable[_Settings, Client]
+    ) -> Callable[[Callable[..., Client]], Callable[_Settings, Client]]:
+        ...
+
+else:
+
+    def _takes_the_settings_of(client):
+        return lambda function: function
 
 
 # Guards default_client while it is None. Re-entrant, because a signal handler may make its
@@ -142,8 +173,27 @@ def _after_fork() -> None:
 fork.register(sys.modules[__name__])
 
 
-def _get_client() -> Client:
-    """Return the default client. The first call makes it."""
+def _chosen() -> Dict[str, Any]:
+    """Return the settings that the application has set as attributes of this module."""
+    values = globals()
+    return {
+        name: values[name]
+        for name in settings.NAMES
+        if name in values
+        and (
+            sys.version_info >= (3, 7)
+            or values[name] != getattr(settings.DefaultConfig, name)
+        )
+    }
+
+
+def get_client() -> Client:
+    """Return the default client. The first call makes it.
+
+    May be called from any thread.
+
+    :raises ValidationError: (an ``AssertionError``) when a setting is wrong
+    """
     global default_client
     fork.check()
     client = default_client
@@ -151,7 +201,7 @@ def _get_client() -> Client:
         made = None
         with _lock:
             if default_client is None:
-                made = Client(**{name: globals()[name] for name in settings.NAMES})
+                made = Client(**_chosen())
                 # A signal handler may have made another one since the check.
                 default_client = default_client or made
             client = default_client
@@ -160,11 +210,39 @@ def _get_client() -> Client:
     return client
 
 
+@_takes_the_settings_of(Client)
+def configure(**given: Any) -> Client:
+    """Make the default client from these settings, and return it.
+
+    The order is: a setting given here, an attribute of this module that was set, the
+    environment, the default. A default client that exists is shut down, and its events are
+    flushed within its ``shutdown_timeout``. No event is refused while that lasts: calls use the
+    new client already. May be called from any thread.
+
+    :param given: settings of `Client` by name
+    :raises TypeError: when there is no setting of that name
+    :raises ValidationError: (an ``AssertionError``) when a setting is wrong. The default client
+        is then unchanged
+    """
+    global default_client
+    fork.check()
+    for name in given:
+        if name not in settings.NAMES:
+            raise TypeError('configure() has no setting ' + _with_hint(name))
+    made = Client(**dict(_chosen(), **given))
+    with _lock:
+        before, default_client = default_client, made
+    _warn_of_unknown_settings()
+    if before is not None:
+        before.shutdown(before.shutdown_timeout)
+    return made
+
+
 def _client_if_configured() -> Optional[Client]:
     """Return the default client; None if it is missing and no write key is set."""
-    key = settings.find_text(write_key, settings.ENV_WRITE_KEY)
+    key = settings.find_text(globals().get('write_key'), settings.ENV_WRITE_KEY)
     can_make_one = key and not process_exit.is_over()
-    return _get_client() if can_make_one else default_client
+    return get_client() if can_make_one else default_client
 
 
 def _is_unknown(name: str, value: Any) -> bool:
@@ -182,13 +260,15 @@ def _warn_of_unknown_settings() -> None:
         name for name, value in list(globals().items()) if _is_unknown(name, value)
     ]
     if unknown:
-        import difflib
+        hints = ', '.join(map(_with_hint, unknown))
+        _log.warning('htevents has no such setting, ignored: ' + hints)
 
-        hints = []
-        for name in unknown:
-            near = difflib.get_close_matches(name.lower(), settings.NAMES, 1)
-            hints.append(name + (' (did you mean %s?)' % near[0] if near else ''))
-        _log.warning('htevents has no such setting, ignored: ' + ', '.join(hints))
+
+def _with_hint(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name.lower(), settings.NAMES, 1)
+    return name + (' (did you mean %s?)' % near[0] if near else '')
 
 
 def identify(
@@ -217,7 +297,7 @@ def identify(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    return (default_client or _get_client()).identify(
+    return (default_client or get_client()).identify(
         user_id, traits, context, timestamp, anonymous_id, integrations, message_id
     )
 
@@ -231,6 +311,8 @@ def track(
     anonymous_id: Optional[Id] = None,
     integrations: Optional[Integrations] = None,
     message_id: Optional[str] = None,
+    *,
+    idempotency_key: object = None,
 ) -> Result:
     """Record an action of a user.
 
@@ -245,12 +327,16 @@ def track(
     :param anonymous_id: str or number, the id of a visitor; None only with a user_id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
+    :param idempotency_key: str, number, UUID, date or enum, or a tuple of them, such as
+        ``('order', order.id)``. The message id is then a UUID5 of the write key, the type,
+        the event and this key: the same in every process and repetition. It does not by
+        itself remove duplicates in a warehouse. None: not used
     :returns: ``(accepted, message)``: False when the queue is full, the client was shut
         down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    return (default_client or _get_client()).track(
+    return (default_client or get_client()).track(
         user_id,
         event,
         properties,
@@ -259,6 +345,7 @@ def track(
         anonymous_id,
         integrations,
         message_id,
+        idempotency_key=idempotency_key,
     )
 
 
@@ -286,7 +373,7 @@ def alias(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    return (default_client or _get_client()).alias(
+    return (default_client or get_client()).alias(
         previous_id, user_id, context, timestamp, integrations, message_id
     )
 
@@ -319,7 +406,7 @@ def group(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    return (default_client or _get_client()).group(
+    return (default_client or get_client()).group(
         user_id,
         group_id,
         traits,
@@ -361,7 +448,7 @@ def page(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    return (default_client or _get_client()).page(
+    return (default_client or get_client()).page(
         user_id,
         category,
         name,
@@ -404,7 +491,7 @@ def screen(
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises MessageTooLargeError: (a ``RuntimeError``) over 32 KiB of JSON
     """
-    return (default_client or _get_client()).screen(
+    return (default_client or get_client()).screen(
         user_id,
         category,
         name,
@@ -455,10 +542,15 @@ def join(timeout: Optional[float] = _DEFAULT_TIMEOUT) -> bool:
 if not TYPE_CHECKING:  # a type checker would take every name for an attribute
 
     def __getattr__(name: str) -> Any:
-        """Import `oauth_manager` with its first use, on Python 3.7 and later."""
+        """Return a setting's default; import `oauth_manager` with its first use."""
+        if name in settings.NAMES:
+            return getattr(settings.DefaultConfig, name)
         if name == 'oauth_manager':
             return importlib.import_module(__name__ + '.oauth_manager')
         raise AttributeError('module %r has no attribute %r' % (__name__, name))
+
+    def __dir__() -> List[str]:
+        return sorted(set(globals()).union(settings.NAMES))
 
 
 # The names of this module. The application meant any other name as a setting.

@@ -9,19 +9,24 @@ from functools import partial
 from threading import get_ident
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from hightouch.htevents import deferral, encoding, scopes, settings
+from hightouch.htevents import deferral, encoding, scopes, settings, traces
 from hightouch.htevents._process import blocks, fork, logs
 from hightouch.htevents._process.credentials import bare
 from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.logs import log
-from hightouch.htevents._process.waiting import delivering, delivers, is_delivering
+from hightouch.htevents._process.waiting import (
+    Deadline,
+    delivering,
+    delivers,
+    is_delivering,
+)
 from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
 from hightouch.htevents._queue.stores import MemoryStore, Store
 from hightouch.htevents.arguments import as_text, checked_id, checked_text, copied
-from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, OnError, OnSuccess
+from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer
 from hightouch.htevents.delivery import Delivery
 from hightouch.htevents.encoding import encode_plain
 from hightouch.htevents.errors import (
@@ -34,8 +39,17 @@ from hightouch.htevents.findings import Finding, Findings
 from hightouch.htevents.forms import is_a, plain_scalar
 from hightouch.htevents.scopes import Id as Id
 from hightouch.htevents.scopes import ids
-from hightouch.htevents.settings import PrivateKey, Proxies, Timeout, expect
-from hightouch.htevents.stamps import iso_now, new_message_id, to_iso
+from hightouch.htevents.settings import (
+    BeforeSend,
+    Message,
+    OnError,
+    OnSuccess,
+    PrivateKey,
+    Proxies,
+    Timeout,
+    expect,
+)
+from hightouch.htevents.stamps import iso_now, new_message_id, stable_message_id, to_iso
 from hightouch.htevents.version import NAME, VERSION
 
 # Seconds that flush() and shutdown() take at most, by default.
@@ -52,9 +66,7 @@ Traits = Mapping[str, object]
 Context = Mapping[str, object]
 Integrations = Mapping[str, object]
 Timestamp = Union[datetime, str]
-Message = Dict[str, Any]
 Result = Tuple[bool, Message]
-BeforeSend = Callable[[Message], Optional[Message]]
 
 
 class Client:
@@ -104,6 +116,7 @@ class Client:
     log = logs.logger
 
     @discreet
+    @settings.completed
     def __init__(
         self,
         write_key: Optional[str] = DefaultConfig.write_key,
@@ -135,6 +148,7 @@ class Client:
         spool_dir: Union[None, str, 'os.PathLike[str]'] = DefaultConfig.spool_dir,
         spool_fsync: bool = DefaultConfig.spool_fsync,
         spool_max_bytes: int = DefaultConfig.spool_max_bytes,
+        trace_context: bool = DefaultConfig.trace_context,
     ) -> None:
         config = settings.checked(locals())
         self.write_key: str = config.write_key
@@ -147,9 +161,11 @@ class Client:
         self.sync_mode: bool = config.sync_mode
         self.timeout: Optional[Timeout] = config.timeout
         self.proxies: Optional[Proxies] = config.proxies
+        self.shutdown_timeout: Optional[float] = config.shutdown_timeout
         self.oauth_manager = _make_oauth_manager(config)
         self._before_send: Optional[BeforeSend] = config.before_send
         self._block_timeout: float = config.block_timeout
+        self._trace_context: bool = config.trace_context
         self._findings = Findings()
         # The warnings that are still to be logged. pop() is atomic: one thread gets each.
         self._due = {'refusal': True, 'echo': True}
@@ -198,6 +214,8 @@ class Client:
         anonymous_id: Optional[Id] = None,
         integrations: Optional[Integrations] = None,
         message_id: Optional[str] = None,
+        *,
+        idempotency_key: object = None,
     ) -> Result:
         """Record an action of a user: see `htevents.track`."""
         user_id, anonymous_id = ids(user_id, anonymous_id)
@@ -205,6 +223,12 @@ class Client:
         if kind is not str:
             event = plain_scalar(event)
             expect(is_a(event, str), 'event', 'a str, the name of the action', event)
+        if idempotency_key is not None:
+            what = 'None beside an idempotency_key, because it makes the id'
+            expect(message_id is None, 'message_id', what, message_id)
+            message_id = stable_message_id(
+                self.write_key, 'track', str(event), idempotency_key
+            )
         message: Message = {'type': 'track', 'event': event, 'properties': properties}
         return self._enqueue(
             message, user_id, anonymous_id, context, timestamp, integrations, message_id
@@ -318,6 +342,8 @@ class Client:
         opened = blocks.variable.get()
         if opened:
             scopes.complete(message, found)
+        if self._trace_context:
+            traces.add_span(circumstances)
         if self._before_send is not None:
             scrubbed = self._scrub(message, found)
             if scrubbed is None:
@@ -450,6 +476,36 @@ class Client:
         """Do the same as `shutdown`."""
         return self.shutdown(timeout)
 
+    async def aflush(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
+        """Do the same as `flush` in a coroutine of asyncio or trio.
+
+        The event loop goes on, and no thread is started for it. If the task is cancelled,
+        the sending goes on, and no event is lost. The loop may have any number of waiting
+        tasks.
+
+        :param timeout: seconds; None waits without limit
+        :returns: like `flush`
+        """
+        fork.check()
+        timeout = _checked_timeout(timeout)
+        return not self.send or await self._delivery.flush_async(Deadline(timeout))
+
+    async def aclose(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
+        """Do the same as `shutdown` in a coroutine of asyncio or trio.
+
+        If the task is cancelled, the client is closed, and its threads deliver what it has
+        accepted, as long as the process lives. ``async with Client(...)`` ends with it.
+
+        :param timeout: seconds; None waits without limit
+        :returns: like `flush`
+        """
+        fork.check()
+        timeout = _checked_timeout(timeout)
+        if self.send:
+            return await self._delivery.shutdown_async(Deadline(timeout))
+        self._delivery.retire()
+        return True
+
     def drain_on_sigterm(self, timeout: float = DRAIN_TIMEOUT) -> None:
         """Flush on SIGTERM, then run the previous handler, and exit as without this call.
 
@@ -475,6 +531,12 @@ class Client:
 
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
+
+    async def __aenter__(self) -> 'Client':
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the end of the interpreter the exit hook has ended it, and modules are empty.

@@ -26,8 +26,6 @@ from hightouch.htevents._process.waiting import (
 from hightouch.htevents._queue.batch import Batch
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
-from hightouch.htevents._queue.reports import OnError as OnError
-from hightouch.htevents._queue.reports import OnSuccess as OnSuccess
 from hightouch.htevents._queue.reports import call, report_loss
 from hightouch.htevents._queue.retry import MIN_WAIT, Retries
 from hightouch.htevents._queue.stores import BATCH_BYTES, ForeignStore, Policy
@@ -44,6 +42,8 @@ from hightouch.htevents.errors import APIError as APIError
 from hightouch.htevents.errors import FatalError as FatalError
 from hightouch.htevents.request import DEFAULT_HOST, post
 from hightouch.htevents.settings import DefaultConfig, Timeout, check_callable
+from hightouch.htevents.settings import OnError as OnError
+from hightouch.htevents.settings import OnSuccess as OnSuccess
 
 # A test of an application may patch it, here or in request. Then that is called as
 # releases before 0.1 called it, with a list of dicts.

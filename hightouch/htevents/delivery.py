@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents._process import exit as process_exit
-from hightouch.htevents._process import fork
+from hightouch.htevents._process import fork, loops
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.logs import is_in_a_line, log
 from hightouch.htevents._process.waiting import (
@@ -74,6 +74,7 @@ class Delivery:
         self._release = release or _nothing
         self._ending = [on_end]  # popped by the one call that ends everything
         self._on_start = _nothing
+        self._on_end: List[Any] = []  # the signals of coroutines that wait for the end
         self._make()
         fork.register(self)
 
@@ -281,6 +282,37 @@ class Delivery:
             consumer.drain()
         return ledger.flushes.wait(flush, deadline)
 
+    async def flush_async(self, deadline: Deadline) -> bool:
+        """Do the same as `flush` in a coroutine, without a thread for it."""
+        self.start()
+        if self._must_not_wait():
+            return self.queue.begin_flush()
+        flushes = self.queue.ledger.flushes
+        flush = self.queue.start_flush(loops.make_signal())
+        if not (flush.done or self._state == CLOSED or self._has_threads()):
+            # sync_mode, or no thread could be started: the delivery waits for the network.
+            return await loops.in_thread(lambda: self._flush(deadline))
+        return await flushes.wait_async(flush, deadline)
+
+    async def shutdown_async(self, deadline: Deadline) -> bool:
+        """Do the same as `shutdown` in a coroutine. If it is cancelled, nothing is lost."""
+        self.close(deadline)
+        try:
+            complete = await self.flush_async(deadline)
+            if not complete and not self._must_not_wait():
+                # The callbacks for the events that are lost may take their time.
+                return await loops.in_thread(lambda: self.finish(deadline))
+        except BaseException:
+            self.close(Deadline(None))
+            raise
+        finally:
+            self.retire()
+        ended = loops.make_signal()
+        self._on_end.append(ended)
+        if self._state != CLOSED:
+            await ended.wait(deadline.extended(LAST_CALLBACK).remaining())
+        return complete
+
     def close(self, deadline: Deadline) -> None:
         """Refuse new events, and let no retry wait beyond the deadline."""
         self.queue.close()
@@ -355,6 +387,8 @@ class Delivery:
         process_exit.discard(self)
         self.queue.release()
         self._release()
+        for signal in list(self._on_end):
+            signal.set()
         try:
             self._ending.pop()()
         except IndexError:

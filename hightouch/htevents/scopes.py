@@ -8,7 +8,6 @@ ever. So ids from two places go together only if they cannot belong to two peopl
 """
 
 import functools
-import inspect
 from contextlib import contextmanager
 from typing import (
     Any,
@@ -157,7 +156,7 @@ def ids(user_id: Any, anonymous_id: Any) -> Tuple[Any, Any]:
     # With a user_id, the anonymous_id may be of any type.
     if is_missing(user_id):
         anonymous_id = checked_id('anonymous_id', anonymous_id)
-        if is_missing(anonymous_id) and not blocks.variable.get():
+        if is_missing(anonymous_id) and not blocks.opened():
             raise _nobody()
     return as_text(user_id), as_text(anonymous_id)
 
@@ -304,6 +303,8 @@ def carry(function: _Function) -> _Function:
     :param function: any callable
     :raises ValidationError: (an ``AssertionError``) when it cannot be called
     """
+    import inspect  # slow to import, and many programs never need it
+
     expect(callable(function), 'function', 'a callable', function)
     scope, others = (
         snapshot(),

@@ -4,11 +4,22 @@ import logging
 import math
 import os
 import sys
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from numbers import Number
 from threading import TIMEOUT_MAX
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Mapping, Optional, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    TypeVar,
+    Union,
+)
 
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.proxies import normalize_proxies
@@ -24,52 +35,67 @@ Proxies = Union[str, Mapping[str, Optional[str]]]
 # The types that `read_private_key` accepts.
 PrivateKey = Union[str, bytes, bytearray, RSAPrivateKey]
 
+_Init = TypeVar('_Init', bound=Callable[..., None])
+
 _CACHING: Any = type(lru_cache(maxsize=None)(len))
 
 _ABOVE_0 = 5e-324  # the smallest float
 
+Message = Dict[str, Any]
+OnError = Callable[[Exception, List[Message]], Any]
+OnSuccess = Callable[[List[Message]], Any]
+BeforeSend = Callable[[Message], Optional[Message]]
+
 ENV_WRITE_KEY = 'HTEVENTS_WRITE_KEY'
 ENV_HOST = 'HTEVENTS_HOST'
+ENV_SEND = 'HTEVENTS_SEND'
+
+_FLAGS = {
+    **dict.fromkeys(('1', 'true', 'yes', 'on'), True),
+    **dict.fromkeys(('0', 'false', 'no', 'off'), False),
+}
 
 
 class DefaultConfig:
-    """The defaults of all settings of a client; ``Client`` documents them.
+    """The settings of a client with their types and defaults; ``Client`` documents them.
 
     An instance has checked settings. Its repr shows no values: some are secrets.
     """
 
-    write_key = None
-    host = None
-    debug = False
-    max_queue_size = 10000
-    send = True
-    on_error = None
-    gzip = False
-    max_retries = 10
-    sync_mode = False
-    timeout = 15
-    proxies = None
-    thread = 1
-    upload_size = 100
-    upload_interval = 0.5
-    log_handler = None
-    oauth_client_id = None
-    oauth_client_key = None
-    oauth_key_id = None
-    oauth_auth_server = 'https://oauth2.hightouch.io'
-    oauth_scope = 'tracking_api:write'
+    write_key: Optional[str] = None
+    host: Optional[str] = None
+    debug: bool = False
+    max_queue_size: int = 10000
+    send: bool = True
+    on_error: Optional[OnError] = None
+    gzip: bool = False
+    max_retries: int = 10
+    sync_mode: bool = False
+    timeout: Optional[Timeout] = 15
+    proxies: Optional[Proxies] = None
+    thread: int = 1
+    upload_size: int = 100
+    upload_interval: float = 0.5
+    log_handler: Optional[logging.Handler] = None
+    oauth_client_id: Optional[str] = None
+    oauth_client_key: Optional[PrivateKey] = None
+    oauth_key_id: Optional[str] = None
+    oauth_auth_server: str = 'https://oauth2.hightouch.io'
+    oauth_scope: str = 'tracking_api:write'
     # The following settings are keyword-only in Client.
-    on_success = None
-    before_send = None
-    block_timeout = 0
-    session = None
-    shutdown_timeout = 5
-    spool_dir = None
-    spool_fsync = False
-    spool_max_bytes = 256 << 20
+    on_success: Optional[OnSuccess] = None
+    before_send: Optional[BeforeSend] = None
+    block_timeout: float = 0
+    session: Any = None
+    shutdown_timeout: Optional[float] = 5
+    spool_dir: Union[None, str, 'os.PathLike[str]'] = None
+    spool_fsync: bool = False
+    spool_max_bytes: int = 256 << 20
+    trace_context: bool = False
 
 
-NAMES = tuple(name for name in vars(DefaultConfig) if not name.startswith('_'))
+TYPES: Dict[str, Any] = dict(DefaultConfig.__annotations__)
+NAMES = tuple(TYPES)
 
 
 def expect(ok: object, name: str, expected: str, value: Any) -> None:
@@ -95,7 +121,10 @@ def checked(given: Mapping[str, Any]) -> Any:
             raise_interruption(error)
             expect(False, name, 'a value that is true or false', value)
         setattr(to, name, value)
-    to.write_key = check_write_key(to.write_key)
+    # The off switch of the environment needs no write key, so that tests need no settings.
+    is_off = _FLAGS.get(os.environ.get(ENV_SEND, '').strip().lower()) is False
+    needs_key = to.send or to.write_key or not is_off
+    to.write_key = check_write_key(to.write_key) if needs_key else ''
     to.host = _check_host(to.host)
     to.max_queue_size = _check_whole('max_queue_size', to.max_queue_size)
     to.max_retries = _check_whole('max_retries', to.max_retries)
@@ -115,6 +144,80 @@ def checked(given: Mapping[str, Any]) -> Any:
     to.proxies = normalize_proxies(to.proxies)
     to.oauth = (to.oauth_client_id, to.oauth_client_key, to.oauth_key_id)
     return to
+
+
+def completed(init: _Init) -> _Init:
+    """Let ``Client.__init__`` take the settings that its caller leaves out from the environment."""
+
+    @wraps(init)
+    def completed_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        found = from_environment(set(NAMES[: len(args)]).union(kwargs))
+        try:
+            init(self, *args, **kwargs, **found)
+        except ValidationError as error:
+            name, _, text = str(error).partition(': ')
+            if name not in found:
+                raise
+            raise ValidationError('%s: %s' % (variable(name), text)) from None
+
+    return completed_init  # type: ignore[return-value]
+
+
+def variable(name: str) -> str:
+    """Return the name of a setting's environment variable."""
+    return 'HTEVENTS_' + name.upper()
+
+
+def from_environment(given: Collection[str]) -> Dict[str, Any]:
+    """Return the settings of the environment; a variable that is empty counts as missing.
+
+    :param given: names of settings to leave out
+    :raises ValidationError: when a variable cannot be read
+    """
+    found = {}
+    for name in NAMES:
+        text = '' if name in given else os.environ.get(variable(name), '').strip()
+        read = text and reader(TYPES[name])
+        if read:
+            try:
+                found[name] = read(text)
+            except (ValueError, LookupError):
+                what = (variable(name), _EXPECTED[read])
+                raise ValidationError(
+                    '%s: expected %s, got another text' % what
+                ) from None
+    return found
+
+
+def reader(kind: Any) -> Optional[Callable[[str], Any]]:
+    """Return the function that reads a setting's type from text; None if none can."""
+    kinds = getattr(kind, '__args__', None) or (kind,)
+    if str in kinds:
+        return str
+    if bool in kinds:
+        return _read_flag
+    if int in kinds:
+        return int
+    if float in kinds:
+        return _read_limit if type(None) in kinds else float
+    return None
+
+
+def _read_flag(text: str) -> bool:
+    return _FLAGS[text.lower()]
+
+
+def _read_limit(text: str) -> Optional[float]:
+    return None if text.lower() == 'none' else float(text)
+
+
+_EXPECTED: Dict[Any, str] = {
+    str: 'a text',
+    int: 'a whole number',
+    float: 'a number',
+    _read_limit: 'a number, or none for no limit',
+    _read_flag: '1 or 0 (or true or false, yes or no, on or off)',
+}
 
 
 def is_number(value: Any) -> bool:

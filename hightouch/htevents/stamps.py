@@ -1,15 +1,17 @@
 """Makes the id and the timestamp of each message, at low cost."""
 
+import json
 import re
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from os import urandom  # the original, even while a test replaces os.urandom
 from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 
-from hightouch.htevents import forms, utils
+from hightouch.htevents import encoding, forms, utils
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.errors import ValidationError, name_of
+from hightouch.htevents.findings import Finding
 
 # Ids from one read of the system's random numbers. The system call costs more than an id.
 _IDS_PER_READ = 256
@@ -66,6 +68,36 @@ def new_message_id() -> str:
         return _ids.ready.pop()
     except IndexError:
         return _ids.refill()
+
+
+def stable_message_id(write_key: str, kind: str, event: str, key: Any) -> str:
+    """Return an id that is the same in every process: a UUID5 of the arguments.
+
+    :param key: a str, number, UUID, date or enum, or a tuple or list of them
+    :raises ValidationError: for other keys, which may differ in the next process
+    """
+    import uuid  # rarely needed
+
+    parts = [write_key, kind, event, _stable(key)]
+    text = json.dumps(parts, separators=(',', ':'))
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, 'htevents:' + text))
+
+
+def _stable(key: Any) -> Any:
+    key = forms.plain_scalar(key)
+    if isinstance(key, (tuple, list)) and key:
+        return [_stable(each) for each in key]
+    found: List[Finding] = []
+    plain = encoding.plain_copy(key, 'idempotency_key', 0, found)
+    if isinstance(plain, date):
+        plain = plain.isoformat()
+    # Everything that has no stable form is a finding, or becomes a list or a dict.
+    if found or not isinstance(plain, (str, int, float)) or plain == '':
+        raise ValidationError(
+            'idempotency_key: expected a str, a number, a UUID, a date or an enum, or a '
+            'tuple of them without None, got %s' % name_of(type(key))
+        )
+    return plain
 
 
 # The latest time: milliseconds of the epoch, text of the seconds, whole text. It is one

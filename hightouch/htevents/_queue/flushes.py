@@ -14,13 +14,14 @@ class Flush:
     """A caller that waits.
 
     :ivar mark: see `Store.mark`; None waits for the events in flight only
+    :ivar signal: wakes the caller: a `Signal`, or for a coroutine one of `loops`
     """
 
     __slots__ = ('mark', 'signal', 'done')
 
-    def __init__(self, mark: Any) -> None:
+    def __init__(self, mark: Any, signal: Any) -> None:
         self.mark = mark
-        self.signal = Signal()
+        self.signal = signal
         self.done = False
 
 
@@ -59,14 +60,15 @@ class Flushes:
                 pass  # another thread was faster
         return False
 
-    def begin(self, mark: Any) -> Flush:
+    def begin(self, mark: Any, signal: Any = None) -> Flush:
         """Note that a caller waits for all events before a mark."""
-        flush = Flush(mark)
+        flush = Flush(mark, signal or Signal())
         if mark is not None:
             self.hasten(mark)
         with self._lock:
+            # This one only: many tasks may wait, and each of them comes here.
             self.waiting.append(flush)
-            self.settle()
+            self._settle(flush)
         return flush
 
     def wait(self, flush: Flush, deadline: Deadline) -> bool:
@@ -75,10 +77,22 @@ class Flushes:
             while not (flush.done or deadline.over or self._is_over()):
                 flush.signal.wait(deadline.remaining())
         finally:
-            with self._lock:
-                if flush in self.waiting:
-                    self.waiting.remove(flush)
+            self._forget(flush)
         return flush.done
+
+    async def wait_async(self, flush: Flush, deadline: Deadline) -> bool:
+        """Do the same as `wait` in a coroutine."""
+        try:
+            while not (flush.done or deadline.over or self._is_over()):
+                await flush.signal.wait(deadline.remaining())
+        finally:
+            self._forget(flush)
+        return flush.done
+
+    def _forget(self, flush: Flush) -> None:
+        with self._lock:
+            if flush in self.waiting:
+                self.waiting.remove(flush)
 
     def _is_over(self) -> bool:
         # A batch whose callbacks run is resolved as soon as they return.
@@ -90,11 +104,14 @@ class Flushes:
         """Wake the callers whose flush is over. The lock is held."""
         assert self._lock._is_owned()
         for flush in list(self.waiting):
-            if self._is_resolved(flush.mark):
-                flush.done = True
-                self.waiting.remove(flush)
-            if flush.done or self._is_released:
-                flush.signal.set()
+            self._settle(flush)
+
+    def _settle(self, flush: Flush) -> None:
+        if self._is_resolved(flush.mark):
+            flush.done = True
+            self.waiting.remove(flush)
+        if flush.done or self._is_released:
+            flush.signal.set()
 
     def release(self) -> None:
         """End all waiting: from here on nothing is resolved."""

@@ -251,9 +251,9 @@ class Queue:
         """
         return self.ledger.flushes.wait(self.start_flush(), deadline)
 
-    def start_flush(self) -> Flush:
+    def start_flush(self, signal: Any = None) -> Flush:
         """Start the sending; return the flush to wait for: see `Flushes.wait`."""
-        flush = self.ledger.flushes.begin(self.store.mark())
+        flush = self.ledger.flushes.begin(self.store.mark(), signal)
         self.wake()
         return flush
 

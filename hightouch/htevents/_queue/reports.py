@@ -7,9 +7,7 @@ from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log
 from hightouch.htevents._process.waiting import delivers
 from hightouch.htevents.errors import describe
-
-OnError = Callable[[Exception, List[Dict[str, Any]]], Any]
-OnSuccess = Callable[[List[Dict[str, Any]]], Any]
+from hightouch.htevents.settings import OnError
 
 
 def report_loss(

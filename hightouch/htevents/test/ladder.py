@@ -16,7 +16,7 @@ LADDER = (
     'version errors',
     '_process',
     'settings forms findings utils',
-    'encoding stamps private_key',
+    'encoding stamps private_key traces',
     'arguments',
     'scopes deferral',
     '_queue',
