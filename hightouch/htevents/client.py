@@ -1,6 +1,5 @@
 """The client: checks a call, builds its message, encodes it once, and queues it."""
 
-import json
 import logging
 import os
 import sys
@@ -75,40 +74,57 @@ class Client:
     All methods may be called from any thread, from signal handlers and from callbacks. A
     call for an event takes some microseconds to check, encode and queue it.
 
-    :param write_key: key of the event source; None: ``HTEVENTS_WRITE_KEY``
-    :param host: base URL; None: ``HTEVENTS_HOST``, or the server of Hightouch
-    :param debug: log every step at level DEBUG, on stderr if no other handler shows it
-    :param max_queue_size: maximum of waiting events; 0 or less: no limit
-    :param send: False switches the client off: calls check and build their message, but
-        queue and send nothing
-    :param on_error: called with an error and the list of messages that were lost
-    :param gzip: compress the requests
-    :param max_retries: maximum of retries of a failed request; 0: no retries
-    :param sync_mode: each call delivers its own event, with retries, before it returns
-    :param timeout: seconds to wait for a connection and between bytes of an answer, or a
-        pair of both; None: no limit
-    :param proxies: dict as in ``requests``, or a URL or 'host:port' for both schemes
-    :param thread: maximum of parallel requests
-    :param upload_size: maximum of events in a request
-    :param upload_interval: seconds that an event waits for others to share its request
-    :param log_handler: ``logging.Handler`` for the logger ``hightouch``
-    :param oauth_client_id: signs in by OAuth, with ``oauth_client_key`` (RSA) and
-        ``oauth_key_id``, at ``oauth_auth_server`` for ``oauth_scope``
-    :param on_success: called with the list of messages that were acknowledged
-    :param before_send: called with a message on the caller's thread; returns the message,
-        changed or not, or None to drop it
-    :param block_timeout: seconds that a call waits for room in a full queue; 0: refuse
-        the event immediately
-    :param session: ``requests.Session`` for all requests; the client never closes it
-    :param shutdown_timeout: seconds that interpreter exit may take to deliver the queued
-        events; None: no limit
-    :param spool_dir: existing directory for a durable queue. A call writes its event there
-        before it returns, and the event survives any end of the process.
-        ``max_queue_size`` and ``max_retries`` do not apply
-    :param spool_fsync: True: each call waits for the disk, and its event survives a power
-        cut as well
-    :param spool_max_bytes: maximum of bytes in the spool for this client's events; beyond
-        that, calls return False
+    :param write_key: The write key of your source; required.
+    :param host: The URL to send to; None: ``https://us-east-1.hightouch-events.com``.
+        Credentials in the URL are sent (HTTP Basic), unless a token or the ``auth`` of
+        the ``session`` is used.
+    :param debug: Log each step on the logger ``hightouch``, without keys and tokens.
+        Lines that none of your handlers writes to the terminal go to stderr.
+    :param max_queue_size: Maximum number of events in the queue; 0 or less: no limit.
+    :param send: False switches the SDK off: a call checks its arguments and returns
+        ``(True, message)``. Nothing is queued or sent, and no thread starts.
+    :param on_error: ``on_error(error, batch)`` is called with each batch that was lost.
+    :param gzip: Compress requests.
+    :param max_retries: Number of retries after the first try failed.
+    :param sync_mode: True: each call delivers its event before it returns, with retries
+        and without threads. ``accepted`` tells whether the event was delivered.
+    :param timeout: Seconds that one request may wait for the server, or a pair as in
+        ``requests`` (for the connection, for the answer); None: no limit.
+    :param proxies: A dict as in ``requests``, or ``'host:port'`` or a URL for both
+        schemes. The proxies of the environment are used too, except for a server on
+        loopback.
+    :param thread: Maximum number of concurrent requests.
+    :param upload_size: Maximum number of events in one request.
+    :param upload_interval: Seconds that an event may wait for more events to fill its
+        request.
+    :param log_handler: A ``logging.Handler`` for the logger ``hightouch``. Errors that
+        it raises go to stderr.
+    :param oauth_client_id: The client id: see OAuth.
+    :param oauth_client_key: The private RSA key that signs the token request: a PEM
+        text, or a key object of ``cryptography``. The PEM may have the forms that
+        environment variables hold: escaped, quoted, on one line or in base64.
+    :param oauth_key_id: The id of the key.
+    :param oauth_auth_server: The server that issues the token.
+    :param oauth_scope: The scope of the token.
+    :param on_success: ``on_success(batch)`` is called after the server accepted a
+        batch.
+    :param before_send: ``before_send(message)`` may change a message, or return None to
+        drop it. If it raises, the message is dropped and reported; it is never sent
+        unchanged.
+    :param block_timeout: Seconds that a call may wait for room in a full queue; 0
+        refuses the event immediately.
+    :param session: Your ``requests.Session``, for a private CA, client certificates or
+        adapters.
+    :param shutdown_timeout: Seconds that the exit of the interpreter may take to
+        deliver queued events; None: no limit.
+    :param spool_dir: An existing directory for a durable queue: see A queue that
+        survives the process.
+    :param spool_fsync: True: a call returns after the disk has stored the event, which
+        then survives a power cut.
+    :param spool_max_bytes: Maximum size of the client's events in ``spool_dir``; calls
+        return False when it is reached.
+    :param trace_context: True: add the ``traceId`` and ``spanId`` of the current
+        OpenTelemetry span as ``context.trace``, if there is a valid one.
     :raises ValidationError: (an ``AssertionError``) when a setting is wrong
     """
 
@@ -372,25 +388,12 @@ class Client:
                     'are refused: each of them would cause another line'
                 )
             return False
-        if self.debug:
-            log.debug('queueing: %s', message)
         if opened:
             block = deferral.innermost(opened)
-            if block is not None and block.add(partial(self._put_deferred, body)):
+            if block is not None and block.add(partial(self._undefer, body, message)):
                 return True
-        return self._put(body)
-
-    def _put_deferred(self, body: bytes) -> None:
-        """Queue an encoded message whose call has said already that it was accepted."""
-        # In sync_mode an open client has reported the failure.
-        if not self._put(body) and (self._queue.closed or not self.sync_mode):
-            why = self._why_refused()
-            error = NotDeliveredError(
-                'An event was deferred, and then refused: %s.' % why
-            )
-            self._delivery.report(error, [json.loads(body.decode('utf-8'))])
-
-    def _put(self, body: bytes) -> bool:
+        if self.debug:
+            log.debug('queueing: %s', message)
         if self.sync_mode:
             accepted = self._delivery.deliver_now(body)
         else:
@@ -398,6 +401,17 @@ class Client:
         if not accepted or 'refusal' not in self._due:
             self._warn_of_refusal(accepted)
         return accepted
+
+    def _undefer(self, body: bytes, message: Message) -> None:
+        """Queue a deferred message. Its call has said already that it was accepted."""
+        accepted = self._offer(body, message, ())
+        # In sync_mode an open client has reported the failure.
+        if not accepted and (self._queue.closed or not self.sync_mode):
+            why = self._why_refused()
+            error = NotDeliveredError(
+                'An event was deferred, and then refused: %s.' % why
+            )
+            self._delivery.report(error, [message])
 
     def _scrub(self, message: Message, found: List[Finding]) -> Optional[Message]:
         """Return a copy of the message from ``before_send``; None when it is dropped."""

@@ -1,12 +1,10 @@
-"""Tests that README.md is true: its snippets run, its table names every setting.
+"""Tests that README.md is true: its snippets run.
 
 They need a checkout or an sdist, and no network: each snippet runs in a process of its
 own, with the collector on loopback in the place of the one that the README starts, and
 with every way to another host closed.
 """
 
-import ast
-import inspect
 import os
 import re
 import shutil
@@ -15,9 +13,8 @@ import sys
 import tempfile
 import unittest
 import warnings
-from typing import Dict, List, Tuple
+from typing import List, Tuple
 
-from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 
@@ -49,13 +46,6 @@ def snippets() -> List[Tuple[str, str]]:
     return found
 
 
-def settings() -> Dict[str, str]:
-    """Give the settings table: name to default, both as the README writes them."""
-    section = read().partition('\n## Settings\n')[2].partition('\n## ')[0]
-    rows = re.findall(r'^\| `(\w+)` \| (.*?) \|', section, re.MULTILINE)
-    return {name: default.strip('`') for name, default in rows}
-
-
 @unittest.skipUnless(os.path.exists(README), 'not in a checkout')
 class ReadmeTest(unittest.TestCase):
     def setUp(self) -> None:
@@ -73,25 +63,6 @@ class ReadmeTest(unittest.TestCase):
                 # A snippet with a collector of its own looks at the events itself.
                 if 'Collector(' not in code:
                     self.assertGreater(len(collector.events), 0)
-
-    def test_every_setting_is_in_the_table(self) -> None:
-        """The table names all settings, with their order by position and defaults."""
-        parameters = inspect.signature(Client).parameters
-        documented = settings()
-        self.assertEqual(set(documented), set(parameters))
-        by_position = [
-            name
-            for name, parameter in parameters.items()
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-        ]
-        self.assertEqual(list(documented)[: len(by_position)], by_position)
-        for name, parameter in parameters.items():
-            # The key may have no default in the signature.
-            if parameter.default is not inspect.Parameter.empty:
-                with self.subTest(name):
-                    self.assertEqual(
-                        ast.literal_eval(documented[name]), parameter.default
-                    )
 
     def test_there_are_two_commands_for_a_fresh_machine(self) -> None:
         """One line shows the main job and one runs the tests, each with its set-up."""
