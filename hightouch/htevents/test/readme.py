@@ -5,6 +5,7 @@ own, with the collector on loopback in the place of the one that the README star
 with every way to another host closed.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -24,6 +25,16 @@ ROOT = os.path.dirname(
 README = os.path.join(ROOT, 'README.md')
 # Where `python -m hightouch.htevents collect` listens, as the README says.
 README_COLLECTOR = 'http://127.0.0.1:8765'
+# What an application with one of these has done before. Where it is not installed, the
+# snippets for it do not run.
+FRAMEWORKS = {
+    'django': 'from django.conf import settings\n'
+    'settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3",'
+    ' "NAME": ":memory:"}})\n'
+    'import django\n'
+    'django.setup()\n',
+    'sqlalchemy': '',
+}
 # Seconds that a snippet may take on a busy machine.
 SNIPPET_LIMIT = 120
 
@@ -46,6 +57,16 @@ def snippets() -> List[Tuple[str, str]]:
     return found
 
 
+def prepared(code: str) -> str:
+    """Give a snippet as it runs here; an empty text where it cannot."""
+    if 'asyncio.run(' in code and sys.version_info < (3, 7):
+        return ''
+    for name, preparation in FRAMEWORKS.items():
+        if 'from %s' % name in code:
+            return preparation + code if importlib.util.find_spec(name) else ''
+    return code
+
+
 @unittest.skipUnless(os.path.exists(README), 'not in a checkout')
 class ReadmeTest(unittest.TestCase):
     def setUp(self) -> None:
@@ -58,6 +79,9 @@ class ReadmeTest(unittest.TestCase):
         found = snippets()
         self.assertGreater(len(found), 5)
         for heading, code in found:
+            code = prepared(code)
+            if not code:
+                continue
             with self.subTest(heading=heading, code=code), Collector() as collector:
                 self._run(code.replace(README_COLLECTOR, collector.url), collector.url)
                 # A snippet with a collector of its own looks at the events itself.

@@ -3,11 +3,12 @@
 All is inside functions, so that importing this file (as `all` does) does nothing.
 """
 
+import concurrent.futures
 import datetime
 import logging
 import pathlib
 import queue
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional
 
 import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -189,6 +190,40 @@ def a_client_of_its_own() -> None:
         durable: Optional[bool] = stats.durable
         same.drain_on_sigterm(timeout=10)
         print(done, total, counts, age, stats.last_error, durable)
+
+
+def a_request(user_id: str, executor: concurrent.futures.Executor) -> None:
+    client: Client = htevents.configure(write_key='key', gzip=True, timeout=(3, None))
+    same: Client = htevents.get_client()
+    with htevents.scope(anonymous_id='visitor', context={'ip': '192.0.2.1'}):
+        htevents.update_scope(user_id=user_id, integrations={'All': True})
+        htevents.track(event='Logged in', idempotency_key=('login', 7))
+        carried = htevents.carry(send_receipt)
+        receipt: bool = carried(7, urgent=True)
+        future: 'concurrent.futures.Future[bool]' = executor.submit(carried, 8)
+        print(client is same, receipt, future.result())
+
+    def on_commit(queue: Callable[[], None]) -> None:
+        queue()
+
+    with htevents.deferred(), htevents.deferred(hook=on_commit):
+        client.track(user_id, 'Order placed')
+
+
+@htevents.scope(context={'app': {'name': 'shop'}})
+def send_receipt(order: int, urgent: bool = False) -> bool:
+    accepted, _ = htevents.track('user', 'Receipt sent', {'order': order})
+    return accepted and urgent
+
+
+async def coroutines() -> None:
+    async with Client('key', trace_context=True) as client:
+        same: Client = client
+        flushed: bool = await same.aflush(timeout=5)
+        closed: bool = await same.aclose(timeout=None)
+        print(flushed, closed)
+    carried: Callable[[], Awaitable[None]] = htevents.carry(coroutines)
+    await carried()
 
 
 def the_parts() -> None:
