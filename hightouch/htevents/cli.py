@@ -318,7 +318,9 @@ def demo(args: argparse.Namespace) -> int:
 
 def _send_demo(url: str, count: int) -> Any:
     start = monotonic()
-    with Client('demo-write-key', url, gzip=True, thread=2, block_timeout=30) as client:
+    with Client(
+        'demo-write-key', url, send=True, gzip=True, thread=2, block_timeout=30
+    ) as client:
         results = [
             client.identify('user-1', {'email': 'ada@example.com'}),
             client.group('user-1', 'acme', {'plan': 'enterprise'}),
@@ -357,7 +359,10 @@ def send(args: argparse.Namespace) -> int:
         arguments[name] = value
     try:
         client = Client(
-            args.write_key, args.host, on_error=lambda error, _: errors.append(error)
+            args.write_key,
+            args.host,
+            send=True,
+            on_error=lambda error, _: errors.append(error),
         )
         getattr(client, args.type)(**arguments)
     except (ValidationError, MessageTooLargeError) as error:
@@ -473,7 +478,9 @@ def _send_spool(
     def on_error(error: Exception, batch: List[Any]) -> None:
         refused[_reason(error)] += len(batch)
 
-    client = Client(write_key, args.host, spool_dir=args.dir, on_error=on_error)
+    client = Client(
+        write_key, args.host, send=True, spool_dir=args.dir, on_error=on_error
+    )
     stats = _deliver(client, _events(left), Deadline(args.timeout))
     for reason, count in refused.items():
         _print_error('Refused %d: %s' % (count, reason))

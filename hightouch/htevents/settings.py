@@ -175,14 +175,13 @@ def from_environment(given: Collection[str]) -> Dict[str, Any]:
     :raises ValidationError: when a variable cannot be read
     """
     found = {}
-    for name in NAMES:
-        text = '' if name in given else os.environ.get(variable(name), '').strip()
-        read = text and reader(TYPES[name])
-        if read:
+    for name, (its_variable, read) in _READERS.items():
+        text = os.environ.get(its_variable)
+        if text and text.strip() and name not in given:
             try:
-                found[name] = read(text)
+                found[name] = read(text.strip())
             except (ValueError, LookupError):
-                what = (variable(name), _EXPECTED[read])
+                what = (its_variable, _EXPECTED[read])
                 raise ValidationError(
                     '%s: expected %s, got another text' % what
                 ) from None
@@ -217,6 +216,14 @@ _EXPECTED: Dict[Any, str] = {
     float: 'a number',
     _read_limit: 'a number, or none for no limit',
     _read_flag: '1 or 0 (or true or false, yes or no, on or off)',
+}
+
+
+# The variable of each setting that has one, and the function that reads it.
+_READERS = {
+    name: (variable(name), read)
+    for name, read in zip(NAMES, map(reader, TYPES.values()))
+    if read
 }
 
 

@@ -77,6 +77,7 @@ class CommandTest(TestCase):
         variables = {
             settings.ENV_WRITE_KEY: 'key-of-environment',
             settings.ENV_HOST: self.collector.url,
+            settings.ENV_SEND: '0',  # is about applications
         }
         result = self.run_command('send', 'page', '--user-id', 'u', **variables)
         self.assertEqual(result.returncode, 0, result.stderr)

@@ -22,8 +22,12 @@ from hightouch.htevents.delivery import Delivery
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 
-# Tests send requests of their own, too, and all of them to loopback.
-for _name in [each for each in os.environ if each.lower().endswith('_proxy')]:
+# Tests send requests of their own, too, all of them to loopback, with the settings they give.
+for _name in [
+    each
+    for each in os.environ
+    if each.lower().endswith('_proxy') or each.startswith('HTEVENTS_')
+]:
     del os.environ[_name]
 
 # Seconds after which something hangs. Generous: the machine may be busy.
