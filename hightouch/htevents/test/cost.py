@@ -12,6 +12,7 @@ import unittest
 from datetime import datetime, timezone
 from typing import Any, Callable
 
+import hightouch.htevents as htevents
 from hightouch.htevents.test.support import TestCase, no_threads
 
 EVENTS = 200
@@ -21,6 +22,7 @@ EVENTS = 200
 # another bound), shared by 100 events.
 TRACK_CALLS = 55
 TRACK_SPOOLED_CALLS = 72
+TRACK_SCOPED_CALLS = 90
 DELIVERY_CALLS = 21
 
 PROPERTIES = {
@@ -64,6 +66,14 @@ class CostTest(TestCase):
             self.track(client)
             made = calls(lambda: self.track(client)) / EVENTS
         self.assertLessEqual(made, TRACK_CALLS)
+
+    def test_a_call_in_a_scope_makes_no_more_calls_than_it_did(self) -> None:
+        context = {'ip': '203.0.113.7', 'locale': 'de', 'page': {'path': '/'}}
+        with no_threads(), htevents.scope('user', 'visitor', context):
+            client = self.holding()
+            self.track(client)
+            made = calls(lambda: self.track(client)) / EVENTS
+        self.assertLessEqual(made, TRACK_SCOPED_CALLS)
 
     def test_a_call_with_a_spool_makes_no_more_calls_than_it_did(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
