@@ -85,7 +85,7 @@ def stable_message_id(write_key: str, kind: str, event: str, key: Any) -> str:
 
 def _stable(key: Any) -> Any:
     key = forms.plain_scalar(key)
-    if isinstance(key, (tuple, list)) and key:
+    if forms.is_a(key, (tuple, list)) and len(key):
         return [_stable(each) for each in key]
     found: List[Finding] = []
     plain = encoding.plain_copy(key, 'idempotency_key', 0, found)
