@@ -20,6 +20,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Union
 
 from hightouch.htevents import settings
+from hightouch.htevents._context.deferral import deferred
+from hightouch.htevents._context.scopes import carry, scope, update_scope
 from hightouch.htevents._process import exit as process_exit
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.logs import log as _log
@@ -35,7 +37,6 @@ from hightouch.htevents.client import (
     Timestamp,
     Traits,
 )
-from hightouch.htevents.deferral import deferred
 from hightouch.htevents.errors import (
     APIError,
     BeforeSendError,
@@ -45,7 +46,6 @@ from hightouch.htevents.errors import (
     NotDeliveredError,
     ValidationError,
 )
-from hightouch.htevents.scopes import carry, scope, update_scope
 from hightouch.htevents.settings import (
     BeforeSend,
     Message,

@@ -8,8 +8,11 @@ from functools import partial
 from threading import get_ident
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
-from hightouch.htevents import deferral, encoding, scopes, settings, traces
-from hightouch.htevents._process import blocks, fork, logs
+from hightouch.htevents import encoding, settings
+from hightouch.htevents._context import blocks, deferral, scopes, traces
+from hightouch.htevents._context.scopes import Id as Id
+from hightouch.htevents._context.scopes import ids
+from hightouch.htevents._process import fork, logs
 from hightouch.htevents._process.credentials import bare
 from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
@@ -36,8 +39,6 @@ from hightouch.htevents.errors import (
 )
 from hightouch.htevents.findings import Finding, Findings
 from hightouch.htevents.forms import is_a, plain_scalar
-from hightouch.htevents.scopes import Id as Id
-from hightouch.htevents.scopes import ids
 from hightouch.htevents.settings import (
     BeforeSend,
     Message,
@@ -373,7 +374,9 @@ class Client:
         accepted = not self.send or self._offer(body, message, opened)
         return accepted, message
 
-    def _offer(self, body: bytes, message: Message, opened: Tuple[Any, ...]) -> bool:
+    def _offer(
+        self, body: bytes, message: Message, opened: Tuple[blocks.Block, ...]
+    ) -> bool:
         """Queue an encoded message, or deliver it now; return whether it was accepted.
 
         :param opened: the open blocks
@@ -388,10 +391,8 @@ class Client:
                     'are refused: each of them would cause another line'
                 )
             return False
-        if opened:
-            block = deferral.innermost(opened)
-            if block is not None and block.add(partial(self._undefer, body, message)):
-                return True
+        if opened and deferral.holds(opened, partial(self._undefer, body, message)):
+            return True
         if self.debug:
             log.debug('queueing: %s', message)
         if self.sync_mode:

@@ -39,6 +39,9 @@ _Init = TypeVar('_Init', bound=Callable[..., None])
 
 _CACHING: Any = type(lru_cache(maxsize=None)(len))
 
+# What `kind_that_does_not_run` says of a coroutine function.
+ASYNC = 'an async function'
+
 _ABOVE_0 = 5e-324  # the smallest float
 
 Message = Dict[str, Any]
@@ -336,7 +339,7 @@ def _check_log_handler(value: Any) -> Any:
 def check_callable(name: str, value: Any) -> Any:
     """Return a callback, or None for a falsy value; raise `ValidationError`."""
     if callable(value):
-        kind = _kind_that_does_not_run(value)
+        kind = kind_that_does_not_run(value)
         if kind:
             raise ValidationError(
                 '%s: expected a plain function, got %s, whose call runs no code. The '
@@ -349,20 +352,20 @@ def check_callable(name: str, value: Any) -> Any:
     return None
 
 
-def _kind_that_does_not_run(function: Any) -> str:
+def kind_that_does_not_run(function: Any) -> str:
     """Name the kind of a function whose call only creates an object; '' for others."""
     import inspect  # costs nothing here: backoff imports it
 
     try:
         function = _unwrapped(function)
         if inspect.iscoroutinefunction(function):  # also sees inspect's own marker
-            return 'an async function'
+            return ASYNC
         for each in (function, getattr(type(function), '__call__', None)):
             flags = getattr(getattr(each, '__code__', None), 'co_flags', 0)
             if not isinstance(flags, int):
                 continue
             if flags & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE):
-                return 'an async function'
+                return ASYNC
             if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
                 return 'a generator function'
     except Exception:

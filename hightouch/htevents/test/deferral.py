@@ -9,7 +9,7 @@ import unittest
 from typing import Any, Callable, List
 
 import hightouch.htevents as htevents
-from hightouch.htevents.deferral import Deferral
+from hightouch.htevents._context.deferral import Deferral
 from hightouch.htevents.test.scopes import HAS_CONTEXTS, run_loop
 from hightouch.htevents.test.support import LIMIT, LogCatcher, Recorder, TestCase
 
@@ -82,8 +82,7 @@ class DeferralTest(TestCase):
                 raise ValueError
         self.assertEqual(hooked, [])
         with self.assertRaisesRegex(htevents.ValidationError, 'hook: expected'):
-            with htevents.deferred('on_commit'):  # type: ignore[arg-type]
-                pass
+            htevents.deferred('on_commit')  # type: ignore[arg-type]
 
     def test_what_a_hook_raises_reaches_the_application(self) -> None:
         client = self.client()
@@ -225,6 +224,31 @@ class DeferralTest(TestCase):
         self.assertTrue(carried('user', 'after')[0])
         self.assertEqual(self.events(client), ['after'])
 
+    def test_a_block_that_has_ended_hands_over_to_the_one_around(self) -> None:
+        client = self.client()
+        with self.assertRaises(ValueError):
+            with htevents.deferred():
+                with htevents.deferred():
+                    carried = htevents.carry(client.track)
+                carried('user', 'lost')
+                raise ValueError
+        self.assertEqual(self.events(client), [])
+
+    def test_functions_may_be_decorated(self) -> None:
+        client = self.client()
+
+        @htevents.deferred()
+        def place(name: str, fails: bool) -> None:
+            client.track('user', name)
+            if fails:
+                raise ValueError
+
+        place('a', False)
+        with self.assertRaises(ValueError):
+            place('lost', True)
+        place('b', False)
+        self.assertEqual(self.events(client), ['a', 'b'])
+
     def test_threads_that_add_while_the_block_ends_lose_nothing(self) -> None:
         client = self.client(max_queue_size=0)
         for _ in range(20):
@@ -286,7 +310,7 @@ class DeferralTest(TestCase):
             done.append('interrupted')
             raise TimeoutError
 
-        block = Deferral(None)
+        block = Deferral()
         for item in (lambda: done.append('a'), interrupted, lambda: done.append('b')):
             block.add(item)
         block.end()

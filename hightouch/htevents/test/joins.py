@@ -13,7 +13,8 @@ from typing import Any
 from unittest import mock
 
 import hightouch.htevents as htevents
-from hightouch.htevents import Client, traces
+from hightouch.htevents import Client
+from hightouch.htevents._context import traces
 from hightouch.htevents.test.support import LogCatcher, TestCase, run_program
 
 

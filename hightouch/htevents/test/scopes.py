@@ -12,8 +12,9 @@ from datetime import datetime, timezone
 from typing import Any, Iterator, List, Tuple
 
 import hightouch.htevents as htevents
-from hightouch.htevents import Client, scopes
-from hightouch.htevents.scopes import Scope, entered
+from hightouch.htevents import Client
+from hightouch.htevents._context import scopes
+from hightouch.htevents._context.scopes import Scope, entered
 from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase
 from hightouch.htevents.version import NAME, VERSION
 
@@ -271,6 +272,27 @@ class FoundUserTest(ScopeTestCase):
                 self.assertEqual(self.ids(), ('user', None))
         self.assertEqual(log.lines(logging.WARNING), [])
 
+    def test_an_update_does_not_keep_the_user_that_was_found(self) -> None:
+        found = ['alice']
+        with entered(Scope((None, 'visitor'), find_user=lambda: found[0])):
+            htevents.update_scope(context={'plan': 'pro'})
+            htevents.update_scope(anonymous_id='other')
+            self.assertEqual(self.ids(), ('alice', 'other'))
+            found[0] = 'bob'
+            self.assertEqual(self.ids(), ('bob', 'other'))
+            htevents.update_scope('carol')
+            self.assertEqual(self.ids(), ('carol', None))
+
+    def test_the_user_is_not_looked_for_where_it_does_not_matter(self) -> None:
+        def find() -> Any:
+            raise AssertionError
+
+        with LogCatcher() as log, entered(Scope(find_user=find)):
+            self.assertEqual(self.ids('user'), ('user', None))
+            htevents.carry(self.ids)('user')
+            htevents.update_scope(context={'a': 1})
+        self.assertEqual(log.lines(logging.WARNING), [])
+
     def test_the_context_is_looked_for_once(self) -> None:
         calls = []
 
@@ -313,11 +335,11 @@ class ThreadTest(ScopeTestCase):
                 carried = htevents.carry(self.ids)
                 htevents.update_scope('two')
             with htevents.scope('three'):
-                self.assertEqual(carried(), ('one', 'visitor'))  # as it was then
+                self.assertEqual(carried(), ('two', None))  # the scope, as it is now
                 self.assertEqual(self.ids(), ('three', None))
                 second = pool.submit(carried)
             self.assertEqual(first.result()['context']['ip'], 1)
-            self.assertEqual(second.result(), ('one', 'visitor'))
+            self.assertEqual(second.result(), ('two', None))
             with self.assertRaises(htevents.ValidationError):
                 pool.submit(self.track).result()  # nothing stays behind
 
@@ -337,8 +359,24 @@ class ThreadTest(ScopeTestCase):
         self.assertEqual(carried(8, second=4), 2)
         with self.assertRaises(ZeroDivisionError):
             carried(1, 0)
-        with self.assertRaisesRegex(htevents.ValidationError, 'function: expected'):
-            htevents.carry('job')  # type: ignore[type-var]
+
+    def test_what_no_block_can_be_around_is_told(self) -> None:
+        def steps() -> Iterator[int]:
+            yield 1
+
+        for wrap in (htevents.carry, htevents.scope('user'), htevents.deferred()):
+            for wrong in ('job', steps):  # type: Any
+                with self.assertRaisesRegex(htevents.ValidationError, 'function: '):
+                    wrap(wrong)
+
+    def test_a_login_in_a_carried_function_counts_for_the_request(self) -> None:
+        with htevents.scope(anonymous_id='visitor'):
+            login = threading.Thread(
+                target=htevents.carry(htevents.update_scope), args=('user',)
+            )
+            login.start()
+            login.join()
+            self.assertEqual(self.ids(), ('user', 'visitor'))
 
     @unittest.skipUnless(hasattr(os, 'fork'), 'no fork here')
     def test_a_forked_child_starts_without_one(self) -> None:
@@ -390,7 +428,8 @@ class GeneratorTest(ScopeTestCase):
         thread.start()
         thread.join()
         self.assertEqual(errors, [])
-        scopes.blocks.replace(())  # what a generator of another thread leaves here
+        with self.assertRaises(htevents.ValidationError):
+            self.track()  # the scope is over in this thread as well
 
     def test_a_function_may_be_decorated_with_a_scope(self) -> None:
         @htevents.scope('user')
@@ -398,6 +437,30 @@ class GeneratorTest(ScopeTestCase):
             return self.ids()
 
         self.assertEqual([job(), job()], [('user', None)] * 2)
+
+    def test_no_update_reaches_the_next_use_of_a_scope(self) -> None:
+        @htevents.scope('user')
+        def job() -> None:
+            self.assertEqual(self.ids(), ('user', None))
+            htevents.update_scope('other')
+
+        job()
+        job()
+        opened = htevents.scope('user')
+        with opened:
+            pass
+        with self.assertRaises(RuntimeError):  # as of other context managers
+            with opened:
+                pass
+
+    def test_a_scope_that_is_open_twice_ends_twice(self) -> None:
+        scope = Scope(('user', None))
+        with entered(scope):
+            with entered(scope):
+                pass
+            self.assertEqual(self.ids(), ('user', None))
+        with entered(scope):
+            self.assertEqual(self.ids(), ('user', None))
 
 
 @unittest.skipUnless(HAS_CONTEXTS, 'no contextvars on Python 3.6')
@@ -467,6 +530,17 @@ class AsyncTest(ScopeTestCase):
             carried = htevents.carry(job)
         self.assertTrue(asyncio.iscoroutinefunction(carried))
         self.assertEqual(run_loop(carried()), ('user', None))
+
+    def test_coroutine_functions_may_be_decorated(self) -> None:
+        @htevents.scope('user')
+        async def job() -> Any:
+            await asyncio.sleep(0.001)
+            return self.ids()
+
+        async def main() -> Any:
+            return await asyncio.gather(job(), job())
+
+        self.assertEqual(run_loop(main()), [('user', None)] * 2)
 
     def test_a_generator_that_another_task_ends_raises_nothing(self) -> None:
         async def steps() -> Any:

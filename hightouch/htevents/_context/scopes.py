@@ -7,8 +7,8 @@ A user id and an anonymous id on one event tell the warehouse that both are one 
 ever. So ids from two places go together only if they cannot belong to two people: see `_joined`.
 """
 
-import functools
 from contextlib import contextmanager
+from functools import partial
 from typing import (
     Any,
     Callable,
@@ -22,14 +22,14 @@ from typing import (
     Union,
 )
 
-from hightouch.htevents._process import blocks
+from hightouch.htevents._context import blocks
+from hightouch.htevents._context.blocks import Block, Opening, around
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log
 from hightouch.htevents.arguments import as_text, checked_id, copied, is_missing
 from hightouch.htevents.encoding import plain_copy
 from hightouch.htevents.errors import ValidationError, name_of
 from hightouch.htevents.findings import Finding, Findings
-from hightouch.htevents.settings import expect
 
 # A user id and an anonymous id, each a text or None.
 Person = Tuple[Optional[str], Optional[str]]
@@ -44,7 +44,7 @@ NOBODY: Person = (None, None)
 _due = {'no scope': True, 'user': True}
 
 
-class Scope:
+class Scope(Block):
     """The values of an open scope. Safe to use from all threads.
 
     No lock guards them: a person is replaced as a whole, and the dicts of plain values are
@@ -54,7 +54,13 @@ class Scope:
     :param find_context: called with the first event; returns more of the context
     """
 
-    __slots__ = ('_person', '_context', 'integrations', '_find_user', '_find_context')
+    __slots__ = (
+        '_person',
+        '_context',
+        'integrations',
+        '_find_user',
+        '_find_context',
+    )
 
     def __init__(
         self,
@@ -64,6 +70,7 @@ class Scope:
         find_user: Optional[Callable[[], Any]] = None,
         find_context: Optional[Callable[[], Dict[str, Any]]] = None,
     ) -> None:
+        super().__init__()
         self._person = person
         self._context = context or {}
         self.integrations = integrations or {}
@@ -88,7 +95,12 @@ class Scope:
 
     def update(self, other: 'Scope') -> None:
         """Take over what another scope gives."""
-        self._person = _joined(other.person, self.person)
+        user_id, anonymous_id = other._person
+        if user_id is not None:
+            self._person = _joined(other._person, self.person)
+        elif anonymous_id is not None:
+            # Not the user that was found: the next event looks for it again.
+            self._person = self._person[0], anonymous_id
         self._context.update(other.context)
         self.integrations.update(other.integrations)
 
@@ -181,10 +193,13 @@ def complete(message: Dict[str, Any], found: List[Finding]) -> None:
     scopes = _scopes()
     if message['type'] != 'alias':  # which has no anonymous id
         given = message['userId'], message['anonymousId']
-        person = _joined(given, _person(scopes), is_call=True)
-        if is_missing(person[0]) and is_missing(person[1]):
+        has_visitor = given[1] is None and any([each._person[1] for each in scopes])
+        # Otherwise the user of the scopes does not matter. To find it may take a query.
+        if has_visitor or is_missing(given[0]):
+            given = _joined(given, _person(scopes), is_call=True)
+        if is_missing(given[0]) and is_missing(given[1]):
             raise _nobody()
-        message['userId'], message['anonymousId'] = person
+        message['userId'], message['anonymousId'] = given
     for scope in reversed(scopes):
         for name in ('context', 'integrations'):
             mine, theirs = message[name], dict(getattr(scope, name))
@@ -220,13 +235,12 @@ def entered(scope: Scope) -> Iterator[None]:
         blocks.leave(scope)
 
 
-@contextmanager
 def scope(
     user_id: Optional[Id] = None,
     anonymous_id: Optional[Id] = None,
     context: Optional[Mapping[str, object]] = None,
     integrations: Optional[Mapping[str, object]] = None,
-) -> Iterator[None]:
+) -> Opening:
     """Let all calls in a ``with`` block use these values where they do not give their own.
 
     It holds for all clients, and for the current thread or asyncio task: a task that is
@@ -238,14 +252,17 @@ def scope(
     ``anonymous_id`` only if that user is the scope's, and a call with an ``anonymous_id``
     does not get the ``user_id`` of a scope with another one.
 
+    ``@scope(...)`` puts each call of a function, also of an ``async def``, into a scope.
+
     :param user_id: str or number; None: not set here
     :param anonymous_id: str or number; None: not set here
     :param context: dict; None: empty
     :param integrations: dict; None: empty
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     """
-    with entered(_made(user_id, anonymous_id, context, integrations)):
-        yield
+    # Each use gets an object of its own, so that no update reaches the next one.
+    given = partial(_made, user_id, anonymous_id, context, integrations)
+    return Opening(lambda: entered(given()))
 
 
 def update_scope(
@@ -297,41 +314,20 @@ def carry(function: _Function) -> _Function:
 
         executor.submit(htevents.carry(send_receipt), order)
 
-    The scope is taken as it is now. A block of `deferred` is carried as well. The function may
-    be an ``async def``.
+    It is the scope itself: a login in the function counts for the whole scope, and the
+    function sees later updates. A block of `deferred` is carried as well, as long as it is
+    open. The function may be an ``async def``.
 
-    :param function: any callable
-    :raises ValidationError: (an ``AssertionError``) when it cannot be called
+    :param function: any callable, but no generator function
+    :raises ValidationError: (an ``AssertionError``) for other objects
     """
-    import inspect  # slow to import, and many programs never need it
+    return around(partial(_replaced, blocks.opened()), function)
 
-    expect(callable(function), 'function', 'a callable', function)
-    scope, others = (
-        snapshot(),
-        [each for each in blocks.opened() if not isinstance(each, Scope)],
-    )
-    carried = tuple(others if scope is None else [scope] + others)
 
-    @contextmanager
-    def inside() -> Iterator[None]:
-        before = blocks.replace(carried)
-        try:
-            yield
-        finally:
-            blocks.replace(before)
-
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with inside():
-                return await function(*args, **kwargs)
-
-    else:
-
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with inside():
-                return function(*args, **kwargs)
-
-    return wrapper  # type: ignore[return-value]
+@contextmanager
+def _replaced(opened: Tuple[Block, ...]) -> Iterator[None]:
+    before = blocks.replace(opened)
+    try:
+        yield
+    finally:
+        blocks.replace(before)

@@ -9,9 +9,11 @@ still open.
 
 from collections import deque
 from contextlib import contextmanager
-from typing import Any, Callable, Deque, Iterator, Optional, Tuple
+from functools import partial
+from typing import Callable, Deque, Iterator, Optional, Tuple
 
-from hightouch.htevents._process import blocks
+from hightouch.htevents._context import blocks
+from hightouch.htevents._context.blocks import Block, Opening
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents.settings import check_callable
 
@@ -22,18 +24,19 @@ OPEN, ENDED, RELEASED, DISCARDED = range(4)
 Hook = Callable[[Callable[[], None]], object]
 
 
-class Deferral:
+class Deferral(Block):
     """The events of one block. Safe to use from all threads.
 
-    :param outer: the block around it, or None
+    :param opened: the blocks around it, outermost first
     """
 
-    def __init__(self, outer: Optional['Deferral']) -> None:
+    def __init__(self, opened: Tuple[Block, ...] = ()) -> None:
+        super().__init__()
         self._items: Deque[Callable[[], object]] = deque()
         self._state = OPEN
         # A forked child must not queue the events of its parent once more.
         self._pid = getpid()
-        self._outer = outer if outer is not None and outer.add(self._queue) else None
+        self._outer = _holder(opened, self._queue)
 
     def add(self, item: Callable[[], object]) -> bool:
         """Hold something back; False if the block is not open here any longer."""
@@ -77,16 +80,25 @@ class Deferral:
             self._items.popleft()()
 
 
-def innermost(opened: Tuple[Any, ...]) -> Optional[Deferral]:
-    """Return the innermost block among open ones; None without any."""
+def _holder(
+    opened: Tuple[Block, ...], item: Callable[[], object]
+) -> Optional[Deferral]:
+    """Let the innermost open block hold something back, and return it; None without any.
+
+    A task may outlive its block while the block around that is still open.
+    """
     for each in reversed(opened):
-        if isinstance(each, Deferral):
+        if isinstance(each, Deferral) and each.add(item):
             return each
     return None
 
 
-@contextmanager
-def deferred(hook: Optional[Hook] = None) -> Iterator[None]:
+def holds(opened: Tuple[Block, ...], item: Callable[[], object]) -> bool:
+    """Whether one of the open blocks holds an item back from now on."""
+    return _holder(opened, item) is not None
+
+
+def deferred(hook: Optional[Hook] = None) -> Opening:
     """Queue the events of a ``with`` block when it ends; discard them if it raises.
 
     Calls in the block check and encode their event, and return ``(True, message)``. When the
@@ -95,14 +107,20 @@ def deferred(hook: Optional[Hook] = None) -> Iterator[None]:
     are in memory, also those of a client with ``spool_dir``.
 
     In a nested block the events wait for the outer one as well. The block holds for all
-    clients, and for the current thread or asyncio task, like `scope`.
+    clients, and for the current thread or asyncio task, like `scope`. A task that goes on
+    after the end of the block is no longer in it. ``@deferred()`` puts each call of a
+    function, also of an ``async def``, into a block of its own.
 
     :param hook: called at the end with the function that queues the events, such as
         ``transaction.on_commit`` of Django; None: they are queued immediately
     :raises ValidationError: (an ``AssertionError``) when the hook cannot be called
     """
-    hook = check_callable('hook', hook)
-    block = Deferral(innermost(blocks.opened()))
+    return Opening(partial(_deferred, check_callable('hook', hook)))
+
+
+@contextmanager
+def _deferred(hook: Optional[Hook]) -> Iterator[None]:
+    block = Deferral(blocks.opened())
     blocks.enter(block)
     try:
         yield

@@ -1,0 +1,1 @@
+"""What surrounds a call: scopes, deferred blocks, the current span."""
