@@ -289,17 +289,24 @@ class Delivery:
             return self.queue.begin_flush()
         flushes = self.queue.ledger.flushes
         flush = self.queue.start_flush(loops.make_signal())
-        if not (flush.done or self._state == CLOSED or self._has_threads()):
-            # sync_mode, or no thread could be started: the delivery waits for the network.
-            return await loops.in_thread(lambda: self._flush(deadline))
-        return await flushes.wait_async(flush, deadline)
+        try:
+            waits = not flush.done and self.queue.ledger.has_waiting()
+            if waits and self._state != CLOSED and not self._has_threads():
+                # sync_mode, or no thread could be started: to deliver here would block.
+                return await loops.in_thread(lambda: self._flush(deadline))
+            return await flushes.wait_async(flush, deadline)
+        finally:
+            flushes.forget(flush)
 
     async def shutdown_async(self, deadline: Deadline) -> bool:
         """Do the same as `shutdown` in a coroutine. If it is cancelled, nothing is lost."""
         self.close(deadline)
+        if self._must_not_wait():
+            self.retire()
+            return self.queue.begin_flush()
         try:
             complete = await self.flush_async(deadline)
-            if not complete and not self._must_not_wait():
+            if not complete:
                 # The callbacks for the events that are lost may take their time.
                 return await loops.in_thread(lambda: self.finish(deadline))
         except BaseException:

@@ -1,13 +1,14 @@
 """The ``with`` blocks of the package that are open in the current context.
 
-A context is what `contextvars` means by it: a thread has one, and each asyncio task has a copy
-of the one that made it. On Python 3.6 each thread has one.
+Contexts are those of `contextvars`: each thread has one, and each asyncio task has a copy of
+the context that made it. Python 3.6 has no `contextvars`. There, tasks share their thread's.
 """
 
 import sys
 import threading
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, ContextManager, Optional, Tuple, TypeVar
+from typing import Any, Callable, ContextManager, Iterator, Optional, Tuple, TypeVar
 
 from hightouch.htevents._process import fork
 from hightouch.htevents.settings import ASYNC, expect, kind_that_does_not_run
@@ -25,14 +26,22 @@ except ImportError:  # Python 3.6
         def get(self) -> Any:
             return self.value
 
-        def set(self, value: Any) -> None:
+        def set(self, value: Any) -> Any:
             self.value = value
+            return threading.get_ident()
+
+        def reset(self, token: Any) -> None:
+            if token != threading.get_ident():
+                raise ValueError
 
 
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
 # The open blocks, outermost first. A tuple, because contexts share their values.
 variable: Any = None
+
+# Its token is bound to the context in which a block was opened.
+_place = _Variable('htevents_place', default=None)
 
 
 def _after_fork() -> None:
@@ -48,8 +57,8 @@ fork.register(sys.modules[__name__])
 class Block:
     """An open block.
 
-    :ivar is_over: whether it was closed in a context that did not have it, because another
-        thread closed a generator. The contexts that still have it must not use it
+    :ivar is_over: whether it was closed in another context than it was opened in, as when
+        another thread closes a generator. Contexts that still have it must not use it
     """
 
     __slots__ = ('is_over',)
@@ -57,24 +66,34 @@ class Block:
     def __init__(self) -> None:
         self.is_over = False
 
+    def finish(self, failed: bool) -> None:
+        """Do what follows the end of the block.
 
-def enter(block: Block) -> None:
-    """Open a block in the current context."""
+        :param failed: whether an exception has ended it
+        """
+
+
+def enter(block: Block) -> Any:
+    """Open a block in the current context; return a token for `leave`."""
     variable.set(opened() + (block,))
+    return _place.set(None)
 
 
-def leave(block: Block) -> None:
+def leave(block: Block, token: Any) -> None:
     """Close a block in the current context, wherever it is among the open ones.
 
     Generators may leave their blocks in another order than they entered them, or in another
-    context. A token of `contextvars` would raise there.
+    context.
     """
     before = opened()
     for place in reversed(range(len(before))):
-        if before[place] is block:  # a block may be open twice: this is the inner one
+        if before[place] is block:
             variable.set(before[:place] + before[place + 1 :])
-            return
-    block.is_over = True
+            break
+    try:
+        _place.reset(token)
+    except ValueError:
+        block.is_over = True
 
 
 def opened() -> Tuple[Block, ...]:
@@ -87,35 +106,40 @@ def opened() -> Tuple[Block, ...]:
     return blocks
 
 
-def replace(blocks: Tuple[Block, ...]) -> Tuple[Block, ...]:
-    """Let these be the open blocks of the current context; return those before."""
+@contextmanager
+def replaced(blocks: Tuple[Block, ...]) -> Iterator[None]:
+    """Let these be the open blocks in a ``with`` block, and nothing of it remain after it."""
     before = opened()
     variable.set(blocks)
-    return before
+    try:
+        yield
+    finally:
+        variable.set(before)
 
 
 class Opening:
     """Opens a block: once in a ``with`` statement, or around each call of a function.
 
-    :param make: returns a new context manager
+    :param make: returns a new block
     """
 
-    def __init__(self, make: Callable[[], ContextManager[None]]) -> None:
+    def __init__(self, make: Callable[[], Block]) -> None:
         self._make = make
-        self._manager: Optional[ContextManager[None]] = None
+        self._block: Optional[Block] = None
 
     def __enter__(self) -> None:
-        if self._manager is not None:  # threads would close each other's blocks
+        if self._block is not None:  # threads would close each other's blocks
             raise RuntimeError('a block can be opened once: make another one each time')
-        self._manager = self._make()
-        self._manager.__enter__()
+        self._block = self._make()
+        self._token = enter(self._block)
 
-    def __exit__(self, *exc_info: Any) -> Optional[bool]:
-        assert self._manager is not None
-        return self._manager.__exit__(*exc_info)
+    def __exit__(self, kind: Any, *_: object) -> None:
+        assert self._block is not None
+        leave(self._block, self._token)
+        self._block.finish(kind is not None)
 
     def __call__(self, function: _Function) -> _Function:
-        return around(self._make, function)
+        return around(lambda: Opening(self._make), function)
 
 
 def around(make: Callable[[], ContextManager[None]], function: _Function) -> _Function:

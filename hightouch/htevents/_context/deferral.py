@@ -8,18 +8,18 @@ still open.
 """
 
 from collections import deque
-from contextlib import contextmanager
-from functools import partial
-from typing import Callable, Deque, Iterator, Optional, Tuple
+from typing import Callable, Deque, Optional, Tuple
 
 from hightouch.htevents._context import blocks
 from hightouch.htevents._context.blocks import Block, Opening
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents.settings import check_callable
 
-# The states of a block: in it; ended, and the hook has not called yet; its events may be
-# queued; they may not.
-OPEN, ENDED, RELEASED, DISCARDED = range(4)
+# The states of a block.
+OPEN = 'open'
+ENDED = 'ended'  # without an error, but its hook has not called `release`
+RELEASED = 'released'  # its events may be queued
+DISCARDED = 'discarded'
 
 Hook = Callable[[Callable[[], None]], object]
 
@@ -27,11 +27,15 @@ Hook = Callable[[Callable[[], None]], object]
 class Deferral(Block):
     """The events of one block. Safe to use from all threads.
 
+    :param hook: see `deferred`
     :param opened: the blocks around it, outermost first
     """
 
-    def __init__(self, opened: Tuple[Block, ...] = ()) -> None:
+    __slots__ = ('_hook', '_items', '_state', '_pid', '_outer')
+
+    def __init__(self, hook: Optional[Hook], opened: Tuple[Block, ...] = ()) -> None:
         super().__init__()
+        self._hook = hook
         self._items: Deque[Callable[[], object]] = deque()
         self._state = OPEN
         # A forked child must not queue the events of its parent once more.
@@ -39,7 +43,7 @@ class Deferral(Block):
         self._outer = _holder(opened, self._queue)
 
     def add(self, item: Callable[[], object]) -> bool:
-        """Hold something back; False if the block is not open here any longer."""
+        """Hold something back; False if the block is closed, or belongs to a parent process."""
         if self._pid != getpid():
             return False
         self._items.append(item)
@@ -51,33 +55,45 @@ class Deferral(Block):
                 pass  # the end of the block has taken it
         return True
 
-    def end(self) -> bool:
-        """Close the block; return whether it holds anything."""
+    def finish(self, failed: bool) -> None:
+        """Queue the events, give them to the hook, or discard them."""
+        if failed:
+            self._state = DISCARDED
+            self._items.clear()
+            return
         self._state = ENDED
-        return bool(self._items)
-
-    def discard(self) -> None:
-        """Drop the events."""
-        self._state = DISCARDED
-        self._items.clear()
+        if self._hook is None:
+            self.release()
+        elif self._items:
+            self._hook(self.release)
 
     def release(self) -> None:
         """Queue the events, as part of the outer block where that has not been released."""
         if self._state == ENDED and self._pid == getpid():
             self._state = RELEASED
-            if self._outer is None or self._outer._state == RELEASED:
+            if self._outer is None or self._outer._is_released():
                 self._queue()
 
-    def _queue(self) -> None:
-        if self._state == RELEASED:
-            try:
-                self._drain()
-            finally:
-                self._drain()  # a signal handler may have raised
+    def _is_released(self) -> bool:
+        """Whether nothing holds this block back, nor those around it."""
+        outer = self._outer
+        return self._state == RELEASED and (outer is None or outer._is_released())
 
-    def _drain(self) -> None:
-        while self._items:
-            self._items.popleft()()
+    def _queue(self) -> None:
+        """Queue everything, even if a signal handler raises in between."""
+        raised: Optional[BaseException] = None
+        tries = 0
+        while self._state == RELEASED and self._items:
+            try:
+                tries += 1
+                if tries < 3:  # an item that was interrupted may be queued or not
+                    self._items[0]()
+                self._items.popleft()
+                tries = 0
+            except BaseException as error:
+                raised = error
+        if raised is not None:
+            raise raised
 
 
 def _holder(
@@ -115,22 +131,5 @@ def deferred(hook: Optional[Hook] = None) -> Opening:
         ``transaction.on_commit`` of Django; None: they are queued immediately
     :raises ValidationError: (an ``AssertionError``) when the hook cannot be called
     """
-    return Opening(partial(_deferred, check_callable('hook', hook)))
-
-
-@contextmanager
-def _deferred(hook: Optional[Hook]) -> Iterator[None]:
-    block = Deferral(blocks.opened())
-    blocks.enter(block)
-    try:
-        yield
-        is_needed = block.end()
-    except BaseException:
-        block.discard()
-        raise
-    finally:
-        blocks.leave(block)
-    if hook is None:
-        block.release()
-    elif is_needed:
-        hook(block.release)
+    checked = check_callable('hook', hook)
+    return Opening(lambda: Deferral(checked, blocks.opened()))

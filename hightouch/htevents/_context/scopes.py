@@ -7,13 +7,12 @@ A user id and an anonymous id on one event tell the warehouse that both are one 
 ever. So ids from two places go together only if they cannot belong to two people: see `_joined`.
 """
 
-from contextlib import contextmanager
 from functools import partial
 from typing import (
     Any,
     Callable,
+    ContextManager,
     Dict,
-    Iterator,
     List,
     Mapping,
     Optional,
@@ -23,7 +22,7 @@ from typing import (
 )
 
 from hightouch.htevents._context import blocks
-from hightouch.htevents._context.blocks import Block, Opening, around
+from hightouch.htevents._context.blocks import Block, Opening, around, replaced
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log
 from hightouch.htevents.arguments import as_text, checked_id, copied, is_missing
@@ -41,7 +40,9 @@ _Function = TypeVar('_Function', bound=Callable[..., Any])
 NOBODY: Person = (None, None)
 
 # The warnings that are still to be logged. pop() is atomic: one thread gets each.
-_due = {'no scope': True, 'user': True}
+_due = {'no scope': True, 'user': True, 'context': True}
+
+_findings = Findings()
 
 
 class Scope(Block):
@@ -81,14 +82,16 @@ class Scope(Block):
     def person(self) -> Person:
         user_id, anonymous_id = self._person
         if user_id is None and self._find_user is not None:
-            user_id = _found(self._find_user)
+            find = self._find_user
+            user_id = _found(lambda: as_text(checked_id('user_id', find())), 'user')
+            user_id = user_id or None
         return user_id, anonymous_id
 
     @property
     def context(self) -> Dict[str, Any]:
         find = self._find_context
         if find is not None:
-            for key, value in find().items():
+            for key, value in (_found(find, 'context') or {}).items():
                 self._context.setdefault(key, value)  # an update may have come first
             self._find_context = None
         return self._context
@@ -105,25 +108,22 @@ class Scope(Block):
         self.integrations.update(other.integrations)
 
 
-def _found(find_user: Callable[[], Any]) -> Optional[str]:
-    """Return the user id that code of the application finds; None if it raises."""
-    # That code may track, or make a query whose hooks track.
-    before = blocks.replace(())
+def _found(find: Callable[[], Any], what: str) -> Any:
+    """Return what code of the application finds; None if it raises."""
     try:
-        user_id = as_text(checked_id('user_id', find_user()))
+        with replaced(()):  # it may track, or make a query whose hooks track
+            return find()
     except Exception as error:
         raise_interruption(error)
-        if _due.pop('user', False):
+        if _due.pop(what, False):
             # Without its text, which may quote anything.
             log.warning(
-                'The user of a request could not be found (%s): its events have only '
-                'the user_id that their call gives. Later failures are not logged',
+                'The %s of a request could not be found (%s): its events have only what '
+                'their calls give. Later failures are not logged',
+                what,
                 name_of(type(error)),
             )
-        return None
-    finally:
-        blocks.replace(before)
-    return user_id or None
+    return None
 
 
 def _joined(inner: Person, outer: Person, is_call: bool = False) -> Person:
@@ -221,18 +221,13 @@ def _made(user_id: Any, anonymous_id: Any, context: Any, integrations: Any) -> S
         copied('integrations', integrations, found),
     )
     if found:
-        Findings().log(found)
+        _findings.log(found)
     return made
 
 
-@contextmanager
-def entered(scope: Scope) -> Iterator[None]:
-    """Let the calls of a ``with`` block use a scope."""
-    blocks.enter(scope)
-    try:
-        yield
-    finally:
-        blocks.leave(scope)
+def entered(scope: Scope) -> ContextManager[None]:
+    """Let a ``with`` block use a scope: a request or task, which leaves nothing behind."""
+    return replaced(blocks.opened() + (scope,))
 
 
 def scope(
@@ -260,9 +255,7 @@ def scope(
     :param integrations: dict; None: empty
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     """
-    # Each use gets an object of its own, so that no update reaches the next one.
-    given = partial(_made, user_id, anonymous_id, context, integrations)
-    return Opening(lambda: entered(given()))
+    return Opening(partial(_made, user_id, anonymous_id, context, integrations))
 
 
 def update_scope(
@@ -321,13 +314,15 @@ def carry(function: _Function) -> _Function:
     :param function: any callable, but no generator function
     :raises ValidationError: (an ``AssertionError``) for other objects
     """
-    return around(partial(_replaced, blocks.opened()), function)
+    carried = blocks.opened()
 
+    def inside() -> ContextManager[None]:
+        # A deferred block around the call counts as well.
+        own = [
+            each
+            for each in blocks.opened()
+            if each not in carried and not isinstance(each, Scope)
+        ]
+        return replaced(carried + tuple(own))
 
-@contextmanager
-def _replaced(opened: Tuple[Block, ...]) -> Iterator[None]:
-    before = blocks.replace(opened)
-    try:
-        yield
-    finally:
-        blocks.replace(before)
+    return around(inside, function)

@@ -6,35 +6,55 @@ The event loops are imported inside of functions: code that runs on one has impo
 import sys
 from typing import Any, Callable, List, Optional
 
+from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.waiting import start_thread
 
 
 class AsyncioSignal:
-    """A wake-up call for one waiting task of the running loop: see `waiting.Signal`."""
+    """A wake-up call for one waiting task of the running loop: see `waiting.Signal`.
+
+    A future and a timer, because ``asyncio.wait_for`` starts a task for each waiter, and up to
+    Python 3.11 may lose a cancellation.
+    """
 
     def __init__(self) -> None:
         import asyncio
 
         # Inside a coroutine it is the running loop, also on Python 3.6.
         self._loop = asyncio.get_event_loop()
-        self._event = asyncio.Event()
+        self._is_set = False
+        self._future: Any = None
 
     def set(self) -> None:
         """Wake the task. May be called from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._event.set)
-        except RuntimeError:
-            pass  # the loop is closed, and the task is gone
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError as error:
+            raise_interruption(error)
+            # Otherwise the loop is closed, and the task is gone.
+
+    def _wake(self) -> None:
+        self._is_set = True
+        _resolve(self._future)
 
     async def wait(self, timeout: Optional[float] = None) -> None:
         """Wait for a call, at most ``timeout`` seconds (None: without bound)."""
-        import asyncio
+        if not self._is_set:
+            self._future = future = self._loop.create_future()
+            timer = timeout is not None and self._loop.call_later(
+                timeout, _resolve, future
+            )
+            try:
+                await future
+            finally:
+                if timer:
+                    timer.cancel()
+        self._is_set = False
 
-        try:
-            await asyncio.wait_for(self._event.wait(), timeout)
-        except asyncio.TimeoutError:
-            pass
-        self._event.clear()
+
+def _resolve(future: Any) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
 class TrioSignal:
@@ -62,13 +82,14 @@ class TrioSignal:
 
 def make_signal() -> Any:
     """Return a signal for the current task."""
-    import asyncio
-
-    trio = sys.modules.get('trio')
-    # Like asyncio.get_running_loop, but without an error, and on Python 3.6 as well.
-    if trio is None or asyncio._get_running_loop() is not None:
-        return AsyncioSignal()
-    return TrioSignal(trio)
+    trio: Any = sys.modules.get('trio')
+    if trio is not None:
+        try:
+            trio.lowlevel.current_task()
+            return TrioSignal(trio)
+        except RuntimeError:
+            pass  # not inside trio, which may run as a guest of asyncio
+    return AsyncioSignal()
 
 
 async def in_thread(function: Callable[[], bool]) -> bool:

@@ -47,7 +47,8 @@ class Flushes:
 
     def hasten(self, mark: Any) -> None:
         """Let all events before a mark be taken now. Takes no lock."""
-        self.urgent.append(mark)
+        if self.urgent[-1:] != [mark]:  # as of many tasks that wait
+            self.urgent.append(mark)
 
     def is_urgent(self) -> bool:
         """Whether events before a mark are still to be taken."""
@@ -77,19 +78,19 @@ class Flushes:
             while not (flush.done or deadline.over or self._is_over()):
                 flush.signal.wait(deadline.remaining())
         finally:
-            self._forget(flush)
+            self.forget(flush)
         return flush.done
 
     async def wait_async(self, flush: Flush, deadline: Deadline) -> bool:
-        """Do the same as `wait` in a coroutine."""
-        try:
-            while not (flush.done or deadline.over or self._is_over()):
-                await flush.signal.wait(deadline.remaining())
-        finally:
-            self._forget(flush)
+        """Do the same as `wait` in a coroutine, whose caller forgets the flush."""
+        while not (flush.done or deadline.over or self._is_over()):
+            await flush.signal.wait(deadline.remaining())
+            if deadline.over:
+                return False  # what is resolved after it may be reported as lost
         return flush.done
 
-    def _forget(self, flush: Flush) -> None:
+    def forget(self, flush: Flush) -> None:
+        """Stop waiting for a flush."""
         with self._lock:
             if flush in self.waiting:
                 self.waiting.remove(flush)

@@ -3,6 +3,7 @@
 from types import CoroutineType
 from typing import Any, Callable, Dict, List, Optional
 
+from hightouch.htevents._context.blocks import replaced
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents._process.logs import log
 from hightouch.htevents._process.waiting import delivers
@@ -34,7 +35,10 @@ def report_loss(
 def call(callback: Callable[..., Any], name: str, *args: Any) -> None:
     """Call a callback of the application; nothing that it raises ends the delivery."""
     try:
-        result = callback(*args)
+        with replaced(
+            ()
+        ):  # in sync_mode the caller's request is not that of the events
+            result = callback(*args)
         if isinstance(result, CoroutineType):  # of a lambda, say
             result.close()
             log.warning('%s returned a coroutine, which nobody awaits', name)

@@ -178,6 +178,31 @@ class FlushTest(Hanging):
 
 
 class CloseTest(Hanging):
+    def test_inside_a_callback_it_waits_for_nothing(self) -> None:
+        results: List[bool] = []
+        client: Any = None
+
+        def on_success(batch: Any) -> None:
+            results.append(self.run_loop(client.aclose(None)))
+
+        client = self.client(on_success=on_success)
+        client.track('user', 'event')
+        self.assertTrue(client.flush(LIMIT))
+        self.assertEqual(results, [True])
+        self.assertFalse(client.track('user', 'late')[0])
+
+    def test_a_cancellation_in_the_moment_of_the_end_is_not_lost(self) -> None:
+        async def main() -> None:
+            signal = loops.make_signal()
+            task = asyncio.ensure_future(signal.wait(LIMIT))
+            await asyncio.sleep(0)
+            signal._wake()
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+
+        self.run_loop(main())
+
     def test_it_delivers_what_is_queued_and_ends_the_threads(self) -> None:
         async def main() -> Client:
             client = self.holding(thread=3)

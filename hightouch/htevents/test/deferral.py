@@ -130,6 +130,27 @@ class DeferralTest(TestCase):
             expected = ['a', 'b', 'c'] if order == (0, 1) else ['a', 'c', 'b']
             self.assertEqual(events[-3:], expected)
 
+    def test_a_hook_in_the_middle_waits_for_all_blocks_around(self) -> None:
+        client = self.client()
+        hooked: Hooked = []
+        with self.assertRaises(ValueError):
+            with htevents.deferred():
+                with htevents.deferred():
+                    with htevents.deferred(hooked.append):
+                        client.track('user', 'lost')
+                hooked[0]()
+                raise ValueError
+        self.assertEqual(self.events(client), [])
+
+    def test_a_carried_function_waits_for_the_block_around_its_call(self) -> None:
+        client = self.client()
+        carried = htevents.carry(client.track)
+        with self.assertRaises(ValueError):
+            with htevents.deferred():
+                carried('user', 'lost')
+                raise ValueError
+        self.assertEqual(self.events(client), [])
+
     def test_a_savepoint_that_is_rolled_back_sends_nothing(self) -> None:
         client = self.client()
         hooked: Hooked = []
@@ -310,13 +331,13 @@ class DeferralTest(TestCase):
             done.append('interrupted')
             raise TimeoutError
 
-        block = Deferral()
+        block = Deferral(None)
         for item in (lambda: done.append('a'), interrupted, lambda: done.append('b')):
             block.add(item)
-        block.end()
         with self.assertRaises(TimeoutError):
-            block.release()
-        self.assertEqual(done, ['a', 'interrupted', 'b'])
+            block.finish(False)
+        # What was interrupted may be queued or not, so it is tried once more.
+        self.assertEqual(done, ['a', 'interrupted', 'interrupted', 'b'])
 
     @unittest.skipUnless(HAS_CONTEXTS, 'no contextvars on Python 3.6')
     def test_tasks_have_their_own_blocks(self) -> None:
