@@ -24,6 +24,7 @@ from hightouch.htevents._context.deferral import deferred
 from hightouch.htevents._context.scopes import carry, scope, update_scope
 from hightouch.htevents._process import exit as process_exit
 from hightouch.htevents._process import fork
+from hightouch.htevents._process.discretion import discreet as _discreet
 from hightouch.htevents._process.logs import log as _log
 from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents.client import DEFAULT_TIMEOUT as _DEFAULT_TIMEOUT
@@ -211,13 +212,14 @@ def get_client() -> Client:
 
 
 @_takes_the_settings_of(Client)
-def configure(**given: Any) -> Client:
+@_discreet
+def configure(*args: Any, **given: Any) -> Client:
     """Make the default client from these settings, and return it.
 
     The order is: a setting given here, an attribute of this module that was set, the
-    environment, the default. A default client that exists is shut down, and its events are
-    flushed within its ``shutdown_timeout``. No event is refused while that lasts: calls use the
-    new client already. May be called from any thread.
+    environment, the default. A default client that exists is shut down, after a flush within
+    its ``shutdown_timeout``. Calls that begin during that time use the new client. May be
+    called from any thread.
 
     :param given: settings of `Client` by name
     :raises TypeError: when there is no setting of that name
@@ -229,7 +231,10 @@ def configure(**given: Any) -> Client:
     for name in given:
         if name not in settings.NAMES:
             raise TypeError('configure() has no setting ' + _with_hint(name))
-    made = Client(**dict(_chosen(), **given))
+    chosen = _chosen()
+    for name in settings.NAMES[: len(args)]:
+        chosen.pop(name, None)
+    made = Client(*args, **dict(chosen, **given))
     with _lock:
         before, default_client = default_client, made
     _warn_of_unknown_settings()
@@ -284,12 +289,14 @@ def identify(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, your id of the user; None only with an anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id, or
+        in a `scope` with an id
     :param traits: dict that describes the user, such as an email; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id, or
+        in a `scope` with an id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``: False when the queue is full, the client was shut
@@ -318,19 +325,21 @@ def track(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, your id of the user; None only with an anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id, or
+        in a `scope` with an id
     :param event: str, the name of the action, such as 'Order Completed'; required
     :param properties: dict that describes the action, such as a price; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id, or
+        in a `scope` with an id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :param idempotency_key: str, number, UUID, date or enum, or a tuple of them, such as
         ``('order', order.id)``. The message id is then a UUID5 of the write key, the type,
-        the event and this key: the same in every process and repetition. It does not by
-        itself remove duplicates in a warehouse. None: not used
+        the event and this key: the same in every process and repetition. A warehouse may
+        still hold the event twice. None: not used
     :returns: ``(accepted, message)``: False when the queue is full, the client was shut
         down, or before_send dropped the event; and the dict as it goes on the wire
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
@@ -362,7 +371,8 @@ def alias(
     May be called from any thread. The dicts are copied and never changed.
 
     :param previous_id: str or number, the user's id until now; required
-    :param user_id: str or number, the user's id from now on; required
+    :param user_id: str or number, the user's id from now on; None only in a `scope` with
+        a user_id
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
@@ -392,13 +402,15 @@ def group(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, your id of the user; None only with an anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id, or
+        in a `scope` with an id
     :param group_id: str or number, the group's id in your system; required
     :param traits: dict that describes the group, such as its name; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id, or
+        in a `scope` with an id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``: False when the queue is full, the client was shut
@@ -433,14 +445,16 @@ def page(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, your id of the user; None only with an anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id, or
+        in a `scope` with an id
     :param category: str, the kind of page; None: no category
     :param name: str, the name of the page; None: no name
     :param properties: dict that describes the page, such as its URL; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id, or
+        in a `scope` with an id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``: False when the queue is full, the client was shut
@@ -476,14 +490,16 @@ def screen(
 
     May be called from any thread. The dicts are copied and never changed.
 
-    :param user_id: str or number, your id of the user; None only with an anonymous_id
+    :param user_id: str or number, your id of the user; None only with an anonymous_id, or
+        in a `scope` with an id
     :param category: str, the kind of screen; None: no category
     :param name: str, the name of the screen; None: no name
     :param properties: dict that describes the screen, such as its tab; None: empty
     :param context: dict of circumstances, such as ip, locale or page; None: empty
     :param timestamp: datetime or ISO-8601 str; None: now. A time without an offset
         is local if it is within 5 seconds of the local time, otherwise UTC
-    :param anonymous_id: str or number, the id of a visitor; None only with a user_id
+    :param anonymous_id: str or number, the id of a visitor; None only with a user_id, or
+        in a `scope` with an id
     :param integrations: dict such as ``{'All': True}``; None: the usual destinations
     :param message_id: str by which repeated events are recognized; None: a UUID4
     :returns: ``(accepted, message)``: False when the queue is full, the client was shut

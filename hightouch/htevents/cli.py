@@ -11,14 +11,20 @@ import sys
 import threading
 from collections import Counter
 from time import sleep, time
-from typing import Any, Dict, List, Optional, TextIO
+from typing import Any, Dict, List, Optional, Sequence, TextIO
 
 from hightouch.htevents._process.logs import logger, printable
 from hightouch.htevents._process.waiting import Deadline, monotonic
 from hightouch.htevents.client import DEFAULT_TIMEOUT, Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
-from hightouch.htevents.settings import ENV_HOST, ENV_WRITE_KEY, check_write_key
+from hightouch.htevents.settings import (
+    ENV_HOST,
+    ENV_WRITE_KEY,
+    NAMES,
+    DefaultConfig,
+    check_write_key,
+)
 from hightouch.htevents.version import NAME, VERSION
 
 PROGRAM = 'python -m hightouch.htevents'
@@ -47,6 +53,18 @@ _OPTIONS = {
 }
 _COMMON = ('user_id', 'context', 'integrations', 'timestamp', 'message_id')
 _JSON = ('properties', 'traits', 'context', 'integrations')
+
+# The settings that a command takes from the environment, beside the key and the host.
+_CONNECTION = [
+    name
+    for name in NAMES
+    if name in ('timeout', 'proxies') or name.startswith('oauth_')
+]
+
+
+def _defaults(but: Sequence[str] = ()) -> Dict[str, Any]:
+    """Return the defaults of all settings, so that the environment sets no other ones."""
+    return {name: getattr(DefaultConfig, name) for name in NAMES if name not in but}
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -318,9 +336,8 @@ def demo(args: argparse.Namespace) -> int:
 
 def _send_demo(url: str, count: int) -> Any:
     start = monotonic()
-    with Client(
-        'demo-write-key', url, send=True, gzip=True, thread=2, block_timeout=30
-    ) as client:
+    given = dict(_defaults(), write_key='demo-write-key', host=url, gzip=True, thread=2)
+    with Client(**dict(given, block_timeout=30)) as client:
         results = [
             client.identify('user-1', {'email': 'ada@example.com'}),
             client.group('user-1', 'acme', {'plan': 'enterprise'}),
@@ -358,12 +375,8 @@ def send(args: argparse.Namespace) -> int:
             return _wrong('%s takes no %s' % (args.type, _flag(name)))
         arguments[name] = value
     try:
-        client = Client(
-            args.write_key,
-            args.host,
-            send=True,
-            on_error=lambda error, _: errors.append(error),
-        )
+        given = dict(_defaults(_CONNECTION), write_key=args.write_key, host=args.host)
+        client = Client(**dict(given, on_error=lambda error, _: errors.append(error)))
         getattr(client, args.type)(**arguments)
     except (ValidationError, MessageTooLargeError) as error:
         return _wrong(str(error))
@@ -478,9 +491,8 @@ def _send_spool(
     def on_error(error: Exception, batch: List[Any]) -> None:
         refused[_reason(error)] += len(batch)
 
-    client = Client(
-        write_key, args.host, send=True, spool_dir=args.dir, on_error=on_error
-    )
+    given = dict(_defaults(_CONNECTION), write_key=write_key, host=args.host)
+    client = Client(**dict(given, spool_dir=args.dir, on_error=on_error))
     stats = _deliver(client, _events(left), Deadline(args.timeout))
     for reason, count in refused.items():
         _print_error('Refused %d: %s' % (count, reason))

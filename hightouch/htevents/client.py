@@ -6,7 +6,7 @@ import sys
 from datetime import datetime
 from functools import partial
 from threading import get_ident
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
 from hightouch.htevents import encoding, settings
 from hightouch.htevents._context import blocks, deferral, scopes, traces
@@ -27,7 +27,13 @@ from hightouch.htevents._queue.ledger import Stats
 from hightouch.htevents._queue.queue import Queue
 from hightouch.htevents._queue.queue_api import QueueApi
 from hightouch.htevents._queue.stores import MemoryStore, Store
-from hightouch.htevents.arguments import as_text, checked_id, checked_text, copied
+from hightouch.htevents.arguments import (
+    as_text,
+    checked_id,
+    checked_text,
+    copied,
+    is_missing,
+)
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer
 from hightouch.htevents.delivery import Delivery
 from hightouch.htevents.encoding import encode_plain
@@ -67,6 +73,8 @@ Context = Mapping[str, object]
 Integrations = Mapping[str, object]
 Timestamp = Union[datetime, str]
 Result = Tuple[bool, Message]
+
+_Self = TypeVar('_Self', bound='Client')
 
 
 class Client:
@@ -242,7 +250,7 @@ class Client:
             expect(is_a(event, str), 'event', 'a str, the name of the action', event)
         if idempotency_key is not None:
             what = 'None beside an idempotency_key, because it makes the id'
-            expect(message_id is None, 'message_id', what, message_id)
+            expect(not message_id, 'message_id', what, message_id)
             message_id = stable_message_id(
                 self.write_key, 'track', str(event), idempotency_key
             )
@@ -262,8 +270,9 @@ class Client:
     ) -> Result:
         """Record that two ids belong to the same user: see `htevents.alias`."""
         previous_id = checked_id('previous_id', previous_id, required=True)
-        if user_id is None:
-            user_id = scopes.current_user()
+        user_id = checked_id('user_id', user_id)
+        if is_missing(user_id):
+            user_id = scopes.current_user() or user_id
         user_id = as_text(checked_id('user_id', user_id, required=True))
         message: Message = {'type': 'alias', 'previousId': previous_id}
         return self._enqueue(
@@ -541,13 +550,13 @@ class Client:
         fork.check()
         return self._delivery.stats()
 
-    def __enter__(self) -> 'Client':
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
 
-    async def __aenter__(self) -> 'Client':
+    async def __aenter__(self: _Self) -> _Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import sys
 from functools import lru_cache, partial, wraps
 from numbers import Number
@@ -199,9 +200,9 @@ def reader(kind: Any) -> Optional[Callable[[str], Any]]:
     if bool in kinds:
         return _read_flag
     if int in kinds:
-        return int
+        return _read_whole
     if float in kinds:
-        return _read_limit if type(None) in kinds else float
+        return _read_limit if type(None) in kinds else _read_number
     return None
 
 
@@ -209,14 +210,26 @@ def _read_flag(text: str) -> bool:
     return _FLAGS[text.lower()]
 
 
+def _read_whole(text: str) -> int:
+    if re.match('-?[0-9]+$', text) is None:
+        raise ValueError(text)  # int() reads more, such as 1_0
+    return int(text)
+
+
+def _read_number(text: str) -> float:
+    if re.match(r'-?[0-9]*[.]?[0-9]+$', text) is None:
+        raise ValueError(text)
+    return float(text)
+
+
 def _read_limit(text: str) -> Optional[float]:
-    return None if text.lower() == 'none' else float(text)
+    return None if text.lower() == 'none' else _read_number(text)
 
 
 _EXPECTED: Dict[Any, str] = {
     str: 'a text',
-    int: 'a whole number',
-    float: 'a number',
+    _read_whole: 'a whole number',
+    _read_number: 'a number',
     _read_limit: 'a number, or none for no limit',
     _read_flag: '1 or 0 (or true or false, yes or no, on or off)',
 }

@@ -1,17 +1,18 @@
 """Makes the id and the timestamp of each message, at low cost."""
 
 import json
+import math
 import re
 from datetime import date, datetime, timezone
+from numbers import Integral
 from os import urandom  # the original, even while a test replaces os.urandom
 from time import gmtime, strftime, time
 from typing import Any, List, Tuple
 
-from hightouch.htevents import encoding, forms, utils
+from hightouch.htevents import forms, utils
 from hightouch.htevents._process import fork
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.errors import ValidationError, name_of
-from hightouch.htevents.findings import Finding
 
 # Ids from one read of the system's random numbers. The system call costs more than an id.
 _IDS_PER_READ = 256
@@ -73,31 +74,43 @@ def new_message_id() -> str:
 def stable_message_id(write_key: str, kind: str, event: str, key: Any) -> str:
     """Return an id that is the same in every process: a UUID5 of the arguments.
 
-    :param key: a str, number, UUID, date or enum, or a tuple or list of them
-    :raises ValidationError: for other keys, which may differ in the next process
+    :param key: str, int, float, Decimal, UUID, date or enum, or a tuple or list of them
+    :raises ValidationError: for other keys, which may differ in the next process, or be the
+        same for two things
     """
     import uuid  # rarely needed
 
-    parts = [write_key, kind, event, _stable(key)]
-    text = json.dumps(parts, separators=(',', ':'))
+    try:
+        text = json.dumps([write_key, kind, event, _stable(key)], separators=(',', ':'))
+    except Exception as error:  # an object's own code may raise anything
+        raise_interruption(error)
+        raise ValidationError(
+            'idempotency_key: expected a str, a number, a UUID, a date or an enum, or a '
+            'tuple of them without None, got %s' % name_of(type(key))
+        ) from None
     return str(uuid.uuid5(uuid.NAMESPACE_URL, 'htevents:' + text))
 
 
 def _stable(key: Any) -> Any:
+    """Return a part of a key as JSON can write it; raise ValueError for other types."""
+    from decimal import Decimal  # like uuid, rarely needed
+    from uuid import UUID
+
     key = forms.plain_scalar(key)
-    if forms.is_a(key, (tuple, list)) and len(key):
+    kind = type(key)
+    if issubclass(kind, (tuple, list)) and len(key):
         return [_stable(each) for each in key]
-    found: List[Finding] = []
-    plain = encoding.plain_copy(key, 'idempotency_key', 0, found)
-    if isinstance(plain, date):
-        plain = plain.isoformat()
-    # Everything that has no stable form is a finding, or becomes a list or a dict.
-    if found or not isinstance(plain, (str, int, float)) or plain == '':
-        raise ValidationError(
-            'idempotency_key: expected a str, a number, a UUID, a date or an enum, or a '
-            'tuple of them without None, got %s' % name_of(type(key))
-        )
-    return plain
+    if issubclass(kind, str) and key:
+        return str(key)
+    if issubclass(kind, Integral) and not isinstance(key, bool):
+        return int(key)
+    if issubclass(kind, float) and math.isfinite(key):
+        return float(key)
+    if issubclass(kind, date):
+        return key.isoformat()
+    if issubclass(kind, (Decimal, UUID)):
+        return str(key)
+    raise ValueError
 
 
 # The latest time: milliseconds of the epoch, text of the seconds, whole text. It is one

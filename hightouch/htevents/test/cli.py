@@ -77,7 +77,10 @@ class CommandTest(TestCase):
         variables = {
             settings.ENV_WRITE_KEY: 'key-of-environment',
             settings.ENV_HOST: self.collector.url,
-            settings.ENV_SEND: '0',  # is about applications
+            # These are about applications:
+            settings.ENV_SEND: '0',
+            'HTEVENTS_SYNC_MODE': '1',
+            'HTEVENTS_SPOOL_DIR': '/nonexistent',
         }
         result = self.run_command('send', 'page', '--user-id', 'u', **variables)
         self.assertEqual(result.returncode, 0, result.stderr)

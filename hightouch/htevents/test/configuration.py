@@ -114,6 +114,9 @@ class EnvironmentTest(TestCase):
         for name, text in (
             ('max_retries', 'many'),
             ('max_retries', '1.5'),
+            ('max_retries', '1_0'),
+            ('max_retries', '٣'),
+            ('block_timeout', 'inf'),
             ('gzip', '2'),
             ('send', 'maybe'),
             ('upload_interval', 'soon'),
@@ -217,10 +220,11 @@ class DefaultClientTest(TestCase):
         htevents.gzip = True
         os.environ[variable('max_retries')] = '3'
         os.environ[variable('thread')] = '2'
-        client = htevents.configure(upload_size=7, thread=4)
+        client = htevents.configure('key', self.collector.url, upload_size=7, thread=4)
         self.assertIs(htevents.get_client(), client)
         self.assertIs(htevents.default_client, client)
         self.assertTrue(client.gzip)
+        self.assertEqual(client.write_key, 'key')
         self.assertEqual(client.max_retries, 3)
         assert client.consumers is not None
         self.assertEqual(len(client.consumers), 4)

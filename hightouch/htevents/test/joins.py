@@ -9,7 +9,7 @@ import sys
 import unittest
 import uuid
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, List
 from unittest import mock
 
 import hightouch.htevents as htevents
@@ -20,6 +20,11 @@ from hightouch.htevents.test.support import LogCatcher, TestCase, run_program
 
 class Kind(enum.Enum):
     ORDER = 'order'
+
+
+class Unsaved:
+    def __str__(self) -> str:
+        return 'Order object (None)'
 
 
 class IdempotencyKeyTest(TestCase):
@@ -76,11 +81,34 @@ class IdempotencyKeyTest(TestCase):
             self.assertEqual(self.id_of((key, 1)), self.id_of([key, 1]))
 
     def test_a_key_that_may_differ_next_time_is_told(self) -> None:
-        for key in ('', (), ('order', None), {1, 2}, {'a': 1}, object(), float('nan')):
+        for key in (
+            '',
+            (),
+            ('order', None),
+            {1, 2},
+            {'a': 1},
+            object(),
+            float('nan'),
+            True,
+        ) + (b'digest', 1j, datetime.timedelta(1), 10**5000, Unsaved()):
             with self.assertRaisesRegex(htevents.ValidationError, 'idempotency_key: '):
                 self.id_of(key)
             with self.assertRaisesRegex(htevents.ValidationError, 'idempotency_key: '):
                 self.id_of(('order', key))
+
+    def test_a_key_without_end_is_told(self) -> None:
+        circle: List[Any] = [1]
+        circle.append(circle)
+        deep: Any = ()
+        for _ in range(5000):
+            deep = (deep, 1)
+        for key in (circle, deep):
+            with self.assertRaisesRegex(htevents.ValidationError, 'idempotency_key: '):
+                self.id_of(key)
+
+    def test_large_decimals_differ(self) -> None:
+        one = self.id_of(decimal.Decimal(10**17))
+        self.assertNotEqual(one, self.id_of(decimal.Decimal(10**17 + 1)))
 
     def test_it_cannot_be_given_beside_a_message_id(self) -> None:
         with self.assertRaisesRegex(htevents.ValidationError, 'message_id: '):
