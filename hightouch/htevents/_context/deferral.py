@@ -1,7 +1,7 @@
 """Holds the events of a ``with`` block back until it is known that they really happened.
 
-A block has a list of what is to be queued: its events, and the blocks nested in it, at their
-places. So the events of a block and of those nested in it leave in the order of their calls.
+A block has a list of things to queue: its events, and the blocks nested in it, at their places.
+So the events of a block and of those nested in it leave in the order of their calls.
 Adding to the list and taking from it are atomic, because another thread or task that
 shares the block may add while it ends: it adds first, and then looks whether the block is
 still open.

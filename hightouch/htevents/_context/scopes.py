@@ -1,10 +1,10 @@
-"""What the calls in a request, a job or a task have in common: their user and context.
+"""Scopes: the user and the context that the calls in a request, a job or a task share.
 
 A scope is the object of one open block. All contexts that share the block share the object, so
 that a login in a thread or a task of a request counts for the whole request.
 
-A user id and an anonymous id on one event tell the warehouse that both are one person, for
-ever. So ids from two places go together only if they cannot belong to two people: see `_joined`.
+A user id and an anonymous id on one event tell the warehouse permanently that both are one
+person. So `_joined` never puts ids together that may belong to two people.
 """
 
 from functools import partial
@@ -236,7 +236,7 @@ def scope(
     context: Optional[Mapping[str, object]] = None,
     integrations: Optional[Mapping[str, object]] = None,
 ) -> Opening:
-    """Let all calls in a ``with`` block use these values where they do not give their own.
+    """Set the ids, the context and the integrations of calls that do not give their own.
 
     It holds for all clients, and for the current thread or asyncio task: a task that is
     started in the block keeps the scope, another thread needs `carry`. Scopes nest. The keys

@@ -205,6 +205,16 @@ class SqlalchemyTest(TransactionTestCase):
     def test_a_block_around_the_transaction_sends_at_its_own_end(self) -> None:
         self.block_around_the_transaction()
 
+    def test_a_session_that_is_closed_drops_its_events(self) -> None:
+        for end in (self.session.close, self.session.invalidate):
+            self.place('lost')
+            end()
+            self.session.execute(
+                self.text('CREATE TABLE IF NOT EXISTS placed (name TEXT)')
+            )
+            self.session.commit()
+        self.check()
+
     def test_a_transaction_of_two_commits_sends_with_its_own(self) -> None:
         self.place('a')
         self.session.commit()
