@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any, Callable, ContextManager, Iterator, Optional, Tuple, TypeVar
 
 from hightouch.htevents._process import fork
+from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.settings import ASYNC, expect, kind_that_does_not_run
 
 try:
@@ -148,9 +149,10 @@ def around(make: Callable[[], ContextManager[None]], function: _Function) -> _Fu
     :raises ValidationError: for an object that cannot be called, and for a generator
         function, whose code runs when no call of it is active
     """
-    kind = kind_that_does_not_run(function) if callable(function) else 'no function'
-    expected = 'a plain or an async function'
-    expect(kind in ('', ASYNC), 'function', expected, function)
+    expect(callable(function), 'function', 'a function', function)
+    kind = kind_that_does_not_run(function)
+    if kind not in ('', ASYNC):
+        raise ValidationError('function: expected a plain or async one, got %s' % kind)
     if kind == ASYNC:
 
         @wraps(function)

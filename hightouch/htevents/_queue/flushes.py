@@ -47,8 +47,7 @@ class Flushes:
 
     def hasten(self, mark: Any) -> None:
         """Let all events before a mark be taken now. Takes no lock."""
-        if self.urgent[-1:] != [mark]:  # as of many tasks that wait
-            self.urgent.append(mark)
+        self.urgent.append(mark)
 
     def is_urgent(self) -> bool:
         """Whether events before a mark are still to be taken."""
