@@ -80,20 +80,17 @@ class Deferral(Block):
         return self._state == RELEASED and (outer is None or outer._is_released())
 
     def _queue(self) -> None:
-        """Queue everything, even if a signal handler raises in between."""
-        raised: Optional[BaseException] = None
-        tries = 0
-        while self._state == RELEASED and self._items:
+        if self._state == RELEASED:
             try:
-                tries += 1
-                if tries < 3:  # an item that was interrupted may be queued or not
-                    self._items[0]()
-                self._items.popleft()
-                tries = 0
-            except BaseException as error:
-                raised = error
-        if raised is not None:
-            raise raised
+                self._drain()
+            finally:
+                self._drain()  # the rest, if a signal handler has raised
+
+    def _drain(self) -> None:
+        while self._items:
+            # In this order: an item that was interrupted may not be queued yet.
+            self._items[0]()
+            self._items.popleft()
 
 
 def _holder(
