@@ -193,7 +193,7 @@ def complete(message: Dict[str, Any], found: List[Finding]) -> None:
     scopes = _scopes()
     if message['type'] != 'alias':  # which has no anonymous id
         given = message['userId'], message['anonymousId']
-        has_visitor = given[1] is None and any([each._person[1] for each in scopes])
+        has_visitor = not given[1] and any([each._person[1] for each in scopes])
         # Otherwise the user of the scopes does not matter. To find it may take a query.
         if has_visitor or is_missing(given[0]):
             given = _joined(given, _person(scopes), is_call=True)
