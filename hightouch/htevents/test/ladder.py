@@ -28,6 +28,7 @@ LADDER = (
     'client',
     '__init__',
     'collector cli __main__',
+    'contrib',
 )
 RUNGS = {room: number for number, rung in enumerate(LADDER) for room in rung.split()}
 

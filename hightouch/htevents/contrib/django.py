@@ -1,0 +1,170 @@
+"""A scope for each request of Django, sync and async.
+
+::
+
+    MIDDLEWARE = [
+        …,
+        'django.contrib.auth.middleware.AuthenticationMiddleware',
+        'hightouch.htevents.contrib.django.ScopeMiddleware',
+    ]
+
+The setting ``HTEVENTS_TRUSTED_PROXIES`` has the networks or addresses of the proxies whose
+headers tell the address of the client, as str; ``'unix'`` is a peer on a UNIX socket. By
+default none is trusted.
+"""
+
+import asyncio
+from typing import Any, AsyncIterator, Callable, Iterator, Optional
+
+from django.conf import settings
+from django.http import FileResponse
+from django.utils.functional import LazyObject, empty
+
+from hightouch.htevents._process.interruption import raise_interruption
+from hightouch.htevents.contrib import _browser
+from hightouch.htevents.contrib._proxies import Proxies
+from hightouch.htevents.scopes import Scope, entered
+
+try:
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+except ImportError:  # Django before 4.2
+    iscoroutinefunction = asyncio.iscoroutinefunction
+
+    def markcoroutinefunction(function: Any) -> Any:
+        function._is_coroutine = vars(asyncio.coroutines)['_is_coroutine']
+        return function
+
+
+class ScopeMiddleware:
+    """Opens a scope for each request, with its user and the facts of its browser.
+
+    The user is looked at with each event, so that a login or a logout in a view counts. A
+    request that tracks nothing causes no query, and does not touch the session. Async Django
+    cannot load the user in a call. It loads the user of each request with a session cookie.
+
+    :raises ValidationError: (an ``AssertionError``) when the setting is wrong
+    """
+
+    sync_capable = True
+    # Otherwise the requests of a thread could not be told apart.
+    async_capable = _browser.HAS_TASK_CONTEXTS
+
+    def __init__(self, get_response: Callable[[Any], Any]) -> None:
+        self.get_response = get_response
+        self._proxies = Proxies(getattr(settings, 'HTEVENTS_TRUSTED_PROXIES', ()))
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def user_id(self, user: Any) -> Any:
+        """Return the id of an authenticated user; None for no id. A subclass may override it.
+
+        In async Django it is called in the event loop, so it must not make a query.
+        """
+        return None if user.pk is None else str(user.pk)
+
+    def __call__(self, request: Any) -> Any:
+        user = _User(request, self.user_id)
+        facts = _browser.from_environ(request.META)._replace(
+            scheme=request.scheme, path=request.path
+        )
+        scope = _browser.scope_of(facts, self._proxies, user.id)
+        if self._is_async:
+            return self._acall(request, user, scope)
+        with entered(scope):
+            return _streamed(self.get_response(request), scope)
+
+    async def _acall(self, request: Any, user: '_User', scope: Scope) -> Any:
+        await user.load()
+        with entered(scope):
+            return _streamed(await self.get_response(request), scope)
+
+
+class _User:
+    """The user of a request.
+
+    :param id_of: returns the id of an authenticated user
+    """
+
+    def __init__(self, request: Any, id_of: Callable[[Any], Any]) -> None:
+        self._request = request
+        self._id_of = id_of
+        self._loaded: Any = None
+        self._error: Optional[Exception] = None
+
+    async def load(self) -> None:
+        """Load the user of the session, for events that are tracked in the event loop."""
+        request = self._request
+        load = getattr(request, 'auser', None)  # since Django 5.0
+        if load is None or settings.SESSION_COOKIE_NAME not in request.COOKIES:
+            return
+        try:
+            self._loaded = await load()
+            if not self._loaded.is_authenticated:
+                # Django keeps it through a login. Its application would not see the new one.
+                vars(request).pop('_acached_user', None)
+        except Exception as error:
+            raise_interruption(error)
+            self._error = error
+
+    def id(self) -> Any:
+        """Return the id of the user; None if nobody is logged in."""
+        user = getattr(self._request, 'user', None)
+        if isinstance(user, LazyObject) and user._wrapped is empty:
+            # The application has not looked at it, and no login has replaced it.
+            if self._error is not None:
+                raise self._error.with_traceback(None)
+            if self._loaded is not None:
+                user = self._loaded
+            elif _is_in_event_loop():
+                return None  # a query would block the loop
+        if user is None or not user.is_authenticated:
+            return None
+        return self._id_of(user)
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except (AttributeError, RuntimeError):  # the former on Python 3.6
+        return False
+    return True
+
+
+def _streamed(response: Any, scope: Scope) -> Any:
+    """Let the steps of a streamed answer run in the scope. Files run no code of the app."""
+    if getattr(response, 'streaming', False) and not isinstance(response, FileResponse):
+        steps = response.streaming_content
+        is_async = getattr(response, 'is_async', False)
+        response.streaming_content = (_AsyncSteps if is_async else _Steps)(steps, scope)
+    return response
+
+
+class _Steps:
+    """An iterator whose steps run in a scope. Django closes the original one."""
+
+    def __init__(self, steps: Iterator[bytes], scope: Scope) -> None:
+        self._steps = steps
+        self._scope = scope
+
+    def __iter__(self) -> '_Steps':
+        return self
+
+    def __next__(self) -> bytes:
+        with entered(self._scope):
+            return next(self._steps)
+
+
+class _AsyncSteps:
+    """An async iterator whose steps run in a scope."""
+
+    def __init__(self, steps: AsyncIterator[bytes], scope: Scope) -> None:
+        self._steps = steps
+        self._scope = scope
+
+    def __aiter__(self) -> '_AsyncSteps':
+        return self
+
+    async def __anext__(self) -> bytes:
+        with entered(self._scope):
+            return await self._steps.__anext__()
