@@ -23,7 +23,7 @@ from django.utils.functional import LazyObject, empty
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
-from hightouch.htevents.scopes import Scope, entered
+from hightouch.htevents.scopes import Scope, current_user, entered
 
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -39,8 +39,8 @@ class ScopeMiddleware:
     """Opens a scope for each request, with its user and the facts of its browser.
 
     The user is looked at with each event, so that a login or a logout in a view counts. A
-    request that tracks nothing causes no query, and does not touch the session. Async Django
-    cannot load the user in a call. It loads the user of each request with a session cookie.
+    request that tracks nothing causes no query, and does not touch the session. An async view
+    cannot load the user in a call. So its request loads it if it has a session cookie.
 
     :raises ValidationError: (an ``AssertionError``) when the setting is wrong
     """
@@ -55,6 +55,9 @@ class ScopeMiddleware:
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
+        else:
+            # Not a method: async Django would call it on another thread.
+            self.process_view = _load_for_async_view
 
     def user_id(self, user: Any) -> Any:
         """Return the id of an authenticated user; None for no id. A subclass may override it.
@@ -75,8 +78,8 @@ class ScopeMiddleware:
             return _streamed(self.get_response(request), scope)
 
     async def _acall(self, request: Any, user: '_User', scope: Scope) -> Any:
-        await user.load()
         with entered(scope):
+            await user.load()
             return _streamed(await self.get_response(request), scope)
 
 
@@ -95,11 +98,15 @@ class _User:
     async def load(self) -> None:
         """Load the user of the session, for events that are tracked in the event loop."""
         request = self._request
-        load = getattr(request, 'auser', None)  # since Django 5.0
-        if load is None or settings.SESSION_COOKIE_NAME not in request.COOKIES:
+        if not _has_session(request):
             return
         try:
-            self._loaded = await load()
+            if not hasattr(request, 'auser'):  # before Django 5.0
+                from asgiref.sync import sync_to_async
+
+                await sync_to_async(self.id)()
+                return
+            self._loaded = await request.auser()
             if not self._loaded.is_authenticated:
                 # Django keeps it through a login. Its application would not see the new one.
                 vars(request).pop('_acached_user', None)
@@ -121,6 +128,16 @@ class _User:
         if user is None or not user.is_authenticated:
             return None
         return self._id_of(user)
+
+
+def _has_session(request: Any) -> bool:
+    return settings.SESSION_COOKIE_NAME in request.COOKIES
+
+
+def _load_for_async_view(request: Any, view: Any, args: Any, kwargs: Any) -> None:
+    """Load the user while the thread has no event loop, for an async view in a sync chain."""
+    if iscoroutinefunction(view) and _has_session(request):
+        current_user()
 
 
 def _is_in_event_loop() -> bool:
