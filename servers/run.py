@@ -25,7 +25,10 @@ sys.path.insert(0, ROOT)
 
 from hightouch.htevents.collector import Collector  # noqa: E402
 
-SERVERS = ('gunicorn', 'uwsgi', 'celery', 'gevent')
+SERVERS = (
+    *('gunicorn', 'uwsgi', 'celery', 'gevent', 'flask', 'fastapi', 'uvicorn', 'django'),
+    'packaging',  # which the gevent worker of gunicorn imports
+)
 
 # Seconds after which something hangs: many times what each takes on a busy machine.
 LIMIT = 180
@@ -179,10 +182,10 @@ def load(port, count=200, threads=4):
 # -- gunicorn ------------------------------------------------------------------------
 
 
-def gunicorn(bench, *options, **variables):
+def gunicorn(bench, *options, app='app', **variables):
     port = free_port()
     process = bench.start(
-        *('gunicorn', 'app:application', '--bind', '127.0.0.1:%d' % port)
+        *('gunicorn', app + ':application', '--bind', '127.0.0.1:%d' % port)
         + ('--workers', '2', '--graceful-timeout', '20')
         + options,
         **variables,
@@ -347,6 +350,242 @@ def celery_killed_workers(bench):
     send = ('--send', '--write-key', 'servers', '--host', bench.collector.url)
     process = bench.start('python', '-m', 'hightouch.htevents', 'spool', spool, *send)
     bench.ended(process)
+
+
+# -- requests and tasks of many users ------------------------------------------------
+
+# Each has a number, which tells the id, the address, the language and so on.
+USERS = range(1, 13)
+
+
+class Browser:
+    """The browser of a user, who may log in."""
+
+    def __init__(self, port, number):
+        self.port = port
+        self.number = number
+        self.cookies = {'htjs_anonymous_id': '%%22anonymous-%d%%22' % number}
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def get(self, page, campaign=True):
+        number = self.number
+        url = 'http://127.0.0.1:%d/%s?number=%d' % (self.port, page, number)
+        headers = {
+            'Accept-Language': 'en;q=0.5, de-%d' % number,
+            'Cookie': '; '.join('%s=%s' % each for each in self.cookies.items()),
+            'X-Forwarded-For': '203.0.113.1, 198.51.100.%d' % number,
+            'X-User': str(number),
+        }
+        if campaign:
+            url += '&utm_source=from-%d' % number
+        request = urllib.request.Request(url, headers=headers)
+        with self.opener.open(request, timeout=LIMIT) as answer:
+            for line in answer.headers.get_all('Set-Cookie', ()):
+                name, _, value = line.partition(';')[0].partition('=')
+                self.cookies[name] = value
+            return answer.read()
+
+
+def browse(port, *pages, rounds=2, campaign=True):
+    """Let all users visit pages, in this order, and all at the same time."""
+    failed = []
+
+    def run(number):
+        browser = Browser(port, number)
+        try:
+            for page in pages * rounds:
+                browser.get(page, campaign)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in USERS]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not failed, failed[0]
+
+
+def check_people(bench, *places, anonymous=(), campaign=True, rounds=2):
+    """Check that each user has an event of each place, with all that is the user's.
+
+    :param anonymous: the places where nobody is logged in
+    """
+    bench.wait_for_all()
+    found = {number: [] for number in USERS}
+    for event in bench.collector.events:
+        if event['event'] == 'alone':  # without a user
+            continue
+        number, context = event['properties']['number'], event['context']
+        place = event['event']
+        found[number].append(place)
+        mine = {
+            'userId': None if place in anonymous else str(number),
+            'anonymousId': 'anonymous-%d' % number,
+            'ip': '198.51.100.%d' % number,
+            'locale': 'de-%d' % number,
+            'campaign': {'source': 'from-%d' % number} if campaign else None,
+        }
+        given = {key: event.get(key, context.get(key)) for key in mine}
+        assert given == mine, '%s: got %r, expected %r' % (place, given, mine)
+    for events in found.values():
+        assert sorted(events) == sorted(places * rounds), sorted(events)
+
+
+def flask(bench, *options):
+    port, process = gunicorn(bench, *options, app='flask_app')
+    browse(port, 'work')
+    bench.stop(process)
+    check_people(bench, 'view', 'thread', 'pool', 'body', 'body again', 'close')
+
+
+@scenario('gunicorn', 'flask')
+def flask_gunicorn_sync(bench):
+    flask(bench)
+
+
+@scenario('gunicorn', 'flask')
+def flask_gunicorn_gthread(bench):
+    flask(bench, '--worker-class', 'gthread', '--threads', '4')
+
+
+@scenario('gunicorn', 'flask', 'gevent')
+def flask_gunicorn_gevent(bench):
+    flask(bench, '--worker-class', 'gevent')
+
+
+def uvicorn(bench, app, **variables):
+    port = free_port()
+    process = bench.start(
+        *('uvicorn', app + ':application', '--port', str(port), '--no-proxy-headers'),
+        **variables,
+        DRAIN='1',  # it ends by SIGTERM
+    )
+    wait_for_server(port, process)
+    return port, process
+
+
+IN_TASKS = ('view', 'task', 'executor', 'thread', 'body', 'body again')
+if sys.version_info >= (3, 9):
+    IN_TASKS += ('to_thread',)
+IN_THREADS = ('view', 'thread', 'pool', 'body', 'body again')
+
+
+@scenario('uvicorn', 'fastapi')
+def fastapi_uvicorn(bench):
+    port, process = uvicorn(bench, 'fastapi_app')
+    browse(port, 'work', 'sync')
+    bench.stop(process, status=None)
+    check_people(bench, *IN_TASKS, *IN_THREADS, 'background', 'background')
+
+
+def django_variables(bench):
+    variables = {'DATABASE': os.path.join(bench.folder, 'database')}
+    bench.ended(bench.start('python', 'django_app.py', str(len(USERS)), **variables))
+    return variables
+
+
+LOGIN = ('before login', 'after login', 'before logout', 'after logout')
+ANONYMOUS = ('before login', 'after logout', 'Page Viewed')
+
+
+@scenario('gunicorn', 'django')
+def django_gunicorn_sync(bench):
+    port, process = gunicorn(bench, app='django_wsgi', **django_variables(bench))
+    browse(port, '', 'login', 'work', 'async-view', 'logout')
+    bench.stop(process)
+    check_people(bench, 'Page Viewed', *LOGIN, *IN_THREADS, 'view', anonymous=ANONYMOUS)
+
+
+@scenario('gunicorn', 'django')
+def django_gunicorn_gthread(bench):
+    port, process = gunicorn(
+        *(bench, '--worker-class', 'gthread', '--threads', '4'),
+        **django_variables(bench),
+        app='django_wsgi',
+    )
+    browse(port, 'login', 'work', 'logout')
+    bench.stop(process)
+    check_people(bench, *LOGIN, *IN_THREADS, anonymous=ANONYMOUS)
+
+
+@scenario('uvicorn', 'django')
+def django_uvicorn(bench):
+    port, process = uvicorn(bench, 'django_asgi', **django_variables(bench))
+    browse(port, 'async-login', 'async-work', 'work', 'async-view', 'async-logout')
+    browse(port, 'login', 'async-work', 'logout', rounds=1)
+    bench.stop(process, status=None)
+    in_async_work = IN_TASKS + ('sync_to_async', 'late')
+    places = (LOGIN + in_async_work + IN_THREADS + ('view',)) * 2
+    places += LOGIN + in_async_work
+    check_people(bench, *places, anonymous=ANONYMOUS, rounds=1)
+
+
+def celery_scopes(bench, pool):
+    variables = {'BROKER': bench.path('broker'), 'DONE': bench.path('done')}
+    worker = bench.start(
+        *('celery', '--app', 'glue_tasks', 'worker', '--pool', pool)
+        + ('--concurrency', '4', '--without-gossip', '--without-mingle')
+        + ('--without-heartbeat',),
+        **variables,
+        INTERVAL='0.2',
+    )
+    send = 'import glue_tasks; glue_tasks.publish_all(%d)' % len(USERS)
+    bench.ended(bench.start('python', '-c', send, **variables))
+    places = ('try 0', 'try 1', 'try 2', 'nested', 'eager', 'chained')
+    count = len(USERS) * (len(places) + 2)
+    deadline = time.monotonic() + LIMIT
+    while len(bench.delivered()) < count:
+        assert time.monotonic() < deadline, 'the tasks were not done'
+        assert worker.poll() is None, 'the worker ended'
+        time.sleep(0.05)
+    bench.stop(worker)
+    alone = [each for each in bench.collector.events if each['event'] == 'alone']
+    for event in alone:
+        assert event['anonymousId'] is None and list(event['context']) == ['library']
+    assert len(alone) == 2 * len(USERS), len(alone)
+    check_people(bench, *places, rounds=1)
+
+
+@scenario('celery')
+def celery_scopes_prefork(bench):
+    celery_scopes(bench, 'prefork')
+
+
+@scenario('celery')
+def celery_scopes_threads(bench):
+    celery_scopes(bench, 'threads')
+
+
+@scenario('gunicorn', 'uvicorn', 'django', 'celery', 'fastapi')
+def online_shop(bench):
+    """Let users visit the shop, log in, order, and get a receipt: four programs track."""
+    variables = django_variables(bench)
+    variables.update(BROKER=bench.path('broker'), DONE=bench.path('done'))
+    service, service_process = uvicorn(bench, 'fastapi_app')
+    worker = bench.start(
+        *('celery', '--app', 'glue_tasks', 'worker', '--pool', 'prefork')
+        + ('--concurrency', '2', '--without-gossip', '--without-mingle')
+        + ('--without-heartbeat',),
+        **variables,
+    )
+    shop, shop_process = gunicorn(
+        bench, app='django_wsgi', SERVICE=str(service), **variables
+    )
+    browse(shop, '', 'login', 'order', 'logout', rounds=1)
+    places = ('Page Viewed',) + LOGIN
+    places += ('Order Completed', 'Stock Checked', 'Receipt Sent')
+    deadline = time.monotonic() + LIMIT
+    while len(bench.accepted()) < len(USERS) * len(places):
+        assert time.monotonic() < deadline, 'the receipts were not sent'
+        time.sleep(0.05)
+    bench.stop(shop_process)
+    bench.stop(worker)
+    bench.stop(service_process, status=None)
+    check_people(bench, *places, anonymous=ANONYMOUS, rounds=1)
+    orders = [each['properties'].get('order') for each in bench.collector.events]
+    expected = {'%d-1' % number for number in USERS}
+    assert set(orders) - {None} == expected, 'an order came that was rolled back'
 
 
 # -- processes, loops ----------------------------------------------------------------
