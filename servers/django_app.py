@@ -147,9 +147,9 @@ def order(request):
     number = request.GET['number']
     for order_id in ('%s-1' % number, '%s-2' % number):
         try:
+            request.session['order'] = order_id
             with transaction.atomic(), deferred(transaction.on_commit):
-                request.session['order'] = order_id
-                request.session.save()
+                request.session.save()  # SQLite: the first query of a transaction writes
                 _, message = client.track(
                     event='Order Completed',
                     properties={'number': int(number), 'order': order_id},
