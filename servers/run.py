@@ -532,6 +532,12 @@ def django_uvicorn(bench):
     check_people(bench, *places, anonymous=ANONYMOUS, rounds=1)
 
 
+@scenario('django')
+def django_rare_requests(bench):
+    database = os.path.join(bench.folder, 'database')
+    bench.ended(bench.start('python', 'django_cases.py', DATABASE=database))
+
+
 def celery_scopes(bench, pool):
     variables = {'BROKER': bench.path('broker'), 'DONE': bench.path('done')}
     worker = bench.start(
