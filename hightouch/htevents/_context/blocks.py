@@ -6,9 +6,8 @@ the context that made it. Python 3.6 has no `contextvars`. There, tasks share th
 
 import sys
 import threading
-from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, ContextManager, Iterator, Optional, Tuple, TypeVar
+from typing import Any, Callable, ContextManager, Optional, Tuple, TypeVar
 
 from hightouch.htevents._process import fork
 from hightouch.htevents.errors import ValidationError
@@ -107,15 +106,26 @@ def opened() -> Tuple[Block, ...]:
     return blocks
 
 
-@contextmanager
-def replaced(blocks: Tuple[Block, ...]) -> Iterator[None]:
-    """Let these be the open blocks in a ``with`` block, and nothing of it remain after it."""
-    before = opened()
+def restart(blocks: Tuple[Block, ...]) -> None:
+    """Let these be the open blocks of the current context, and no others."""
+    fork.check()
     variable.set(blocks)
-    try:
-        yield
-    finally:
-        variable.set(before)
+
+
+class replaced:
+    """Lets these be the open blocks in a ``with`` block, and leaves nothing of it behind."""
+
+    def __init__(self, blocks: Tuple[Block, ...]) -> None:
+        self._blocks = blocks
+
+    def __enter__(self) -> None:
+        self._before = opened()
+        # A child that is forked in the block has another variable.
+        self._variable = variable
+        variable.set(self._blocks)
+
+    def __exit__(self, *_: object) -> None:
+        self._variable.set(self._before)
 
 
 class Opening:

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Union
 from urllib.parse import parse_qsl, quote, unquote
 
+from hightouch.htevents._context.scopes import Scope
 from hightouch.htevents.contrib._proxies import Proxies
-from hightouch.htevents.scopes import Scope
 
 # Limits in characters. An event may have 32 KB, and a context at its limits has at most 12 KB
 # as JSON in UTF-8. URLs are ASCII. A character of the other texts may take 4 bytes.

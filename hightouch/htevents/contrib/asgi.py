@@ -8,9 +8,9 @@
 from functools import partial
 from typing import Any, Awaitable, Callable, Dict, MutableMapping
 
+from hightouch.htevents._context.scopes import entered
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
-from hightouch.htevents.scopes import entered
 from hightouch.htevents.settings import check_callable
 
 _Scope = MutableMapping[str, Any]

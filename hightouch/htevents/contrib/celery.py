@@ -14,10 +14,10 @@ from weakref import WeakSet
 
 from celery import signals
 
-from hightouch.htevents._process import blocks
+from hightouch.htevents._context import blocks
+from hightouch.htevents._context.scopes import Scope, snapshot
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.encoding import encode
-from hightouch.htevents.scopes import Scope, snapshot
 
 HEADER = 'htevents_scope'
 
@@ -26,12 +26,6 @@ HEADER = 'htevents_scope'
 MOST_BYTES = 32 << 10
 
 _apps: 'WeakSet[Any]' = WeakSet()
-
-
-class _Carried(Scope):
-    """The scope of a task in the worker."""
-
-    __slots__ = ()
 
 
 def carry_scope(app: Any) -> None:
@@ -66,20 +60,15 @@ def _is_carried_to(task: Any) -> bool:
 
 
 def _enter(task: Any = None, **_: Any) -> None:
-    if not _is_carried_to(task):
-        return
-    _leave(task)  # the scope of a task whose end was interrupted
-    scope = read(getattr(task.request, HEADER, None))
-    if scope is not None:
-        blocks.enter(scope)
+    if _is_carried_to(task):
+        scope = read(getattr(task.request, HEADER, None))
+        # Nothing of an earlier task whose end was interrupted.
+        blocks.restart(() if scope is None else (scope,))
 
 
 def _leave(task: Any = None, **_: Any) -> None:
-    if not _is_carried_to(task):
-        return
-    for each in blocks.opened():
-        if isinstance(each, _Carried):
-            blocks.leave(each)
+    if _is_carried_to(task):
+        blocks.restart(())
 
 
 def written(scope: Scope) -> str:
@@ -105,5 +94,5 @@ def read(header: Any) -> Optional[Scope]:
         return None
     is_known = all(each is None or isinstance(each, str) for each in person)
     if is_known and all(isinstance(each, dict) for each in given):
-        return _Carried(person, *given)
+        return Scope(person, *given)
     return None

@@ -20,10 +20,10 @@ from django.conf import settings
 from django.http import FileResponse
 from django.utils.functional import LazyObject, empty
 
+from hightouch.htevents._context.scopes import Scope, current_user, entered
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
-from hightouch.htevents.scopes import Scope, current_user, entered
 
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction

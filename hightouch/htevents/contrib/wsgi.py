@@ -8,9 +8,9 @@
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional
 
+from hightouch.htevents._context.scopes import Scope, entered
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
-from hightouch.htevents.scopes import Scope, entered
 from hightouch.htevents.settings import check_callable
 
 _Environ = Dict[str, Any]

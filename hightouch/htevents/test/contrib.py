@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import hightouch.htevents as htevents
 from hightouch.htevents import Client, ValidationError
-from hightouch.htevents._process import blocks
+from hightouch.htevents._context import blocks
 from hightouch.htevents.contrib import _browser, asgi, wsgi
 from hightouch.htevents.contrib._proxies import MOST_HOPS, Proxies
 from hightouch.htevents.encoding import encode
@@ -430,7 +430,7 @@ class WsgiTest(unittest.TestCase):
         def app(environ: Any, start_response: Any) -> List[Any]:
             return [tracked(), tracked()]
 
-        from hightouch.htevents import scopes
+        from hightouch.htevents._context import scopes
 
         scopes._due['user'] = True
         with LogCatcher() as logged:
