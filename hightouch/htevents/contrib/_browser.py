@@ -116,20 +116,17 @@ def scope_of(
 
 
 def anonymous_id(cookies: str) -> Optional[str]:
-    """Return the id in the cookie of the browser SDK; None without a usable one.
-
-    A cut id could be another visitor's. So a long id is ignored, and one with controls, too.
-    """
+    """Return the id in the cookie of the browser SDK; None without a usable one."""
     for cookie in cookies.split(';'):
         name, _, value = cookie.partition('=')
         if name.strip() == COOKIE and len(value) < MOST_TEXT:
             text = unquote(value.strip())
             try:
-                found = json.loads(text) if text.startswith('"') else None
+                found = json.loads(text, strict=False) if text[:1] == '"' else ''
             except ValueError:
                 continue
-            if found and found == _text(found, MOST_ID):
-                return str(found)
+            if _text(found, MOST_ID):
+                return _text(found, MOST_ID)
     return None
 
 

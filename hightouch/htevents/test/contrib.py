@@ -319,6 +319,8 @@ class BrowserTest(unittest.TestCase):
         self.assertEqual(_browser.anonymous_id(COOKIE), ID)
         self.assertEqual(found('%22abc%22'), 'abc')
         self.assertEqual(found('"abc"'), 'abc')
+        self.assertEqual(found('%22a%0Ab%7F%C2%85%22'), 'ab')
+        self.assertEqual(found('%22' + 'a' * 5000 + '%22'), 'a' * 200)
         self.assertEqual(found('%22a%3Bb%22; htjs_anonymous_id=%22z%22'), 'a;b')
         self.assertEqual(found('nonsense; htjs_anonymous_id=%22z%22'), 'z')
 
@@ -335,8 +337,8 @@ class BrowserTest(unittest.TestCase):
                 '%7B%7D',
                 '%5B%22a%22%5D',
             ),
-            *('%22a%22b', '%E4%22', '%22a%0Ab%22', '%22%5Cud800%22', '%22%5Cn%22', '%'),
-            *('%22' + 'a' * 201 + '%22', '%22%20%22', '[' * 5000, '%5B' * 5000),
+            *('%22a%22b', '%E4%22', '%22%5Cud800%22', '%22%5Cn%22', '%', '%22%20%22'),
+            *('[' * 5000, '%5B' * 5000),
         ):
             text = 'htjs_anonymous_id=' + value
             self.assertIsNone(_browser.anonymous_id(text), value)
