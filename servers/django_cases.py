@@ -4,7 +4,6 @@ import asyncio
 import logging
 import tempfile
 
-import django
 import django_app
 import glue
 from django.contrib import auth
@@ -142,7 +141,7 @@ def a_user_that_cannot_be_found_is_one_warning(client):
     middleware.user_id = failing
     middleware(request_of(client))
     assert user_of_last() is None
-    if django.VERSION >= (3, 1):
+    if ScopeMiddleware.async_capable:
         request = request_of(client)
 
         async def auser():
@@ -161,7 +160,7 @@ CASES = [
     no_user_without_middlewares,
     a_file_is_left_alone,
 ]
-if django.VERSION >= (3, 1):
+if ScopeMiddleware.async_capable:
     CASES += [
         async_chain,
         async_chain_without_a_session,

@@ -123,7 +123,7 @@ class _User:
                 raise self._error.with_traceback(None)
             if self._loaded is not None:
                 user = self._loaded
-            elif _is_in_event_loop():
+            elif asyncio._get_running_loop() is not None:
                 return None  # a query would block the loop
         if user is None or not user.is_authenticated:
             return None
@@ -138,14 +138,6 @@ def _load_for_async_view(request: Any, view: Any, args: Any, kwargs: Any) -> Non
     """Load the user while the thread has no event loop, for an async view in a sync chain."""
     if iscoroutinefunction(view) and _has_session(request):
         current_user()
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except (AttributeError, RuntimeError):  # the former on Python 3.6
-        return False
-    return True
 
 
 def _streamed(response: Any, scope: Scope) -> Any:
