@@ -17,6 +17,8 @@ import hightouch.htevents as htevents
 from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
+from hightouch.htevents.contrib import asgi as asgi_glue
+from hightouch.htevents.contrib import wsgi as wsgi_glue
 from hightouch.htevents.oauth_manager import OauthManager
 from hightouch.htevents.request import APIError, DatetimeSerializer, post
 from hightouch.htevents.utils import (
@@ -214,6 +216,15 @@ def a_request(user_id: str, executor: concurrent.futures.Executor) -> None:
 def send_receipt(order: int, urgent: bool = False) -> bool:
     accepted, _ = htevents.track('user', 'Receipt sent', {'order': order})
     return accepted and urgent
+
+
+def applications(wsgi: Any, asgi: Any) -> None:
+    def user_of(environ: Dict[str, Any]) -> Optional[int]:
+        return 7 if 'REMOTE_USER' in environ else None
+
+    flask = wsgi_glue.ScopeMiddleware(wsgi, trusted_proxies='10.0.0.0/8')
+    asgi_glue.ScopeMiddleware(asgi, trusted_proxies=('10.0.0.0/8', 'unix'))
+    print(flask, wsgi_glue.ScopeMiddleware(wsgi, user_id=user_of))
 
 
 async def coroutines() -> None:
