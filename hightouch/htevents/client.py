@@ -8,7 +8,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
-from hightouch.htevents import encoding, settings
+from hightouch.htevents import coroutines, encoding, settings
 from hightouch.htevents._context import blocks, deferral, scopes, traces
 from hightouch.htevents._context.scopes import Id as Id
 from hightouch.htevents._context.scopes import ids
@@ -512,7 +512,9 @@ class Client:
         """
         fork.check()
         timeout = _checked_timeout(timeout)
-        return not self.send or await self._delivery.flush_async(Deadline(timeout))
+        return not self.send or await coroutines.flush(
+            self._delivery, Deadline(timeout)
+        )
 
     async def aclose(self, timeout: Optional[float] = DEFAULT_TIMEOUT) -> bool:
         """Do the same as `shutdown` in a coroutine of asyncio or trio.
@@ -526,7 +528,7 @@ class Client:
         fork.check()
         timeout = _checked_timeout(timeout)
         if self.send:
-            return await self._delivery.shutdown_async(Deadline(timeout))
+            return await coroutines.shutdown(self._delivery, Deadline(timeout))
         self._delivery.retire()
         return True
 

@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import Any, Callable, Dict, List, Optional
 
 from hightouch.htevents._process import exit as process_exit
-from hightouch.htevents._process import fork, loops
+from hightouch.htevents._process import fork
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.logs import is_in_a_line, log
 from hightouch.htevents._process.waiting import (
@@ -72,14 +72,13 @@ class Delivery:
         self._make_consumer = make_consumer
         self._threads = threads
         self._release = release or _nothing
-        self._ending = [on_end]  # popped by the one call that ends everything
+        self.on_end = [on_end]  # popped by the one call that ends everything
         self._on_start = _nothing
-        self._on_end: List[Any] = []  # the signals of coroutines that wait for the end
         self._make()
         fork.register(self)
 
     def _make(self) -> None:
-        self._state = NEW
+        self.state = NEW
         # Made with the first event, because a thread object takes as much memory as a
         # queue. Threads that make them together get the same ones, by setdefault.
         self._made: Dict[str, List[Consumer]] = {}
@@ -113,7 +112,7 @@ class Delivery:
 
     def put(self, body: bytes, block_timeout: float = 0) -> bool:
         """Queue an encoded message, and start a consumer if none collects."""
-        if self._state != RUNNING and not self._prepare():
+        if self.state != RUNNING and not self._prepare():
             return self.queue.refuse()
         accepted = self.queue.offer(body, block_timeout)
         if self._resting and not self.queue.is_attended():
@@ -127,7 +126,7 @@ class Delivery:
         Inside a delivery (in a callback or a signal handler) it is queued instead, and
         delivered after that one.
         """
-        if self._state != RUNNING and not self._prepare():
+        if self.state != RUNNING and not self._prepare():
             return self.queue.refuse()
         if is_delivering():
             return self.queue.offer(body)
@@ -149,23 +148,23 @@ class Delivery:
 
     def start(self) -> None:
         """Start a consumer for waiting events, also for events that dead processes left."""
-        if self._state == NEW:
+        if self.state == NEW:
             self._prepare()
-        if self._state != CLOSED and self._resting and not self.queue.is_attended():
+        if self.state != CLOSED and self._resting and not self.queue.is_attended():
             self._start_thread()
 
     def _prepare(self) -> bool:
         """Prepare for the first event in this process; return False if it comes too late."""
-        if self._state > RUNNING or self.queue.closed or process_exit.is_over():
+        if self.state > RUNNING or self.queue.closed or process_exit.is_over():
             return False
         made = self._made
         process_exit.add(self)
         resting = made.setdefault('resting', list(self.consumers))
         if made is self._made:  # otherwise this is a child, forked inside this call
             self._resting = resting
-            if self._state == NEW:
-                self._state = RUNNING
-        if self._state == CLOSED:
+            if self.state == NEW:
+                self.state = RUNNING
+        if self.state == CLOSED:
             process_exit.discard(self)  # another thread shut us down
         if self._threads:
             self._on_start()
@@ -227,7 +226,7 @@ class Delivery:
 
         :param in_time: False if the client is closing, and no more can be delivered in time
         """
-        if self._state == CLOSED:
+        if self.state == CLOSED:
             self._release()  # a request that outlasted the shutdown has taken it again
             return
         ledger = self.queue.ledger
@@ -236,12 +235,13 @@ class Delivery:
             if self._resting:
                 self._start_thread()  # an event or a flush came just before the end
         # In CLOSING, `finish` ends everything.
-        elif self._state == DRAINING and not self._has_threads():
+        elif self.state == DRAINING and not self.has_threads():
             if waits:
                 self._give_up()
             self._end()
 
-    def _has_threads(self) -> bool:
+    def has_threads(self) -> bool:
+        """Whether a consumer runs on a thread of its own, or is about to."""
         # A signal handler may have interrupted its thread just before that starts another.
         is_starting = self._starting and self._starter != get_ident()
         return is_starting or len(self._resting) < len(self._present)
@@ -252,11 +252,11 @@ class Delivery:
     def flush(self, timeout: Optional[float]) -> bool:
         """Send the waiting events now; see `Client.flush`."""
         self.start()
-        if self._must_not_wait():
+        if self.must_not_wait():
             return self.queue.begin_flush()
-        return self._flush(Deadline(timeout))
+        return self.flush_until(Deadline(timeout))
 
-    def _must_not_wait(self) -> bool:
+    def must_not_wait(self) -> bool:
         """Whether the caller has interrupted code that a consumer may wait for.
 
         It continues only when our caller returns: a delivery on this thread, or code that
@@ -270,55 +270,18 @@ class Delivery:
             or is_in_a_line()
         )
 
-    def _flush(self, deadline: Deadline) -> bool:
+    def flush_until(self, deadline: Deadline) -> bool:
+        """Send the waiting events, on this thread if no other one runs, and wait."""
         ledger = self.queue.ledger
         ledger.recover()
         # In this order: a thread that ends first rests its consumer, then looks for a flush.
         flush = self.queue.start_flush()
-        if self._state != CLOSED and not self._has_threads():
+        if self.state != CLOSED and not self.has_threads():
             # On this thread, because no other one runs.
             consumer = self._make_consumer()
             consumer.hurry(deadline, keeps=True)
             consumer.drain()
         return ledger.flushes.wait(flush, deadline)
-
-    async def flush_async(self, deadline: Deadline) -> bool:
-        """Do the same as `flush` in a coroutine, without a thread for it."""
-        self.start()
-        if self._must_not_wait():
-            return self.queue.begin_flush()
-        flushes = self.queue.ledger.flushes
-        flush = self.queue.start_flush(loops.make_signal())
-        try:
-            waits = not flush.done and self.queue.ledger.has_waiting()
-            if waits and self._state != CLOSED and not self._has_threads():
-                # sync_mode, or no thread could be started: to deliver here would block.
-                return await loops.in_thread(lambda: self._flush(deadline))
-            return await flushes.wait_async(flush, deadline)
-        finally:
-            flushes.forget(flush)
-
-    async def shutdown_async(self, deadline: Deadline) -> bool:
-        """Do the same as `shutdown` in a coroutine. If it is cancelled, nothing is lost."""
-        self.close(deadline)
-        if self._must_not_wait():
-            self.retire()
-            return self.queue.begin_flush()
-        try:
-            complete = await self.flush_async(deadline)
-            if not complete:
-                # The callbacks for the events that are lost may take their time.
-                return await loops.in_thread(lambda: self.finish(deadline))
-        except BaseException:
-            self.close(Deadline(None))
-            raise
-        finally:
-            self.retire()
-        ended = loops.make_signal()
-        self._on_end.append(ended)
-        if self._state != CLOSED:
-            await ended.wait(deadline.extended(LAST_CALLBACK).remaining())
-        return complete
 
     def close(self, deadline: Deadline) -> None:
         """Refuse new events, and let no retry wait beyond the deadline."""
@@ -332,9 +295,8 @@ class Delivery:
 
     def finish(self, deadline: Deadline) -> bool:
         """Deliver what is left, report what is not delivered in time, end the threads."""
-        if self._state < CLOSING:
-            self._state = CLOSING
-        complete = self._flush(deadline)
+        self.state = max(self.state, CLOSING)
+        complete = self.flush_until(deadline)
         # They end when the queue is empty. An event may have come during the flush.
         self._join_consumers(deadline)
         complete = self._give_up() and complete
@@ -355,20 +317,19 @@ class Delivery:
         """Flush, and end everything; see `Client.shutdown`."""
         deadline = Deadline(timeout)
         self.close(deadline)
-        if self._must_not_wait():
+        if self.must_not_wait():
             self.retire()
             return self.queue.begin_flush()
         return self.finish(deadline)
 
     def _give_up(self) -> bool:
         """Report the events that are lost now; return whether none is lost."""
-        ledger = self.queue.ledger
         lost = self.queue.give_up()
         if lost is not None:
             error = NotDeliveredError(
                 'The client was shut down before these events were delivered; some may '
                 'have arrived without an answer.',
-                ledger.last_error,
+                self.queue.ledger.last_error,
             )
             self._make_consumer().report_lost(error, [lost])
         self._make_consumer().report_damage()
@@ -376,28 +337,27 @@ class Delivery:
 
     def retire(self) -> None:
         """Refuse new events, and end once the queue is empty. Waits for nothing."""
-        if self._state >= CLOSING or process_exit.is_over():
+        if self.state >= CLOSING or process_exit.is_over():
             return
-        self._state = DRAINING
+        self.state = DRAINING
         self.queue.close()
         if self.queue.ledger.has_waiting():
             if self._resting:
                 self._start_thread()
-        elif not self._has_threads():
+        elif not self.has_threads():
             self._end()
 
     def _end(self) -> None:
         """Release everything. Twice is harmless, also by two threads."""
-        self._state = CLOSED
+        self.state = CLOSED
         for consumer in self._present:
             consumer.pause()
         process_exit.discard(self)
         self.queue.release()
         self._release()
-        for signal in list(self._on_end):
-            signal.set()
         try:
-            self._ending.pop()()
+            while True:
+                self.on_end.pop()()
         except IndexError:
             pass
 

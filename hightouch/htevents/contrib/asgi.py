@@ -30,7 +30,7 @@ class ScopeMiddleware:
         address of the client, as str or objects of `ipaddress`; ``'unix'`` is a peer on a
         UNIX socket. By default none is trusted
     :param user_id: function that gets the ASGI scope and returns the id of the user, or
-        None. It is called with each event while no user is set, in the event loop. It must
+        None. It is called with an event that needs it, often in the event loop, so it must
         not block
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     :raises RuntimeError: on Python 3.6, where tasks could not be told apart

@@ -215,8 +215,8 @@ class CloseTest(Hanging):
 
         client = self.run_loop(main())
         self.assertEqual(len(self.collector.events), 10)
-        self.assertEqual(client._delivery._state, CLOSED)
-        self.assertFalse(client._delivery._has_threads())
+        self.assertEqual(client._delivery.state, CLOSED)
+        self.assertFalse(client._delivery.has_threads())
 
     def test_async_with_closes_at_the_end(self) -> None:
         async def main() -> Client:
@@ -225,7 +225,7 @@ class CloseTest(Hanging):
             return client
 
         client = self.run_loop(main())
-        self.assertEqual(client._delivery._state, CLOSED)
+        self.assertEqual(client._delivery.state, CLOSED)
         self.assertEqual(len(self.collector.events), 1)
 
     def test_it_reports_what_is_not_delivered_in_time_without_blocking(self) -> None:
@@ -247,7 +247,7 @@ class CloseTest(Hanging):
             self.assertFalse(await client.aclose(0.2))
             ticker.cancel()
             self.assertEqual(client.stats().failed, 3)
-            self.assertEqual(client._delivery._state, CLOSED)
+            self.assertEqual(client._delivery.state, CLOSED)
 
         self.run_loop(main())
         ((error, batch),) = errors.calls

@@ -25,6 +25,7 @@ LADDER = (
     'oauth_manager',
     'consumer',
     'delivery',
+    'coroutines',
     'client',
     '__init__',
     'collector cli __main__',
