@@ -8,10 +8,11 @@ import django_app
 import glue
 from django.contrib import auth
 from django.db import connection
-from django.http import FileResponse, HttpResponse
+from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 
+from hightouch.htevents import scope
 from hightouch.htevents.contrib.django import ScopeMiddleware
 
 HOST = 'localhost'  # which Django allows
@@ -72,9 +73,7 @@ def logged_in():
 
 def no_query_without_an_event(client):
     request = request_of(client)
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
+    with CaptureQueriesContext(connection) as queries:
         ScopeMiddleware(lambda request: HttpResponse())(request)
     assert not queries.captured_queries and not request.session.accessed
 
@@ -103,6 +102,30 @@ def a_file_is_left_alone(client):
         found = ScopeMiddleware(lambda request: given)(request_of(client))
         assert found is given and found.file_to_stream is file
         found.close()
+
+
+def a_stream_keeps_its_blocks_and_is_closed_in_the_scope(client):
+    def body():
+        try:
+            with scope(context={'own': True}):
+                track(None)
+                yield b'1'
+                track(None)
+                yield b'2'
+        finally:
+            track(None)
+
+    def started(request):
+        return StreamingHttpResponse(body())
+
+    request = request_of(client)
+    response = ScopeMiddleware(started)(request)
+    steps = iter(response)
+    next(steps), next(steps)
+    response.close()  # early, as of a client that is gone
+    assert [each['userId'] for each in EVENTS[-3:]] == ['1'] * 3, EVENTS[-3:]
+    found = [each['context'].get('own') for each in EVENTS[-3:]]
+    assert found == [True, True, None], found
 
 
 def async_chain(client):
@@ -159,6 +182,7 @@ CASES = [
     a_user_that_is_set_counts,
     no_user_without_middlewares,
     a_file_is_left_alone,
+    a_stream_keeps_its_blocks_and_is_closed_in_the_scope,
 ]
 if ScopeMiddleware.async_capable:
     CASES += [

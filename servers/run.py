@@ -27,6 +27,7 @@ from hightouch.htevents.collector import Collector  # noqa: E402
 
 SERVERS = (
     *('gunicorn', 'uwsgi', 'celery', 'gevent', 'flask', 'fastapi', 'uvicorn', 'django'),
+    'litestar',
     'packaging',  # which the gevent worker of gunicorn imports
 )
 
@@ -485,6 +486,16 @@ def fastapi_uvicorn(bench):
     browse(port, 'work', 'sync')
     places = (*IN_TASKS, *IN_THREADS, 'background', 'background')
     bench.wait_for_accepted(len(USERS) * len(places) * 2)
+    bench.stop(process, status=None)
+    check_people(bench, *places)
+
+
+@scenario('uvicorn', 'litestar')
+def litestar_uvicorn(bench):
+    port, process = uvicorn(bench, 'litestar_app')
+    browse(port, 'work')
+    places = (*IN_TASKS, 'background')
+    bench.wait_for_accepted(len(USERS) * len(places))
     bench.stop(process, status=None)
     check_people(bench, *places)
 

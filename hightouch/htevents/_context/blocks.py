@@ -113,7 +113,11 @@ def restart(blocks: Tuple[Block, ...]) -> None:
 
 
 class replaced:
-    """Lets these be the open blocks in a ``with`` block, and leaves nothing of it behind."""
+    """Lets these be the open blocks in a ``with`` block, and leaves nothing of it behind.
+
+    It may be entered again, as for each step of an iterator. Blocks that the step before has
+    left open are then open again.
+    """
 
     def __init__(self, blocks: Tuple[Block, ...]) -> None:
         self._blocks = blocks
@@ -125,6 +129,7 @@ class replaced:
         variable.set(self._blocks)
 
     def __exit__(self, *_: object) -> None:
+        self._blocks = self._variable.get()
         self._variable.set(self._before)
 
 

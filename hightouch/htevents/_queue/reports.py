@@ -35,9 +35,8 @@ def report_loss(
 def call(callback: Callable[..., Any], name: str, *args: Any) -> None:
     """Call a callback of the application; nothing that it raises ends the delivery."""
     try:
-        with replaced(
-            ()
-        ):  # in sync_mode the caller's request is not that of the events
+        # The caller of a sync client is in a request, and its events may be of another one.
+        with replaced(()):
             result = callback(*args)
         if isinstance(result, CoroutineType):  # of a lambda, say
             result.close()

@@ -137,7 +137,7 @@ def context_of(request: Request, proxies: Proxies) -> Dict[str, Any]:
     scheme = proxies.scheme(request.peer, headers) or request.scheme
     return _filled(
         ip=proxies.client(request.peer, headers),
-        userAgent=_text(headers.get('user-agent', ''), MOST_USER_AGENT),
+        userAgent=_text(_utf8(headers.get('user-agent', '')), MOST_USER_AGENT),
         locale=locale_of(headers.get('accept-language', '')),
         page=_page(request, scheme, query),
         campaign=_campaign(query),
@@ -149,7 +149,7 @@ def _page(request: Request, scheme: str, query: str) -> Dict[str, Any]:
     search = _escaped('?' + query, _SAFE_IN_URL, MOST_SEARCH) if query else ''
     host = request.headers.get('host', '')
     is_known = scheme and _HOST.fullmatch(host)
-    referrer = request.headers.get('referer', '')
+    referrer = _utf8(request.headers.get('referer', ''))
     return _filled(
         path=path,
         url='%s://%s%s%s' % (scheme, host, path, search) if is_known else '',
@@ -180,6 +180,15 @@ def locale_of(languages: str) -> str:
         if is_one and weight > best:
             best, found = weight, language
     return found
+
+
+def _utf8(header: str) -> str:
+    """Return a header that servers have read as Latin-1 as the UTF-8 that it usually is."""
+    data = _bytes_of(header[:MOST_TEXT])
+    try:
+        return data if isinstance(data, str) else data.decode('utf-8')
+    except UnicodeDecodeError:
+        return header
 
 
 def _text(text: str, most: int) -> str:

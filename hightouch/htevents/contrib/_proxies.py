@@ -103,28 +103,27 @@ class Proxies:
     def _trusts(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
 
-    def _is_told_by(self, peer: Any) -> bool:
-        """Whether the headers of a peer are believed."""
+    def _trusts_peer(self, peer: Any) -> bool:
         if self._unix and (not peer or str(peer).startswith('unix:')):
             return True
-        address = address_of(peer)
+        address = _hop(str(peer))
         return address is not None and self._trusts(address)
 
     def client(self, peer: Any, headers: Mapping[str, str]) -> str:
         """Return the address of the client; '' if it is not known.
 
-        If both kinds of header are there and tell different clients, both are ignored. A
-        proxy manages only one of them, and the other may come from the client.
+        It is not known if both kinds of header are there and tell different clients. A proxy
+        manages only one of them, and the other may come from the client.
         """
-        address = address_of(peer)
-        if self._is_told_by(peer):
+        address = _hop(str(peer))
+        if self._trusts_peer(peer):
             found = {
                 self._walked(address, hops)
                 for hops in (_hops(headers), _forwarded(headers, 'for'))
                 if hops is not None
             }
-            if len(found) == 1:
-                address = found.pop()
+            if found:
+                address = found.pop() if len(found) == 1 else None
         return '' if address is None else str(address)
 
     def _walked(self, peer: Optional[_Address], hops: List[str]) -> Optional[_Address]:
@@ -141,7 +140,7 @@ class Proxies:
 
     def scheme(self, peer: Any, headers: Mapping[str, str]) -> str:
         """Return ``http`` or ``https`` if a trusted proxy tells it, otherwise ''."""
-        if not self._is_told_by(peer):
+        if not self._trusts_peer(peer):
             return ''
         found = set()
         if 'x-forwarded-proto' in headers:

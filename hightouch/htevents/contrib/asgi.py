@@ -58,11 +58,12 @@ class ScopeMiddleware:
 
 def _request_of(scope: _Scope) -> _browser.Request:
     client = scope.get('client')
-    path, root = scope.get('path', ''), scope.get('root_path', '')
+    path, root = scope.get('path', ''), scope.get('root_path', '').rstrip('/')
+    has_root = path == root or path.startswith(root + '/')  # older servers leave it out
     return _browser.Request(
         client[0] if client else None,
         scope.get('scheme', 'http'),
-        path if path.startswith(root) else root + path,  # older servers leave it out
+        path if has_root else root + path,
         scope.get('query_string', b''),
         _headers_of(scope),
     )

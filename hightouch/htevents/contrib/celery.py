@@ -33,6 +33,7 @@ def carry_scope(app: Any) -> None:
 
     Retries, chains and the tasks that a task publishes are included. Each message gets one
     header, with the values of the open scopes: the ids, the context, the integrations.
+    A header over 32 KB has only the ids. The user is looked for when a task is published.
     Celery does not tell for which app a message is published, so the messages of other apps
     in the process get it, too. A second call for an app does nothing.
 

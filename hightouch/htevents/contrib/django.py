@@ -14,13 +14,14 @@ default none is trusted.
 """
 
 import asyncio
-from typing import Any, AsyncIterator, Callable, Iterator, Optional
+from typing import Any, AsyncIterator, Callable, ContextManager, Iterator, Optional
 
 from django.conf import settings
 from django.http import FileResponse
 from django.utils.functional import LazyObject, empty
 
-from hightouch.htevents._context.scopes import Scope, current_user, entered
+from hightouch.htevents._context.blocks import around
+from hightouch.htevents._context.scopes import current_user, entered
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
@@ -38,9 +39,10 @@ except ImportError:  # Django before 4.2
 class ScopeMiddleware:
     """Opens a scope for each request, with its user and the facts of its browser.
 
-    The user is looked at with each event, so that a login or a logout in a view counts. A
-    request that tracks nothing causes no query, and does not touch the session. An async view
-    cannot load the user in a call. So its request loads it if it has a session cookie.
+    The user is looked at with an event that needs it, so that a login or a logout in a view
+    counts. A sync request that needs no user causes no query, and does not touch the session
+    (which adds ``Vary: Cookie`` to the answer). Code in an event loop cannot load the user. So
+    a request of an async view, or in an async chain, loads it if it has a session cookie.
 
     :raises ValidationError: (an ``AssertionError``) when the setting is wrong
     """
@@ -71,16 +73,18 @@ class ScopeMiddleware:
         facts = _browser.from_environ(request.META)._replace(
             scheme=request.scheme, path=request.path
         )
-        scope = _browser.scope_of(facts, self._proxies, user.id)
+        inside = entered(_browser.scope_of(facts, self._proxies, user.id))
         if self._is_async:
-            return self._acall(request, user, scope)
-        with entered(scope):
-            return _streamed(self.get_response(request), scope)
+            return self._acall(request, user, inside)
+        with inside:
+            return _streamed(self.get_response(request), inside)
 
-    async def _acall(self, request: Any, user: '_User', scope: Scope) -> Any:
-        with entered(scope):
+    async def _acall(
+        self, request: Any, user: '_User', inside: ContextManager[None]
+    ) -> Any:
+        with inside:
             await user.load()
-            return _streamed(await self.get_response(request), scope)
+            return _streamed(await self.get_response(request), inside)
 
 
 class _User:
@@ -140,40 +144,45 @@ def _load_for_async_view(request: Any, view: Any, args: Any, kwargs: Any) -> Non
         current_user()
 
 
-def _streamed(response: Any, scope: Scope) -> Any:
+def _streamed(response: Any, inside: ContextManager[None]) -> Any:
     """Let the steps of a streamed answer run in the scope. Files run no code of the app."""
     if getattr(response, 'streaming', False) and not isinstance(response, FileResponse):
         steps = response.streaming_content
         is_async = getattr(response, 'is_async', False)
-        response.streaming_content = (_AsyncSteps if is_async else _Steps)(steps, scope)
+        response.streaming_content = (_AsyncSteps if is_async else _Steps)(
+            steps, inside
+        )
+        response.close = around(lambda: inside, response.close)
     return response
 
 
 class _Steps:
-    """An iterator whose steps run in a scope. Django closes the original one."""
+    """An iterator whose steps run in a scope. The answer closes the original one."""
 
-    def __init__(self, steps: Iterator[bytes], scope: Scope) -> None:
+    def __init__(self, steps: Iterator[bytes], inside: ContextManager[None]) -> None:
         self._steps = steps
-        self._scope = scope
+        self._inside = inside
 
     def __iter__(self) -> '_Steps':
         return self
 
     def __next__(self) -> bytes:
-        with entered(self._scope):
+        with self._inside:
             return next(self._steps)
 
 
 class _AsyncSteps:
     """An async iterator whose steps run in a scope."""
 
-    def __init__(self, steps: AsyncIterator[bytes], scope: Scope) -> None:
+    def __init__(
+        self, steps: AsyncIterator[bytes], inside: ContextManager[None]
+    ) -> None:
         self._steps = steps
-        self._scope = scope
+        self._inside = inside
 
     def __aiter__(self) -> '_AsyncSteps':
         return self
 
     async def __anext__(self) -> bytes:
-        with entered(self._scope):
+        with self._inside:
             return await self._steps.__anext__()

@@ -6,9 +6,9 @@
 """
 
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Optional
 
-from hightouch.htevents._context.scopes import Scope, entered
+from hightouch.htevents._context.scopes import entered
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
 from hightouch.htevents.settings import check_callable
@@ -45,16 +45,18 @@ class ScopeMiddleware:
         user_id = self._user_id
         find_user = None if user_id is None else partial(user_id, environ)
         request = _browser.from_environ(environ)
-        scope = _browser.scope_of(request, self._proxies, find_user)
-        wrapper = environ.get('wsgi.file_wrapper')
-        with entered(scope):
+        inside = entered(_browser.scope_of(request, self._proxies, find_user))
+        with inside:
             body = self.app(environ, start_response)
-        # Servers treat these in a special way, and they run no code of the application.
-        if isinstance(body, (list, tuple)):
+        if _is_known(body, environ.get('wsgi.file_wrapper')):
             return body
-        if isinstance(wrapper, type) and isinstance(body, wrapper):
-            return body
-        return _Body(body, scope)
+        return _Body(body, inside)
+
+
+def _is_known(body: Any, wrapper: Any) -> bool:
+    """Whether servers treat a body in a special way. Such bodies run no code of the app."""
+    is_wrapped = isinstance(wrapper, type) and isinstance(body, wrapper)
+    return is_wrapped or isinstance(body, (list, tuple)) or hasattr(body, 'read')
 
 
 class _Body:
@@ -64,16 +66,16 @@ class _Body:
     leave it in the thread.
     """
 
-    def __init__(self, body: Iterable[bytes], scope: Scope) -> None:
+    def __init__(self, body: Iterable[bytes], inside: ContextManager[None]) -> None:
         self._body = body
-        self._scope = scope
+        self._inside = inside
         self._steps: Optional[Iterator[bytes]] = None
 
     def __iter__(self) -> '_Body':
         return self
 
     def __next__(self) -> bytes:
-        with entered(self._scope):
+        with self._inside:
             if self._steps is None:
                 self._steps = iter(self._body)
             return next(self._steps)
@@ -81,5 +83,5 @@ class _Body:
     def close(self) -> None:
         close = getattr(self._body, 'close', None)
         if close is not None:
-            with entered(self._scope):
+            with self._inside:
                 close()

@@ -1,13 +1,14 @@
 """Tests of the glue for ASGI and WSGI, without a framework: servers/ has the real ones."""
 
 import asyncio
+import io
 import ipaddress
 import json
 import sys
 import threading
 import unittest
 import urllib.request
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -189,18 +190,27 @@ class AddressTest(unittest.TestCase):
             found = context('10.0.0.0/8', '10.0.0.1', forwarded=header)
             self.assertEqual(found.get('ip'), '10.0.0.1', header)
 
-    def test_two_headers_that_tell_different_clients_do_not_count(self) -> None:
+    def test_two_headers_that_tell_different_clients_leave_it_unknown(self) -> None:
         def both(forwarded: str) -> Any:
             return context(
                 '10.0.0.0/8',
                 '10.0.0.1',
                 x_forwarded_for='198.51.100.7',
                 forwarded=forwarded,
-            )['ip']
+            ).get('ip')
 
         self.assertEqual(both('for=198.51.100.7'), '198.51.100.7')
         for other in ('for=203.0.113.9', 'proto=https', 'nonsense', 'for=unknown'):
-            self.assertEqual(both(other), '10.0.0.1')
+            self.assertIsNone(both(other))
+
+    def test_a_peer_may_have_a_port(self) -> None:
+        for peer, expected in (
+            ('198.51.100.7:5678', '198.51.100.7'),
+            ('[2001:db8::1]:80', '2001:db8::1'),
+            ('10.0.0.1:80', '203.0.113.9'),
+        ):
+            found = context('10.0.0.0/8', peer, x_forwarded_for='203.0.113.9')
+            self.assertEqual(found['ip'], expected)
 
     def test_a_trusted_proxy_tells_the_scheme(self) -> None:
         def scheme(peer: str, **headers: str) -> Any:
@@ -475,6 +485,32 @@ class WsgiTest(unittest.TestCase):
         self.assertEqual([each['anonymousId'] for each in found], [ID] * 3)
         self.assertEqual(blocks.opened(), ())
 
+    def test_blocks_that_a_body_opens_stay_open_between_its_steps(self) -> None:
+        found: List[Any] = []
+
+        def scoped() -> Iterator[bytes]:
+            with htevents.scope(user_id='inner'):
+                found.append(tracked()['userId'])
+                yield b'1'
+                found.append(tracked()['userId'])
+            found.append(tracked()['userId'])
+            yield b'2'
+
+        def failing() -> Iterator[bytes]:
+            with htevents.deferred():
+                found.append(blocks.opened()[-1])
+                yield b'1'
+                found.append(blocks.opened()[-1])
+                raise LookupError
+
+        list(self.called(lambda environ, start: scoped()))
+        self.assertEqual(found, ['inner', 'inner', None])
+        found.clear()
+        with self.assertRaises(LookupError):
+            list(self.called(lambda environ, start: failing()))
+        self.assertIs(found[0], found[1])
+        self.assertEqual(blocks.opened(), ())
+
     def test_a_body_that_is_not_closed_leaves_nothing_in_its_thread(self) -> None:
         bodies = [
             self.called(lambda environ, start: iter([b'1', b'2'])) for _ in range(3)
@@ -533,6 +569,8 @@ class WsgiTest(unittest.TestCase):
         environ = dict(environ_of(), **{'wsgi.file_wrapper': lambda file: file})
         body = iter([b'1'])
         self.assertIsNot(self.called(lambda environ, start: body, environ), body)
+        file = io.BytesIO(b'1')  # as of a server whose wrapper is a function
+        self.assertIs(self.called(lambda environ, start: file, environ), file)
 
     def test_an_error_of_the_application_passes(self) -> None:
         def app(environ: Any, start_response: Any) -> Any:

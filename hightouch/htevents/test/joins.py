@@ -90,7 +90,7 @@ class IdempotencyKeyTest(TestCase):
             object(),
             float('nan'),
             True,
-        ) + (b'digest', 1j, datetime.timedelta(1), 10**5000, Unsaved()):
+        ) + (b'digest', 1j, datetime.timedelta(1), Unsaved()):
             with self.assertRaisesRegex(htevents.ValidationError, 'idempotency_key: '):
                 self.id_of(key)
             with self.assertRaisesRegex(htevents.ValidationError, 'idempotency_key: '):
