@@ -1,9 +1,8 @@
-"""The settings of a client: names, defaults, checks, and environment variables."""
+"""The settings of a client: names, types, defaults and checks."""
 
 import logging
 import math
 import os
-import re
 import sys
 from functools import lru_cache, partial, wraps
 from numbers import Number
@@ -13,7 +12,6 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
-    Collection,
     Dict,
     List,
     Mapping,
@@ -22,6 +20,7 @@ from typing import (
     Union,
 )
 
+from hightouch.htevents._process import environment
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.proxies import normalize_proxies
 from hightouch.htevents._process.waiting import Timeout as Timeout
@@ -52,12 +51,7 @@ BeforeSend = Callable[[Message], Optional[Message]]
 
 ENV_WRITE_KEY = 'HTEVENTS_WRITE_KEY'
 ENV_HOST = 'HTEVENTS_HOST'
-ENV_SEND = 'HTEVENTS_SEND'
-
-_FLAGS = {
-    **dict.fromkeys(('1', 'true', 'yes', 'on'), True),
-    **dict.fromkeys(('0', 'false', 'no', 'off'), False),
-}
+ENV_SEND = environment.SEND
 
 
 class DefaultConfig:
@@ -100,6 +94,7 @@ class DefaultConfig:
 
 TYPES: Dict[str, Any] = dict(DefaultConfig.__annotations__)
 NAMES = tuple(TYPES)
+_READERS = environment.readers_of(TYPES)
 
 
 def expect(ok: object, name: str, expected: str, value: Any) -> None:
@@ -126,8 +121,7 @@ def checked(given: Mapping[str, Any]) -> Any:
             expect(False, name, 'a value that is true or false', value)
         setattr(to, name, value)
     # The off switch of the environment needs no write key, so that tests need no settings.
-    is_off = _FLAGS.get(os.environ.get(ENV_SEND, '').strip().lower()) is False
-    needs_key = to.send or to.write_key or not is_off
+    needs_key = to.send or to.write_key or not environment.is_switched_off()
     to.write_key = check_write_key(to.write_key) if needs_key else ''
     to.host = _check_host(to.host)
     to.max_queue_size = _check_whole('max_queue_size', to.max_queue_size)
@@ -155,92 +149,17 @@ def completed(init: _Init) -> _Init:
 
     @wraps(init)
     def completed_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        found = from_environment(set(NAMES[: len(args)]).union(kwargs))
+        found = environment.find(_READERS, set(NAMES[: len(args)]).union(kwargs))
         try:
             init(self, *args, **kwargs, **found)
         except ValidationError as error:
             name, _, text = str(error).partition(': ')
             if name not in found:
                 raise
-            raise ValidationError('%s: %s' % (variable(name), text)) from None
+            name = environment.variable(name)
+            raise ValidationError('%s: %s' % (name, text)) from None
 
     return completed_init  # type: ignore[return-value]
-
-
-def variable(name: str) -> str:
-    """Return the name of a setting's environment variable."""
-    return 'HTEVENTS_' + name.upper()
-
-
-def from_environment(given: Collection[str]) -> Dict[str, Any]:
-    """Return the settings of the environment; a variable that is empty counts as missing.
-
-    :param given: names of settings to leave out
-    :raises ValidationError: when a variable cannot be read
-    """
-    found = {}
-    for name, (its_variable, read) in _READERS.items():
-        text = os.environ.get(its_variable)
-        if text and text.strip() and name not in given:
-            try:
-                found[name] = read(text.strip())
-            except (ValueError, LookupError):
-                what = (its_variable, _EXPECTED[read])
-                raise ValidationError(
-                    '%s: expected %s, got another text' % what
-                ) from None
-    return found
-
-
-def reader(kind: Any) -> Optional[Callable[[str], Any]]:
-    """Return the function that reads a setting's type from text; None if none can."""
-    kinds = getattr(kind, '__args__', None) or (kind,)
-    if str in kinds:
-        return str
-    if bool in kinds:
-        return _read_flag
-    if int in kinds:
-        return _read_whole
-    if float in kinds:
-        return _read_limit if type(None) in kinds else _read_number
-    return None
-
-
-def _read_flag(text: str) -> bool:
-    return _FLAGS[text.lower()]
-
-
-def _read_whole(text: str) -> int:
-    if re.match('-?[0-9]+$', text) is None:
-        raise ValueError(text)  # int() reads more, such as 1_0
-    return int(text)
-
-
-def _read_number(text: str) -> float:
-    if re.match(r'-?[0-9]*[.]?[0-9]+$', text) is None:
-        raise ValueError(text)
-    return float(text)
-
-
-def _read_limit(text: str) -> Optional[float]:
-    return None if text.lower() == 'none' else _read_number(text)
-
-
-_EXPECTED: Dict[Any, str] = {
-    str: 'a text',
-    _read_whole: 'a whole number',
-    _read_number: 'a number',
-    _read_limit: 'a number, or none for no limit',
-    _read_flag: '1 or 0 (or true or false, yes or no, on or off)',
-}
-
-
-# The variable of each setting that has one, and the function that reads it.
-_READERS = {
-    name: (variable(name), read)
-    for name, read in zip(NAMES, map(reader, TYPES.values()))
-    if read
-}
 
 
 def is_number(value: Any) -> bool:

@@ -243,7 +243,8 @@ def scope(
     of ``context`` and ``integrations`` are merged one by one: the inner scope's win, and the
     keys of a call win over all.
 
-    The ids of two people are never joined. A call with a ``user_id`` gets the
+    A nested scope with a ``user_id`` in a scope that has only an ``anonymous_id`` is the login
+    of that visitor. The ids of two people are never joined: a call with a ``user_id`` gets the
     ``anonymous_id`` only if that user is the scope's, and a call with an ``anonymous_id``
     does not get the ``user_id`` of a scope with another one.
 

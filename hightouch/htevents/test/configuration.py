@@ -13,8 +13,9 @@ from unittest import mock
 
 import hightouch.htevents as htevents
 from hightouch.htevents import settings
+from hightouch.htevents._process.environment import reader, variable
 from hightouch.htevents.client import Client
-from hightouch.htevents.settings import DefaultConfig, reader, variable
+from hightouch.htevents.settings import DefaultConfig
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.readme import README, read
 from hightouch.htevents.test.support import LIMIT, Recorder, TestCase, run_program

@@ -119,6 +119,17 @@ class ScopeTest(ScopeTestCase):
             self.assertEqual(self.ids(7), ('7', '8'))
             self.assertEqual(self.ids(''), ('7', '8'))
 
+    def test_before_send_sees_the_complete_message(self) -> None:
+        def scrub(message: Any) -> Any:
+            message['context']['page'].pop('search')
+            return message
+
+        self.caller = Client('key', send=False, before_send=scrub)
+        page = {'path': '/', 'search': '?token=secret'}
+        with htevents.scope('user', context={'page': page}):
+            for _ in range(2):
+                self.assertEqual(self.context(), {'page': {'path': '/'}})
+
     def test_scopes_nest_and_merge_key_by_key(self) -> None:
         with htevents.scope('user', 'visitor', {'a': 1, 'b': {'x': 1}}, {'S3': True}):
             with htevents.scope(context={'b': {'y': 2}, 'c': 3}):

@@ -1,5 +1,6 @@
 """Deferred blocks in real transactions: of Django and of SQLAlchemy, on SQLite."""
 
+import functools
 import importlib.util
 import unittest
 from typing import Any, List
@@ -143,6 +144,15 @@ class DjangoTest(TransactionTestCase):
 
     def test_a_block_around_the_transaction_sends_at_its_own_end(self) -> None:
         self.block_around_the_transaction()
+
+    def test_the_hook_of_a_named_database_is_a_partial(self) -> None:
+        hook = functools.partial(self.transaction.on_commit, using='default')
+        with self.atomic():
+            with htevents.deferred(hook=hook):
+                self.insert('a')
+            self.assertTrue(self.caller.flush(LIMIT))
+            self.assertEqual(self.collector.events, [])
+        self.check('a')
 
 
 @unittest.skipUnless(importlib.util.find_spec('sqlalchemy'), 'no SQLAlchemy here')
