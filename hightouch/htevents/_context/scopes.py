@@ -24,7 +24,7 @@ from typing import (
 from hightouch.htevents._context import blocks
 from hightouch.htevents._context.blocks import Block, Opening, around, replaced
 from hightouch.htevents._process.interruption import raise_interruption
-from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.logs import Sparse, log
 from hightouch.htevents.arguments import as_text, checked_id, copied, is_missing
 from hightouch.htevents.encoding import plain_copy
 from hightouch.htevents.errors import ValidationError, name_of
@@ -39,10 +39,8 @@ _Function = TypeVar('_Function', bound=Callable[..., Any])
 
 NOBODY: Person = (None, None)
 
-# The warnings that are still to be logged. pop() is atomic: one thread gets each.
-_due = {'no scope': True, 'user': True, 'context': True}
-
 _findings = Findings()
+_failures = Sparse()
 
 
 class Scope(Block):
@@ -100,7 +98,9 @@ class Scope(Block):
         """Take over what another scope gives."""
         user_id, anonymous_id = other._person
         if user_id is not None:
-            self._person = _joined(other._person, self.person)
+            # Without a visitor, the user that was there does not matter.
+            before = self.person if self._person[1] else NOBODY
+            self._person = _joined(other._person, before)
         elif anonymous_id is not None:
             # Not the user that was found: the next event looks for it again.
             self._person = self._person[0], anonymous_id
@@ -115,11 +115,11 @@ def _found(find: Callable[[], Any], what: str) -> Any:
             return find()
     except Exception as error:
         raise_interruption(error)
-        if _due.pop(what, False):
+        if _failures.is_due(what):
             # Without its text, which may quote anything.
             log.warning(
                 'The %s of a request could not be found (%s): its events have only what '
-                'their calls give. Later failures are not logged',
+                'their calls give',
                 what,
                 name_of(type(error)),
             )
@@ -281,7 +281,7 @@ def update_scope(
     scopes = _scopes()
     if scopes:
         scopes[-1].update(made)
-    elif _due.pop('no scope', False):
+    elif _failures.is_due('no scope'):
         log.warning(
             'update_scope() has no effect outside of a scope: open one with htevents.scope() '
             'or a middleware of hightouch.htevents.contrib'

@@ -4,11 +4,10 @@ import sys
 from typing import Any, Dict
 
 from hightouch.htevents._process.interruption import raise_interruption
-from hightouch.htevents._process.logs import log
+from hightouch.htevents._process.logs import Sparse, log
 from hightouch.htevents.errors import name_of
 
-# Popped by the one call that logs the warning.
-_due = {'failure': True}
+_failures = Sparse()
 
 
 def add_span(context: Dict[str, Any]) -> None:
@@ -28,6 +27,6 @@ def add_span(context: Dict[str, Any]) -> None:
             }
     except Exception as error:
         raise_interruption(error)
-        if _due.pop('failure', False):
+        if _failures.is_due('span'):
             kind = name_of(type(error))
             log.warning('trace_context: OpenTelemetry has no readable span (%s)', kind)

@@ -164,6 +164,23 @@ def _escaped(text: str) -> str:
     )
 
 
+class Sparse:
+    """Tells which of many equal lines to log: the first, the 10th, the 100th and so on.
+
+    Thread-safe. A race between two threads only makes a count slightly wrong.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Dict[str, int] = {}
+
+    def is_due(self, kind: str) -> bool:
+        """Count an occurrence; return whether to log it."""
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        while count % 10 == 0:
+            count //= 10
+        return count == 1
+
+
 def printable(text: str, most: int) -> str:
     """Return a text on one line, with its control characters escaped.
 

@@ -444,7 +444,7 @@ class WsgiTest(unittest.TestCase):
 
         from hightouch.htevents._context import scopes
 
-        scopes._due['user'] = True
+        scopes._failures.__init__()  # type: ignore[misc]
         with LogCatcher() as logged:
             for user_id in (raising, lambda environ: object(), lambda environ: True):
                 for message in self.called(app, user_id=user_id):

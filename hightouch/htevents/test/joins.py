@@ -122,7 +122,7 @@ class IdempotencyKeyTest(TestCase):
 class TraceTest(TestCase):
     def setUp(self) -> None:
         super().setUp()
-        traces._due['failure'] = True
+        traces._failures.__init__()  # type: ignore[misc]
         self.caller = Client('key', send=False, trace_context=True)
 
     def trace(self, client: Any = None, **kwargs: Any) -> Any:
