@@ -400,8 +400,9 @@ class Client:
                     'are refused: each of them would cause another line'
                 )
             return False
-        if opened and deferral.holds(opened, partial(self._undefer, body, message)):
-            return True
+        if opened and not self._queue.closed:
+            if deferral.holds(opened, partial(self._undefer, body, message)):
+                return True
         if self.debug:
             log.debug('queueing: %s', message)
         if self.sync_mode:

@@ -204,6 +204,14 @@ class DeferralTest(TestCase):
         self.assertIn('shut down', str(error))
         self.assertEqual(batch[0]['event'], 'late')
 
+    def test_a_client_that_is_shut_down_refuses_the_call_itself(self) -> None:
+        errors = Recorder()
+        client = self.client(on_error=errors)
+        client.shutdown(LIMIT)
+        with htevents.deferred():
+            self.assertFalse(client.track('user', 'late')[0])
+        self.assertEqual(errors.calls, [])
+
     def test_sync_mode_delivers_at_the_end_and_reports_a_failure_once(self) -> None:
         errors = Recorder()
         client = self.client(sync_mode=True, on_error=errors, max_retries=0)
