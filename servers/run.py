@@ -317,14 +317,19 @@ def uwsgi_spool(bench):
 # -- Celery --------------------------------------------------------------------------
 
 
-def celery(bench, count, kill=False, **variables):
-    variables.update(BROKER=bench.path('broker'), DONE=bench.path('done'))
-    worker = bench.start(
-        *('celery', '--app', 'tasks', 'worker', '--pool', 'prefork')
-        + ('--concurrency', '2', '--max-tasks-per-child', '15')
-        + ('--without-gossip', '--without-mingle', '--without-heartbeat'),
+def start_worker(bench, app, pool, *options, **variables):
+    return bench.start(
+        *('celery', '--app', app, 'worker', '--pool', pool)
+        + ('--without-gossip', '--without-mingle', '--without-heartbeat')
+        + options,
         **variables,
     )
+
+
+def celery(bench, count, kill=False, **variables):
+    variables.update(BROKER=bench.path('broker'), DONE=bench.path('done'))
+    options = ('--concurrency', '2', '--max-tasks-per-child', '15')
+    worker = start_worker(bench, 'tasks', 'prefork', *options, **variables)
     send = 'import tasks\nfor number in range(%d): tasks.work.delay(number)\n' % count
     if kill:
         send += 'for _ in range(4): tasks.die.delay()\n'
@@ -551,12 +556,8 @@ def django_rare_requests(bench):
 
 def celery_scopes(bench, pool):
     variables = {'BROKER': bench.path('broker'), 'DONE': bench.path('done')}
-    worker = bench.start(
-        *('celery', '--app', 'glue_tasks', 'worker', '--pool', pool)
-        + ('--concurrency', '4', '--without-gossip', '--without-mingle')
-        + ('--without-heartbeat',),
-        **variables,
-    )
+    options = ('--concurrency', '4')
+    worker = start_worker(bench, 'glue_tasks', pool, *options, **variables)
     send = 'import glue_tasks; glue_tasks.publish_all(%d)' % len(USERS)
     bench.ended(bench.start('python', '-c', send, **variables))
     places = ('try 0', 'try 1', 'try 2', 'nested', 'eager', 'chained')
@@ -586,12 +587,8 @@ def online_shop(bench):
     variables = django_variables(bench)
     variables.update(BROKER=bench.path('broker'), DONE=bench.path('done'))
     service, service_process = uvicorn(bench, 'fastapi_app')
-    worker = bench.start(
-        *('celery', '--app', 'glue_tasks', 'worker', '--pool', 'prefork')
-        + ('--concurrency', '2', '--without-gossip', '--without-mingle')
-        + ('--without-heartbeat',),
-        **variables,
-    )
+    options = ('--concurrency', '2')
+    worker = start_worker(bench, 'glue_tasks', 'prefork', *options, **variables)
     shop, shop_process = gunicorn(
         bench, app='django_wsgi', SERVICE=str(service), **variables
     )

@@ -24,7 +24,7 @@ from hightouch.htevents.encoding import encode
 from hightouch.htevents.test import (
     properties,  # noqa: F401  (its profile of hypothesis)
 )
-from hightouch.htevents.test.support import LIMIT, LogCatcher
+from hightouch.htevents.test.support import LIMIT, LogCatcher, run_loop
 
 # Bytes that a context may have as JSON.
 MOST_BYTES = 12 << 10
@@ -44,14 +44,6 @@ def tracked(**arguments: Any) -> Any:
     accepted, message = client.track(event='event', **arguments)
     assert accepted
     return message
-
-
-def run(coroutine: Any) -> Any:
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
 
 
 def environ_of(**headers: str) -> Dict[str, Any]:
@@ -633,7 +625,7 @@ class AsgiTest(unittest.TestCase):
         self, app: Callable[..., Any], scope: Any = None, **settings: Any
     ) -> None:
         made = asgi.ScopeMiddleware(app, **settings)
-        run(made(scope_of() if scope is None else scope, None, None))
+        run_loop(made(scope_of() if scope is None else scope, None, None))
 
     def message(self, scope: Any = None, **settings: Any) -> Any:
         """Return the event that an application tracks."""
@@ -788,7 +780,7 @@ class AsgiTest(unittest.TestCase):
             )
             self.assertEqual(blocks.opened(), ())
 
-        run(main())
+        run_loop(main())
         self.assertEqual(seen[0], count * steps)
         self.assertEqual(wrong, [])
 

@@ -10,8 +10,14 @@ from typing import Any, Callable, List
 
 import hightouch.htevents as htevents
 from hightouch.htevents._context.deferral import Deferral
-from hightouch.htevents.test.scopes import HAS_CONTEXTS, run_loop
-from hightouch.htevents.test.support import LIMIT, LogCatcher, Recorder, TestCase
+from hightouch.htevents.test.scopes import HAS_CONTEXTS
+from hightouch.htevents.test.support import (
+    LIMIT,
+    LogCatcher,
+    Recorder,
+    TestCase,
+    run_loop,
+)
 
 Hooked = List[Callable[[], None]]
 

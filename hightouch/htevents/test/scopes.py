@@ -15,19 +15,11 @@ import hightouch.htevents as htevents
 from hightouch.htevents import Client
 from hightouch.htevents._context import blocks, scopes
 from hightouch.htevents._context.scopes import Scope, entered
-from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase
+from hightouch.htevents.test.support import LIMIT, LogCatcher, TestCase, run_loop
 from hightouch.htevents.version import NAME, VERSION
 
 LIBRARY = {'name': NAME, 'version': VERSION}
 HAS_CONTEXTS = sys.version_info >= (3, 7)
-
-
-def run_loop(main: Any) -> Any:
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(main)
-    finally:
-        loop.close()
 
 
 class ScopeTestCase(TestCase):

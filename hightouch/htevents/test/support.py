@@ -1,6 +1,7 @@
 """What several test modules need."""
 
 import _thread
+import asyncio
 import contextlib
 import dis
 import itertools
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import unittest
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Awaitable, Callable, Iterator, List, Optional, Tuple
 from unittest import mock
 
 from hightouch.htevents import Client
@@ -128,6 +129,17 @@ class LogCatcher(logging.Handler):
     def __exit__(self, *exc_info: object) -> None:
         self._logger.removeHandler(self)
         self._logger.setLevel(self._before)
+
+
+def run_loop(
+    main: Awaitable[Any], make_loop: Callable[[], Any] = asyncio.new_event_loop
+) -> Any:
+    """Run a coroutine on an event loop of its own, also on Python 3.6."""
+    loop = make_loop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.close()
 
 
 def decoded(body: bytes) -> Any:
