@@ -49,7 +49,8 @@ class Scope(Block):
     No lock guards them: a person is replaced as a whole, and the dicts of plain values are
     changed in single steps.
 
-    :param find_user: called with each event while no user id is set; returns an id or None
+    :param find_user: called with an event that needs it while no user id is set; returns an
+        id or None
     :param find_context: called with the first event; returns more of the context
     """
 

@@ -8,10 +8,19 @@ import json
 import re
 import sys
 from functools import partial
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Union
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Union,
+)
 from urllib.parse import parse_qsl, quote, unquote
 
-from hightouch.htevents._context.scopes import Scope
+from hightouch.htevents._context.scopes import Scope, entered
 from hightouch.htevents.contrib._proxies import Proxies
 
 # Limits in characters. An event may have 32 KB, and a context at its limits has at most 12 KB
@@ -103,16 +112,17 @@ def _bytes_of(text: str) -> Union[bytes, str]:
         return text  # against the standard of WSGI
 
 
-def scope_of(
+def inside(
     request: Request, proxies: Proxies, find_user: Optional[Callable[[], Any]]
-) -> Scope:
-    """Return the scope of a request. It computes the context with the first event."""
+) -> ContextManager[None]:
+    """Return what opens the scope of a request. The first event computes its context."""
     cookies = request.headers.get('cookie', '')
-    return Scope(
+    scope = Scope(
         (None, anonymous_id(cookies) if COOKIE in cookies else None),
         find_user=find_user,
         find_context=partial(context_of, request, proxies),
     )
+    return entered(scope)
 
 
 def anonymous_id(cookies: str) -> Optional[str]:

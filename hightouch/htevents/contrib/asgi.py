@@ -8,7 +8,6 @@
 from functools import partial
 from typing import Any, Awaitable, Callable, Dict, MutableMapping
 
-from hightouch.htevents._context.scopes import entered
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
 from hightouch.htevents.settings import check_callable
@@ -52,7 +51,7 @@ class ScopeMiddleware:
         user_id = self._user_id
         find_user = None if user_id is None else partial(user_id, scope)
         request = _request_of(scope)
-        with entered(_browser.scope_of(request, self._proxies, find_user)):
+        with _browser.inside(request, self._proxies, find_user):
             await self.app(scope, receive, send)
 
 

@@ -21,7 +21,7 @@ from django.http import FileResponse
 from django.utils.functional import LazyObject, empty
 
 from hightouch.htevents._context.blocks import around
-from hightouch.htevents._context.scopes import current_user, entered
+from hightouch.htevents._context.scopes import current_user
 from hightouch.htevents._process.interruption import raise_interruption
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
@@ -73,7 +73,7 @@ class ScopeMiddleware:
         facts = _browser.from_environ(request.META)._replace(
             scheme=request.scheme, path=request.path
         )
-        inside = entered(_browser.scope_of(facts, self._proxies, user.id))
+        inside = _browser.inside(facts, self._proxies, user.id)
         if self._is_async:
             return self._acall(request, user, inside)
         with inside:

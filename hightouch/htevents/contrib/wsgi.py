@@ -8,7 +8,6 @@
 from functools import partial
 from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Optional
 
-from hightouch.htevents._context.scopes import entered
 from hightouch.htevents.contrib import _browser
 from hightouch.htevents.contrib._proxies import Proxies
 from hightouch.htevents.settings import check_callable
@@ -27,7 +26,7 @@ class ScopeMiddleware:
         address of the client, as str or objects of `ipaddress`; ``'unix'`` is a peer on a
         UNIX socket. By default none is trusted
     :param user_id: function that gets the environ and returns the id of the user, or None.
-        It is called with each event while no user is set
+        It is called with an event that needs it
     :raises ValidationError: (an ``AssertionError``) when an argument is wrong
     """
 
@@ -45,7 +44,7 @@ class ScopeMiddleware:
         user_id = self._user_id
         find_user = None if user_id is None else partial(user_id, environ)
         request = _browser.from_environ(environ)
-        inside = entered(_browser.scope_of(request, self._proxies, find_user))
+        inside = _browser.inside(request, self._proxies, find_user)
         with inside:
             body = self.app(environ, start_response)
         if _is_known(body, environ.get('wsgi.file_wrapper')):
