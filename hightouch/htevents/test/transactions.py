@@ -14,10 +14,10 @@ class RolledBack(Exception):
     pass
 
 
-class Transactions:
-    """The tests of both: ``atomic`` opens a transaction, or a savepoint in one."""
+class TransactionTestCase(TestCase):
+    """The same program for both: ``atomic`` opens a transaction, or a savepoint in one."""
 
-    def setUp(self: Any) -> None:
+    def setUp(self) -> None:
         super().setUp()
         self.caller = self.client()
 
@@ -43,7 +43,7 @@ class Transactions:
         with self.deferred():
             self.insert(name)
 
-    def test_a_commit_sends_in_order(self) -> None:
+    def commit_sends_in_order(self) -> None:
         with self.atomic():
             for name in 'abc':
                 self.place(name)
@@ -51,7 +51,7 @@ class Transactions:
             self.assertEqual(self.collector.events, [])
         self.check('a', 'b', 'c')
 
-    def test_a_rollback_sends_nothing(self) -> None:
+    def rollback_sends_nothing(self) -> None:
         with self.assertRaises(RolledBack), self.atomic():
             self.place('lost')
             raise RolledBack
@@ -59,7 +59,7 @@ class Transactions:
             self.place('kept')
         self.check('kept')
 
-    def test_a_savepoint_that_is_rolled_back_sends_nothing(self) -> None:
+    def savepoints_count(self) -> None:
         with self.atomic():
             with self.deferred():
                 self.insert('a')
@@ -74,7 +74,7 @@ class Transactions:
             self.place('c')
         self.check('a', 'b', 'c')
 
-    def test_an_outer_rollback_takes_the_savepoints_along(self) -> None:
+    def an_outer_rollback_takes_the_savepoints_along(self) -> None:
         with self.assertRaises(RolledBack), self.atomic():
             self.place('lost')
             with self.atomic():
@@ -82,7 +82,7 @@ class Transactions:
             raise RolledBack
         self.check()
 
-    def test_a_block_around_the_transaction_sends_at_its_own_end(self) -> None:
+    def block_around_the_transaction(self) -> None:
         with self.deferred():
             with self.atomic():
                 self.insert('a')
@@ -92,7 +92,7 @@ class Transactions:
 
 
 @unittest.skipUnless(importlib.util.find_spec('django'), 'no Django here')
-class DjangoTest(Transactions, TestCase):
+class DjangoTest(TransactionTestCase):
     @classmethod
     def setUpClass(cls) -> None:
         import django
@@ -126,9 +126,24 @@ class DjangoTest(Transactions, TestCase):
         self.cursor.execute('SELECT name FROM placed ORDER BY rowid')
         return [name for (name,) in self.cursor.fetchall()]
 
+    def test_a_commit_sends_in_order(self) -> None:
+        self.commit_sends_in_order()
+
+    def test_a_rollback_sends_nothing(self) -> None:
+        self.rollback_sends_nothing()
+
+    def test_a_savepoint_that_is_rolled_back_sends_nothing(self) -> None:
+        self.savepoints_count()
+
+    def test_an_outer_rollback_takes_the_savepoints_along(self) -> None:
+        self.an_outer_rollback_takes_the_savepoints_along()
+
     def test_without_a_transaction_the_end_of_the_block_counts(self) -> None:
         self.place('a')
         self.check('a')
+
+    def test_a_block_around_the_transaction_sends_at_its_own_end(self) -> None:
+        self.block_around_the_transaction()
 
     def test_the_hook_of_a_named_database_is_a_partial(self) -> None:
         hook = functools.partial(self.transaction.on_commit, using='default')
@@ -141,7 +156,7 @@ class DjangoTest(Transactions, TestCase):
 
 
 @unittest.skipUnless(importlib.util.find_spec('sqlalchemy'), 'no SQLAlchemy here')
-class SqlalchemyTest(Transactions, TestCase):
+class SqlalchemyTest(TransactionTestCase):
     """Uses the recipe of the README."""
 
     recipe: Any = None
@@ -184,6 +199,21 @@ class SqlalchemyTest(Transactions, TestCase):
         names = [name for (name,) in self.session.execute(select)]
         self.session.rollback()
         return names
+
+    def test_a_commit_sends_in_order(self) -> None:
+        self.commit_sends_in_order()
+
+    def test_a_rollback_sends_nothing(self) -> None:
+        self.rollback_sends_nothing()
+
+    def test_a_savepoint_that_is_rolled_back_sends_nothing(self) -> None:
+        self.savepoints_count()
+
+    def test_an_outer_rollback_takes_the_savepoints_along(self) -> None:
+        self.an_outer_rollback_takes_the_savepoints_along()
+
+    def test_a_block_around_the_transaction_sends_at_its_own_end(self) -> None:
+        self.block_around_the_transaction()
 
     def test_a_session_that_is_closed_drops_its_events(self) -> None:
         for end in (self.session.close, self.session.invalidate):
