@@ -420,11 +420,18 @@ def browse(port, *pages, rounds=2, campaign=True):
     assert not failed, failed[0]
 
 
-def check_people(bench, *places, anonymous=(), campaign=True, rounds=2):
+def check_people(
+    bench, servers, *places, anonymous=(), campaign=True, rounds=2, alone=0, status=0
+):
     """Check that each user has an event of each place, with all that is the user's.
 
+    :param servers: the processes to stop when all events were accepted
     :param anonymous: the places where nobody is logged in
+    :param alone: events of each user that are nobody's
     """
+    bench.wait_for_accepted(len(USERS) * (len(places) * rounds + alone))
+    for each in servers:
+        bench.stop(each, status=status)
     bench.wait_for_all()
     found = {number: [] for number in USERS}
     for event in bench.collector.events:
@@ -449,8 +456,9 @@ def check_people(bench, *places, anonymous=(), campaign=True, rounds=2):
 def flask(bench, *options):
     port, process = gunicorn(bench, *options, app='flask_app')
     browse(port, 'work')
-    bench.stop(process)
-    check_people(bench, 'view', 'thread', 'pool', 'body', 'body again', 'close')
+    check_people(
+        bench, [process], 'view', 'thread', 'pool', 'body', 'body again', 'close'
+    )
 
 
 @scenario('gunicorn', 'flask')
@@ -490,19 +498,14 @@ def fastapi_uvicorn(bench):
     port, process = uvicorn(bench, 'fastapi_app')
     browse(port, 'work', 'sync')
     places = (*IN_TASKS, *IN_THREADS, 'background', 'background')
-    bench.wait_for_accepted(len(USERS) * len(places) * 2)
-    bench.stop(process, status=None)
-    check_people(bench, *places)
+    check_people(bench, [process], *places, status=None)
 
 
 @scenario('uvicorn', 'litestar')
 def litestar_uvicorn(bench):
     port, process = uvicorn(bench, 'litestar_app')
     browse(port, 'work')
-    places = (*IN_TASKS, 'background')
-    bench.wait_for_accepted(len(USERS) * len(places))
-    bench.stop(process, status=None)
-    check_people(bench, *places)
+    check_people(bench, [process], *IN_TASKS, 'background', status=None)
 
 
 def django_variables(bench):
@@ -519,8 +522,8 @@ ANONYMOUS = ('before login', 'after logout', 'Page Viewed')
 def django_gunicorn_sync(bench):
     port, process = gunicorn(bench, app='django_wsgi', **django_variables(bench))
     browse(port, '', 'login', 'work', 'async-view', 'logout')
-    bench.stop(process)
-    check_people(bench, 'Page Viewed', *LOGIN, *IN_THREADS, 'view', anonymous=ANONYMOUS)
+    places = ('Page Viewed', *LOGIN, *IN_THREADS, 'view')
+    check_people(bench, [process], *places, anonymous=ANONYMOUS)
 
 
 @scenario('gunicorn', 'django')
@@ -531,8 +534,7 @@ def django_gunicorn_gthread(bench):
         app='django_wsgi',
     )
     browse(port, 'login', 'work', 'logout')
-    bench.stop(process)
-    check_people(bench, *LOGIN, *IN_THREADS, anonymous=ANONYMOUS)
+    check_people(bench, [process], *LOGIN, *IN_THREADS, anonymous=ANONYMOUS)
 
 
 @scenario('uvicorn', 'django')
@@ -543,9 +545,7 @@ def django_uvicorn(bench):
     in_async_work = IN_TASKS + ('sync_to_async', 'late')
     places = (LOGIN + in_async_work + IN_THREADS + ('view',)) * 2
     places += LOGIN + in_async_work
-    bench.wait_for_accepted(len(USERS) * len(places))
-    bench.stop(process, status=None)
-    check_people(bench, *places, anonymous=ANONYMOUS, rounds=1)
+    check_people(bench, [process], *places, anonymous=ANONYMOUS, rounds=1, status=None)
 
 
 @scenario('django')
@@ -561,14 +561,11 @@ def celery_scopes(bench, pool):
     send = 'import glue_tasks; glue_tasks.publish_all(%d)' % len(USERS)
     bench.ended(bench.start('python', '-c', send, **variables))
     places = ('try 0', 'try 1', 'try 2', 'nested', 'eager', 'chained')
-    count = len(USERS) * (len(places) + 2)
-    bench.wait_for_accepted(count)
-    bench.stop(worker)
+    check_people(bench, [worker], *places, rounds=1, alone=2)
     alone = [each for each in bench.collector.events if each['event'] == 'alone']
     for event in alone:
         assert event['anonymousId'] is None and list(event['context']) == ['library']
     assert len(alone) == 2 * len(USERS), len(alone)
-    check_people(bench, *places, rounds=1)
 
 
 @scenario('celery')
@@ -595,11 +592,8 @@ def online_shop(bench):
     browse(shop, '', 'login', 'order', 'logout', rounds=1)
     places = ('Page Viewed',) + LOGIN
     places += ('Order Completed', 'Stock Checked', 'Receipt Sent')
-    bench.wait_for_accepted(len(USERS) * len(places))
-    bench.stop(shop_process)
-    bench.stop(worker)
-    bench.stop(service_process, status=None)
-    check_people(bench, *places, anonymous=ANONYMOUS, rounds=1)
+    servers = [shop_process, worker, service_process]
+    check_people(bench, servers, *places, anonymous=ANONYMOUS, rounds=1, status=None)
     orders = [each['properties'].get('order') for each in bench.collector.events]
     expected = {'%d-1' % number for number in USERS}
     assert set(orders) - {None} == expected, 'an order came that was rolled back'
