@@ -413,11 +413,19 @@ class Client:
             self._warn_of_refusal(accepted)
         return accepted
 
-    def _undefer(self, body: bytes, message: Message) -> None:
-        """Queue a deferred message. Its call has said already that it was accepted."""
-        accepted = self._offer(body, message, ())
-        # In sync_mode an open client has reported the failure.
-        if not accepted and (self._queue.closed or not self.sync_mode):
+    def _undefer(self, body: bytes, message: Message, may_wait: bool) -> None:
+        """Queue a deferred message. Its call has said already that it was accepted.
+
+        :param may_wait: whether to wait for room, or in ``sync_mode`` for the delivery. If
+            not, a message in ``sync_mode`` is delivered with the next call, flush or exit
+        """
+        if may_wait:
+            accepted = self._offer(body, message, ())
+        else:
+            accepted = self._delivery.put(body)
+        # In sync_mode an open client has reported a failed delivery.
+        was_reported = self.sync_mode and may_wait and not self._queue.closed
+        if not accepted and not was_reported:
             why = self._why_refused()
             error = NotDeliveredError(
                 'An event was deferred, and then refused: %s.' % why

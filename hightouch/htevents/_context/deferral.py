@@ -23,6 +23,9 @@ DISCARDED = 'discarded'
 
 Hook = Callable[[Callable[[], None]], object]
 
+# Queues something that was held back. It is told whether it may wait, for room or a delivery.
+Item = Callable[[bool], object]
+
 
 class Deferral(Block):
     """The events of one block. Safe to use from all threads.
@@ -36,13 +39,13 @@ class Deferral(Block):
     def __init__(self, hook: Optional[Hook], opened: Tuple[Block, ...] = ()) -> None:
         super().__init__()
         self._hook = hook
-        self._items: Deque[Callable[[], object]] = deque()
+        self._items: Deque[Item] = deque()
         self._state = OPEN
         # A forked child must not queue the events of its parent once more.
         self._pid = getpid()
         self._outer = _holder(opened, self._queue)
 
-    def add(self, item: Callable[[], object]) -> bool:
+    def add(self, item: Item) -> bool:
         """Hold something back; False if the block is closed, or belongs to a parent process."""
         if self._pid != getpid():
             return False
@@ -79,23 +82,22 @@ class Deferral(Block):
         outer = self._outer
         return self._state == RELEASED and (outer is None or outer._is_released())
 
-    def _queue(self) -> None:
+    def _queue(self, may_wait: bool = True) -> None:
         if self._state == RELEASED:
             try:
-                self._drain()
+                self._drain(may_wait)
             finally:
-                self._drain()  # the rest, if a signal handler has raised
+                # The rest, if a signal handler has raised. Its exception must not wait.
+                self._drain(False)
 
-    def _drain(self) -> None:
+    def _drain(self, may_wait: bool) -> None:
         while self._items:
             # In this order: an item that was interrupted may not be queued yet.
-            self._items[0]()
+            self._items[0](may_wait)
             self._items.popleft()
 
 
-def _holder(
-    opened: Tuple[Block, ...], item: Callable[[], object]
-) -> Optional[Deferral]:
+def _holder(opened: Tuple[Block, ...], item: Item) -> Optional[Deferral]:
     """Let the innermost open block hold something back, and return it; None without any.
 
     A task may outlive its block while the block around that is still open.
@@ -106,7 +108,7 @@ def _holder(
     return None
 
 
-def holds(opened: Tuple[Block, ...], item: Callable[[], object]) -> bool:
+def holds(opened: Tuple[Block, ...], item: Item) -> bool:
     """Whether one of the open blocks holds an item back from now on."""
     return _holder(opened, item) is not None
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 import unittest
+from functools import partial
 from typing import Any, Callable, List
 
 import hightouch.htevents as htevents
@@ -341,18 +342,18 @@ class DeferralTest(TestCase):
     ) -> None:
         done = []
 
-        def interrupted() -> None:
-            done.append('interrupted')
-            if done.count('interrupted') == 1:
+        def item(name: str, may_wait: bool) -> None:
+            done.append((name, may_wait))
+            if (name, may_wait) == ('b', True):
                 raise TimeoutError
 
         block = Deferral(None)
-        for item in (lambda: done.append('a'), interrupted, lambda: done.append('b')):
-            block.add(item)
+        for name in 'abc':
+            block.add(partial(item, name))
         with self.assertRaises(TimeoutError):
             block.finish(False)
         # What was interrupted may be queued or not, so it is tried once more.
-        self.assertEqual(done, ['a', 'interrupted', 'interrupted', 'b'])
+        self.assertEqual(done, [('a', True), ('b', True), ('b', False), ('c', False)])
 
     @unittest.skipUnless(HAS_CONTEXTS, 'no contextvars on Python 3.6')
     def test_tasks_have_their_own_blocks(self) -> None:

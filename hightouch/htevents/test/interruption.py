@@ -19,6 +19,7 @@ from typing import Any, Callable, List, Optional
 import mock
 import requests.exceptions
 
+import hightouch.htevents as htevents
 from hightouch.htevents import consumer, delivery, oauth_manager
 from hightouch.htevents._process import answers, waiting
 from hightouch.htevents._process import exit as process_exit
@@ -292,6 +293,43 @@ class InterruptionTest(TestCase):
         self.assertEqual(client.stats().accepted, 1)
         self.assertTrue(client.flush(LIMIT))
         self.assert_delivers(client, 1)
+
+    def interrupt_once(self, *args: Any, **named: Any) -> None:
+        """Interrupt a call; let what follows the interruption run to its end."""
+        error = TimeIsUp('time is up')
+        handler = mock.Mock(side_effect=[error] + [None] * 10000)
+        self.interrupt(*args, error=error, handler=handler, **named)
+
+    @staticmethod
+    def track_deferred(client: Any) -> None:
+        with htevents.deferred():
+            for name in 'abc':
+                client.track('user', name)
+
+    def test_while_a_deferred_event_waits_for_room_the_rest_does_not_wait(self) -> None:
+        lost = Recorder()
+        client = self.holding(max_queue_size=1, block_timeout=LIMIT, on_error=lost)
+        begin = time.monotonic()
+        self.interrupt_once(
+            partial(self.track_deferred, client), reached=lambda: client._queue._room
+        )
+        self.assertLess(time.monotonic() - begin, LIMIT)
+        self.assertEqual([batch[0]['event'] for _, batch in lost.calls], ['b', 'c'])
+        self.assertTrue(client.flush(LIMIT))
+        self.assert_delivers(client, 1)
+
+    def test_while_a_deferred_event_is_delivered_the_rest_waits_in_the_queue(
+        self,
+    ) -> None:
+        self.collector.script(self.hang)
+        client = self.client(sync_mode=True)
+        self.interrupt_once(partial(self.track_deferred, client))
+        self.assertEqual(client.stats().delivered, 0)
+        self.done.set()
+        self.assertTrue(client.flush(LIMIT))
+        names = {each['event'] for each in self.collector.events}
+        self.assertEqual(names, set('abc'))
+        self.assertEqual(client.stats().failed, 0)
 
     def test_in_before_send_and_the_event_is_not_taken(self) -> None:
         lost = Recorder()
