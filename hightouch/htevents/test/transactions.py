@@ -178,7 +178,7 @@ class SqlalchemyTest(TransactionTestCase):
         self.addCleanup(engine.dispose)
         self.session = Session(engine)
         self.addCleanup(self.session.close)
-        self.session.execute(text('CREATE TABLE placed (name TEXT)'))
+        self.session.execute(text('CREATE TABLE placed (name TEXT PRIMARY KEY)'))
         self.session.commit()
 
     def atomic(self) -> Any:
@@ -224,6 +224,41 @@ class SqlalchemyTest(TransactionTestCase):
             )
             self.session.commit()
         self.check()
+
+    def mapped(self, name: str) -> Any:
+        """Return an object whose flush inserts a row."""
+        from sqlalchemy import Column, MetaData, String, Table
+        from sqlalchemy.orm import registry
+
+        class Placed:
+            pass
+
+        table = Table('placed', MetaData(), Column('name', String, primary_key=True))
+        registry().map_imperatively(Placed, table)
+        placed: Any = Placed()
+        placed.name = name
+        return placed
+
+    def test_a_flush_that_fails_in_a_savepoint_sends_nothing_of_it(self) -> None:
+        from sqlalchemy.exc import IntegrityError
+
+        with self.atomic():
+            self.place('a')
+            with self.assertRaises(IntegrityError), self.atomic():
+                self.place('lost')
+                self.session.add(self.mapped('a'))
+                self.session.flush()
+            self.place('b')
+        self.check('a', 'b')
+
+    def test_a_savepoint_that_is_closed_sends_nothing(self) -> None:
+        with self.atomic():
+            self.place('a')
+            savepoint = self.atomic()
+            self.place('lost')
+            savepoint.close()
+            self.place('b')
+        self.check('a', 'b')
 
     def test_a_transaction_of_two_commits_sends_with_its_own(self) -> None:
         self.place('a')
