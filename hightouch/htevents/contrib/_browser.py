@@ -170,10 +170,9 @@ def _page(request: Request, scheme: str, query: str) -> Dict[str, Any]:
 
 def _campaign(query: str) -> Dict[str, Any]:
     found: Dict[str, Any] = {}
-    if 'utm_' in query:
-        for name, value in parse_qsl(query):
-            if name in CAMPAIGN:
-                found.setdefault(CAMPAIGN[name], _text(value, MOST_CAMPAIGN))
+    for name, value in parse_qsl(query):
+        if name in CAMPAIGN:
+            found.setdefault(CAMPAIGN[name], _text(value, MOST_CAMPAIGN))
     return _filled(**found)
 
 

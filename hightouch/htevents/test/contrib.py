@@ -292,6 +292,12 @@ class BrowserTest(unittest.TestCase):
             {'page': {'search': '?utm_source=&x=y'}},
         )
 
+    def test_the_name_of_a_parameter_may_be_escaped(self) -> None:
+        for query in ('utm%5Fsource=a', 'utm%5fsource=a', '%75tm_source=a'):
+            environ = dict(environ_of(), QUERY_STRING=query)
+            found = _browser.context_of(_browser.from_environ(environ), Proxies(()))
+            self.assertEqual(found['campaign'], {'source': 'a'})
+
     def test_a_host_of_a_wrong_form_leaves_the_url_out(self) -> None:
         for host in ('shop', '[::1]:8000', 'a-b.example:80', 'x' * 255):
             self.assertEqual(context(host=host)['page']['url'], 'https://%s/' % host)
