@@ -104,6 +104,19 @@ def a_file_is_left_alone(client):
         found.close()
 
 
+def a_file_response_of_a_generator_runs_in_the_scope(client):
+    def body():
+        track(None, anonymous_id='anonymous')
+        yield b'1'
+
+    def started(request):
+        return FileResponse(body(), filename='export.csv')
+
+    response = ScopeMiddleware(started)(request_of(client))
+    assert list(response) == [b'1']
+    assert user_of_last() == '1'
+
+
 def a_stream_keeps_its_blocks_and_is_closed_in_the_scope(client):
     def body():
         try:
@@ -182,6 +195,7 @@ CASES = [
     a_user_that_is_set_counts,
     no_user_without_middlewares,
     a_file_is_left_alone,
+    a_file_response_of_a_generator_runs_in_the_scope,
     a_stream_keeps_its_blocks_and_is_closed_in_the_scope,
 ]
 if ScopeMiddleware.async_capable:

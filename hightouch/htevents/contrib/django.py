@@ -17,7 +17,6 @@ import asyncio
 from typing import Any, AsyncIterator, Callable, ContextManager, Iterator, Optional
 
 from django.conf import settings
-from django.http import FileResponse
 from django.utils.functional import LazyObject, empty
 
 from hightouch.htevents._context.blocks import around
@@ -146,7 +145,8 @@ def _load_for_async_view(request: Any, view: Any, args: Any, kwargs: Any) -> Non
 
 def _streamed(response: Any, inside: ContextManager[None]) -> Any:
     """Let the steps of a streamed answer run in the scope. Files run no code of the app."""
-    if getattr(response, 'streaming', False) and not isinstance(response, FileResponse):
+    is_file = getattr(response, 'file_to_stream', None) is not None
+    if getattr(response, 'streaming', False) and not is_file:
         steps = response.streaming_content
         is_async = getattr(response, 'is_async', False)
         response.streaming_content = (_AsyncSteps if is_async else _Steps)(
