@@ -141,6 +141,34 @@ def a_stream_keeps_its_blocks_and_is_closed_in_the_scope(client):
     assert found == [True, True, None], found
 
 
+def an_async_stream_that_is_given_up_ends_in_the_scope(client):
+    async def give_up():
+        ended = asyncio.Event()
+
+        async def body():
+            try:
+                track(None)
+                yield b'1'
+                yield b'2'
+            finally:
+                track(None, anonymous_id='anonymous')
+                ended.set()
+
+        async def started(request):
+            return StreamingHttpResponse(body())
+
+        response = await ScopeMiddleware(started)(request_of(client))
+        steps = response.__aiter__()
+        await steps.__anext__()
+        await steps.aclose()  # as Django does when the client is gone
+        response.close()
+        del steps, response
+        await asyncio.wait_for(ended.wait(), 60)
+
+    run(give_up())
+    assert [each['userId'] for each in EVENTS[-2:]] == ['1'] * 2, EVENTS[-2:]
+
+
 def async_chain(client):
     run(ScopeMiddleware(async_track)(request_of(client)))
     assert user_of_last() == '1'
@@ -204,6 +232,8 @@ if ScopeMiddleware.async_capable:
         async_chain_without_a_session,
         async_view_in_a_sync_chain,
     ]
+    if hasattr(StreamingHttpResponse, '__aiter__'):  # since Django 4.2
+        CASES.append(an_async_stream_that_is_given_up_ends_in_the_scope)
 CASES.append(a_user_that_cannot_be_found_is_one_warning)
 
 if __name__ == '__main__':

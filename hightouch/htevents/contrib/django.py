@@ -14,6 +14,7 @@ default none is trusted.
 """
 
 import asyncio
+from functools import partial
 from typing import Any, AsyncIterator, Callable, ContextManager, Iterator, Optional
 
 from django.conf import settings
@@ -147,13 +148,25 @@ def _streamed(response: Any, inside: ContextManager[None]) -> Any:
     """Let the steps of a streamed answer run in the scope. Files run no code of the app."""
     is_file = getattr(response, 'file_to_stream', None) is not None
     if getattr(response, 'streaming', False) and not is_file:
-        steps = response.streaming_content
         is_async = getattr(response, 'is_async', False)
-        response.streaming_content = (_AsyncSteps if is_async else _Steps)(
+        steps = response.streaming_content
+        response.streaming_content = (_async_steps if is_async else _Steps)(
             steps, inside
         )
-        response.close = around(lambda: inside, response.close)
+        close = around(lambda: inside, response.close)
+        response.close = partial(_close_async, response, close) if is_async else close
     return response
+
+
+def _close_async(response: Any, close: Callable[[], None]) -> None:
+    """Close an answer, and drop its steps, so that the event loop closes their generator.
+
+    Not in the scope: the loop may enter it immediately, on another thread.
+    """
+    try:
+        close()
+    finally:
+        response.streaming_content = ()
 
 
 class _Steps:
@@ -171,18 +184,23 @@ class _Steps:
             return next(self._steps)
 
 
-class _AsyncSteps:
-    """An async iterator whose steps run in a scope."""
+async def _async_steps(
+    steps: AsyncIterator[bytes], inside: ContextManager[None]
+) -> AsyncIterator[bytes]:
+    """Run the steps of an async answer in a scope, and close it there.
 
-    def __init__(
-        self, steps: AsyncIterator[bytes], inside: ContextManager[None]
-    ) -> None:
-        self._steps = steps
-        self._inside = inside
-
-    def __aiter__(self) -> '_AsyncSteps':
-        return self
-
-    async def __anext__(self) -> bytes:
-        with self._inside:
-            return await self._steps.__anext__()
+    Django does not close it. If the client is gone, its last reference is dropped.
+    """
+    try:
+        while True:
+            with inside:
+                try:
+                    step = await steps.__anext__()
+                except StopAsyncIteration:
+                    return
+            yield step
+    finally:
+        close = getattr(steps, 'aclose', None)
+        if close is not None:
+            with inside:
+                await close()
