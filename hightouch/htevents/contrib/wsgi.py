@@ -54,8 +54,12 @@ class ScopeMiddleware:
 
 def _is_known(body: Any, wrapper: Any) -> bool:
     """Whether servers treat a body in a special way. Such bodies run no code of the app."""
-    is_wrapped = isinstance(wrapper, type) and isinstance(body, wrapper)
-    return is_wrapped or isinstance(body, (list, tuple)) or hasattr(body, 'read')
+    if isinstance(body, (list, tuple)):
+        return not hasattr(body, 'close')
+    if isinstance(wrapper, type):
+        return isinstance(body, wrapper)
+    # The wrapper of uWSGI is a function. It returns the file itself.
+    return wrapper is not None and hasattr(body, 'read')
 
 
 class _Body:

@@ -570,6 +570,31 @@ class WsgiTest(unittest.TestCase):
         file = io.BytesIO(b'1')  # as of a server whose wrapper is a function
         self.assertIs(self.called(lambda environ, start: file, environ), file)
 
+    def test_a_body_with_code_of_the_application_runs_in_the_scope(self) -> None:
+        found = []
+
+        class Readable(io.BytesIO):
+            def __next__(self) -> bytes:
+                found.append(tracked())
+                return super().__next__()
+
+            def close(self) -> None:
+                found.append(tracked())
+
+        class Closing(List[bytes]):
+            def close(self) -> None:
+                found.append(tracked())
+
+        for wrapper in ({}, {'wsgi.file_wrapper': type('Wrapper', (), {})}):
+            for made, count in ((Readable(b'1'), 3), (Closing([b'1']), 1)):
+                del found[:]
+                environ = dict(environ_of(cookie=COOKIE), **wrapper)
+                body = self.called(lambda environ, start, made=made: made, environ)
+                self.assertEqual(list(body), [b'1'])
+                body.close()
+                ids = [each['anonymousId'] for each in found]
+                self.assertEqual(ids, [ID] * count)
+
     def test_an_error_of_the_application_passes(self) -> None:
         def app(environ: Any, start_response: Any) -> Any:
             raise LookupError
