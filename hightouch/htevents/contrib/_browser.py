@@ -59,6 +59,7 @@ CAMPAIGN = {
 # The C0 and C1 controls, DEL, the line separators of Unicode, and lone surrogates.
 _CONTROLS = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
+_USUAL_PORTS = {'http': '80', 'ws': '80', 'https': '443', 'wss': '443'}
 _HOST = re.compile(r'[A-Za-z0-9._:\[\]-]{1,255}')
 _LANGUAGE = re.compile(r'[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8})*')
 _WEIGHT = re.compile(r'q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)', re.IGNORECASE)
@@ -94,14 +95,25 @@ def from_environ(environ: Mapping[str, Any]) -> Request:
         value = environ.get('HTTP_' + name.upper().replace('-', '_'))
         if isinstance(value, str):
             headers[name] = value
+    scheme = str(environ.get('wsgi.url_scheme', ''))
+    server, port = environ.get('SERVER_NAME'), environ.get('SERVER_PORT')
+    headers.setdefault('host', host_of(server, port, scheme))
     path = str(environ.get('SCRIPT_NAME', '')) + str(environ.get('PATH_INFO', ''))
     return Request(
         environ.get('REMOTE_ADDR'),
-        str(environ.get('wsgi.url_scheme', '')),
+        scheme,
         _bytes_of(path),
         _bytes_of(str(environ.get('QUERY_STRING', ''))),
         headers,
     )
+
+
+def host_of(name: Any, port: Any, scheme: str) -> str:
+    """Return the address of a server as the Host header that HTTP/1.0 and tests leave out."""
+    if ':' in str(name):
+        name = '[%s]' % name
+    is_usual = str(port) == _USUAL_PORTS.get(scheme)
+    return '%s:%s' % (name, port) if name and port and not is_usual else str(name or '')
 
 
 def _bytes_of(text: str) -> Union[bytes, str]:

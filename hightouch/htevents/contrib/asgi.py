@@ -56,15 +56,18 @@ class ScopeMiddleware:
 
 
 def _request_of(scope: _Scope) -> _browser.Request:
-    client = scope.get('client')
+    client, headers = scope.get('client'), _headers_of(scope)
+    scheme = scope.get('scheme', 'http')
+    server, port = scope.get('server') or (None, None)
+    headers.setdefault('host', _browser.host_of(server, port, scheme))
     path, root = scope.get('path', ''), scope.get('root_path', '').rstrip('/')
     has_root = path == root or path.startswith(root + '/')  # older servers leave it out
     return _browser.Request(
         client[0] if client else None,
-        scope.get('scheme', 'http'),
+        scheme,
         path if has_root else root + path,
         scope.get('query_string', b''),
-        _headers_of(scope),
+        headers,
     )
 
 

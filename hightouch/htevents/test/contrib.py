@@ -298,6 +298,27 @@ class BrowserTest(unittest.TestCase):
             found = _browser.context_of(_browser.from_environ(environ), Proxies(()))
             self.assertEqual(found['campaign'], {'source': 'a'})
 
+    def test_without_a_host_the_address_of_the_server_is_in_the_url(self) -> None:
+        for name, port, scheme, expected in (
+            ('testserver', '80', 'http', 'testserver'),
+            ('testserver', 443, 'https', 'testserver'),
+            ('testserver', '443', 'http', 'testserver:443'),
+            ('::1', 8000, 'http', '[::1]:8000'),
+            ('127.0.0.1', None, 'wss', '127.0.0.1'),
+            ('/run/socket', None, 'http', None),
+            ('', '80', 'http', None),
+            (None, None, 'http', None),
+        ):
+            environ = environ_of()
+            environ.update({'wsgi.url_scheme': scheme, 'PATH_INFO': '/'})
+            environ.update(SERVER_NAME=name, SERVER_PORT=port)
+            scope = {'scheme': scheme, 'server': (name, port), 'path': '/'}
+            for request in (_browser.from_environ(environ), asgi._request_of(scope)):
+                url = _browser.context_of(request, Proxies(()))['page'].get('url')
+                self.assertEqual(url, expected and '%s://%s/' % (scheme, expected))
+        request = asgi._request_of({'path': '/', 'server': None})
+        self.assertNotIn('url', _browser.context_of(request, Proxies(()))['page'])
+
     def test_a_host_of_a_wrong_form_leaves_the_url_out(self) -> None:
         for host in ('shop', '[::1]:8000', 'a-b.example:80', 'x' * 255):
             self.assertEqual(context(host=host)['page']['url'], 'https://%s/' % host)
