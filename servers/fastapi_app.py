@@ -1,12 +1,21 @@
 """A FastAPI application that tracks in each request. The shop calls it, too."""
 
+from contextlib import asynccontextmanager
+
 import glue
 from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from hightouch.htevents.contrib.asgi import ScopeMiddleware
 
-application = FastAPI()
+
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    await glue.client.aclose(60)
+
+
+application = FastAPI(lifespan=lifespan)
 
 
 @application.middleware('http')

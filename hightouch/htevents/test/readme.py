@@ -25,15 +25,27 @@ ROOT = os.path.dirname(
 README = os.path.join(ROOT, 'README.md')
 # Where `python -m hightouch.htevents collect` listens, as the README says.
 README_COLLECTOR = 'http://127.0.0.1:8765'
-# What an application with one of these has done before. Where it is not installed, the
-# snippets for it do not run.
+# What an application with one of these does before a snippet, and after it. Where it is not
+# installed, the snippets for it do not run.
 FRAMEWORKS = {
-    'django': 'from django.conf import settings\n'
-    'settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3",'
-    ' "NAME": ":memory:"}})\n'
-    'import django\n'
-    'django.setup()\n',
-    'sqlalchemy': '',
+    'django': (
+        'from django.conf import settings\n'
+        'settings.configure(DATABASES={"default": {"ENGINE": '
+        '"django.db.backends.sqlite3", "NAME": ":memory:"}})\n'
+        'import django\n'
+        'django.setup()\n',
+        '',
+    ),
+    'sqlalchemy': ('', ''),
+    'fastapi': (
+        '',
+        'async def serve():\n'
+        '    async with app.router.lifespan_context(app):\n'
+        '        htevents.track("user-1", "Page Served")\n'
+        'import asyncio, os\n'
+        'asyncio.run(serve())\n'
+        'os._exit(0)  # as by a signal\n',
+    ),
 }
 # Seconds that a snippet may take on a busy machine.
 SNIPPET_LIMIT = 120
@@ -61,9 +73,9 @@ def prepared(code: str) -> str:
     """Give a snippet as it runs here; an empty text where it cannot."""
     if 'asyncio.run(' in code and sys.version_info < (3, 7):
         return ''
-    for name, preparation in FRAMEWORKS.items():
+    for name, (before, after) in FRAMEWORKS.items():
         if 'from %s' % name in code:
-            return preparation + code if importlib.util.find_spec(name) else ''
+            return before + code + after if importlib.util.find_spec(name) else ''
     return code
 
 
