@@ -96,8 +96,8 @@ def from_environ(environ: Mapping[str, Any]) -> Request:
         if isinstance(value, str):
             headers[name] = value
     scheme = str(environ.get('wsgi.url_scheme', ''))
-    server, port = environ.get('SERVER_NAME'), environ.get('SERVER_PORT')
-    headers.setdefault('host', host_of(server, port, scheme))
+    server = environ.get('SERVER_NAME'), environ.get('SERVER_PORT')
+    add_host(headers, server, scheme)
     path = str(environ.get('SCRIPT_NAME', '')) + str(environ.get('PATH_INFO', ''))
     return Request(
         environ.get('REMOTE_ADDR'),
@@ -108,12 +108,17 @@ def from_environ(environ: Mapping[str, Any]) -> Request:
     )
 
 
-def host_of(name: Any, port: Any, scheme: str) -> str:
-    """Return the address of a server as the Host header that HTTP/1.0 and tests leave out."""
-    if ':' in str(name):
-        name = '[%s]' % name
-    is_usual = str(port) == _USUAL_PORTS.get(scheme)
-    return '%s:%s' % (name, port) if name and port and not is_usual else str(name or '')
+def add_host(headers: Dict[str, str], server: Any, scheme: str) -> None:
+    """Add the Host header that HTTP/1.0 and tests leave out, if it is missing.
+
+    :param server: the name and the port of the server; None: not known
+    """
+    name, port = server or (None, None)
+    if 'host' in headers or not name:
+        return
+    host = '[%s]' % name if ':' in str(name) else str(name)
+    is_usual = not port or str(port) == _USUAL_PORTS.get(scheme)
+    headers['host'] = host if is_usual else '%s:%s' % (host, port)
 
 
 def _bytes_of(text: str) -> Union[bytes, str]:

@@ -58,8 +58,7 @@ class ScopeMiddleware:
 def _request_of(scope: _Scope) -> _browser.Request:
     client, headers = scope.get('client'), _headers_of(scope)
     scheme = scope.get('scheme', 'http')
-    server, port = scope.get('server') or (None, None)
-    headers.setdefault('host', _browser.host_of(server, port, scheme))
+    _browser.add_host(headers, scope.get('server'), scheme)
     path, root = scope.get('path', ''), scope.get('root_path', '').rstrip('/')
     has_root = path == root or path.startswith(root + '/')  # older servers leave it out
     return _browser.Request(
