@@ -150,9 +150,8 @@ def _streamed(response: Any, inside: ContextManager[None]) -> Any:
     if getattr(response, 'streaming', False) and not is_file:
         is_async = getattr(response, 'is_async', False)
         steps = response.streaming_content
-        response.streaming_content = (_async_steps if is_async else _Steps)(
-            steps, inside
-        )
+        run = _async_steps if is_async else _steps
+        response.streaming_content = run(steps, inside)
         close = around(lambda: inside, response.close)
         response.close = partial(_close_async, response, close) if is_async else close
     return response
@@ -169,19 +168,15 @@ def _close_async(response: Any, close: Callable[[], None]) -> None:
         response.streaming_content = ()
 
 
-class _Steps:
-    """An iterator whose steps run in a scope. The answer closes the original one."""
-
-    def __init__(self, steps: Iterator[bytes], inside: ContextManager[None]) -> None:
-        self._steps = steps
-        self._inside = inside
-
-    def __iter__(self) -> '_Steps':
-        return self
-
-    def __next__(self) -> bytes:
-        with self._inside:
-            return next(self._steps)
+def _steps(steps: Iterator[bytes], inside: ContextManager[None]) -> Iterator[bytes]:
+    """Run the steps of an answer in a scope. The answer closes the original iterator."""
+    while True:
+        with inside:
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+        yield step
 
 
 async def _async_steps(
