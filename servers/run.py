@@ -421,17 +421,18 @@ def browse(port, *pages, rounds=2, campaign=True):
 
 
 def check_people(
-    bench, servers, *places, anonymous=(), campaign=True, rounds=2, alone=0, status=0
+    bench, servers, *places, anonymous=(), campaign=True, rounds=2, alone=0
 ):
     """Check that each user has an event of each place, with all that is the user's.
 
-    :param servers: the processes to stop when all events were accepted
+    :param servers: the processes to stop when all events were accepted, each with its
+        exit status then (None: any)
     :param anonymous: the places where nobody is logged in
     :param alone: events of each user that are nobody's
     """
     bench.wait_for_accepted(len(USERS) * (len(places) * rounds + alone))
-    for each in servers:
-        bench.stop(each, status=status)
+    for process, status in servers.items():
+        bench.stop(process, status)
     bench.wait_for_all()
     found = {number: [] for number in USERS}
     for event in bench.collector.events:
@@ -457,7 +458,7 @@ def flask(bench, *options):
     port, process = gunicorn(bench, *options, app='flask_app')
     browse(port, 'work')
     check_people(
-        bench, [process], 'view', 'thread', 'pool', 'body', 'body again', 'close'
+        bench, {process: 0}, 'view', 'thread', 'pool', 'body', 'body again', 'close'
     )
 
 
@@ -499,14 +500,14 @@ def fastapi_uvicorn(bench):
     port, process = uvicorn(bench, 'fastapi_app')
     browse(port, 'work', 'sync')
     places = (*IN_TASKS, *IN_THREADS, 'background', 'background')
-    check_people(bench, [process], *places, status=None)
+    check_people(bench, {process: None}, *places)
 
 
 @scenario('uvicorn', 'litestar')
 def litestar_uvicorn(bench):
     port, process = uvicorn(bench, 'litestar_app')
     browse(port, 'work')
-    check_people(bench, [process], *IN_TASKS, 'background', status=None)
+    check_people(bench, {process: None}, *IN_TASKS, 'background')
 
 
 def django_variables(bench):
@@ -524,7 +525,7 @@ def django_gunicorn_sync(bench):
     port, process = gunicorn(bench, app='django_wsgi', **django_variables(bench))
     browse(port, '', 'login', 'work', 'async-view', 'logout')
     places = ('Page Viewed', *LOGIN, *IN_THREADS, 'view')
-    check_people(bench, [process], *places, anonymous=ANONYMOUS)
+    check_people(bench, {process: 0}, *places, anonymous=ANONYMOUS)
 
 
 @scenario('gunicorn', 'django')
@@ -535,7 +536,7 @@ def django_gunicorn_gthread(bench):
         app='django_wsgi',
     )
     browse(port, 'login', 'work', 'logout')
-    check_people(bench, [process], *LOGIN, *IN_THREADS, anonymous=ANONYMOUS)
+    check_people(bench, {process: 0}, *LOGIN, *IN_THREADS, anonymous=ANONYMOUS)
 
 
 @scenario('uvicorn', 'django')
@@ -546,7 +547,7 @@ def django_uvicorn(bench):
     in_async_work = IN_TASKS + ('sync_to_async', 'late')
     places = (LOGIN + in_async_work + IN_THREADS + ('view',)) * 2
     places += LOGIN + in_async_work
-    check_people(bench, [process], *places, anonymous=ANONYMOUS, rounds=1, status=None)
+    check_people(bench, {process: None}, *places, anonymous=ANONYMOUS, rounds=1)
 
 
 @scenario('django')
@@ -562,7 +563,7 @@ def celery_scopes(bench, pool):
     send = 'import glue_tasks; glue_tasks.publish_all(%d)' % len(USERS)
     bench.ended(bench.start('python', '-c', send, **variables))
     places = ('try 0', 'try 1', 'try 2', 'nested', 'eager', 'chained')
-    check_people(bench, [worker], *places, rounds=1, alone=2)
+    check_people(bench, {worker: 0}, *places, rounds=1, alone=2)
     alone = [each for each in bench.collector.events if each['event'] == 'alone']
     for event in alone:
         assert event['anonymousId'] is None and list(event['context']) == ['library']
@@ -593,8 +594,8 @@ def online_shop(bench):
     browse(shop, '', 'login', 'order', 'logout', rounds=1)
     places = ('Page Viewed',) + LOGIN
     places += ('Order Completed', 'Stock Checked', 'Receipt Sent')
-    servers = [shop_process, worker, service_process]
-    check_people(bench, servers, *places, anonymous=ANONYMOUS, rounds=1, status=None)
+    servers = {shop_process: 0, worker: 0, service_process: None}
+    check_people(bench, servers, *places, anonymous=ANONYMOUS, rounds=1)
     orders = [each['properties'].get('order') for each in bench.collector.events]
     expected = {'%d-1' % number for number in USERS}
     assert set(orders) - {None} == expected, 'an order came that was rolled back'
