@@ -601,6 +601,7 @@ class WsgiTest(unittest.TestCase):
 
             def close(self) -> None:
                 found.append(tracked())
+                super().close()  # otherwise it is closed again when it is dropped
 
         class Closing(List[bytes]):
             def close(self) -> None:
