@@ -81,6 +81,8 @@ class IdempotencyKeyTest(TestCase):
             self.assertEqual(self.id_of((key, 1)), self.id_of([key, 1]))
 
     def test_a_key_that_may_differ_next_time_is_told(self) -> None:
+        # Newer Pythons do not turn such a number into text.
+        huge = (10**5000,) if hasattr(sys, 'get_int_max_str_digits') else ()
         for key in (
             '',
             (),
@@ -90,7 +92,7 @@ class IdempotencyKeyTest(TestCase):
             object(),
             float('nan'),
             True,
-        ) + (b'digest', 1j, datetime.timedelta(1), Unsaved()):
+        ) + (b'digest', 1j, datetime.timedelta(1), Unsaved(), *huge):
             with self.assertRaisesRegex(htevents.ValidationError, 'idempotency_key: '):
                 self.id_of(key)
             with self.assertRaisesRegex(htevents.ValidationError, 'idempotency_key: '):
