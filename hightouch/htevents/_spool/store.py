@@ -209,9 +209,10 @@ class FileStore(Store):
         for log in list(self.appender.logs):
             self._read(log, size)
         # The logs of dead processes can wait for ours, and for the next client.
-        if not (self.ready or self.is_closing):
-            for log in list(self._adopted):
-                self._read(log, size)
+        if self.is_closing or any(not each[2][0].adopted for each in list(self.ready)):
+            return
+        for log in list(self._adopted):
+            self._read(log, size)
 
     def _adopt(self) -> None:
         """Take over the logs of dead processes, now and then."""
