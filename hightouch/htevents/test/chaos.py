@@ -77,7 +77,7 @@ FAULTS = (
 )
 
 # Seconds for the end: everything that waits has to arrive in that time.
-DRAIN_LIMIT = 600
+DRAIN_LIMIT = 1800
 
 # Children of a worker that forks.
 FORKS = 5
