@@ -209,10 +209,11 @@ class FileStore(Store):
         for log in list(self.appender.logs):
             self._read(log, size)
         # The logs of dead processes can wait for ours, and for the next client.
-        if self.is_closing or any(not each[2][0].adopted for each in list(self.ready)):
+        if self.is_closing or not self._adopted:
             return
-        for log in list(self._adopted):
-            self._read(log, size)
+        if all(log.adopted for _, _, (log, _) in list(self.ready)):
+            for log in list(self._adopted):
+                self._read(log, size)
 
     def _adopt(self) -> None:
         """Take over the logs of dead processes, now and then."""
