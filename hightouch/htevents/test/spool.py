@@ -1147,12 +1147,12 @@ class BacklogTest(SpoolTestCase):
             count = 0
             while queue.offer(b'"%s"' % (b'x' * 2500)):
                 count += 1
-                self.assertLess(count, 4000)
+                self.assertLess(count, 3000)
             return count
 
         before = fill()
         self.assertLess(before, 2000)
-        while queue.ledger.stats().delivered < before + 1200:
+        while queue.ledger.stats().delivered < before + 1100:
             batch = queue.take_now(100)
             assert batch is not None
             queue.acknowledge(batch, delivered=True)
