@@ -16,8 +16,9 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 from hightouch.htevents import settings
 from hightouch.htevents._context.deferral import deferred
@@ -144,6 +145,9 @@ if sys.version_info < (3, 7):
 # The client of the functions below. Set it to None to start over.
 default_client: Optional[Client] = None
 
+# The last one that was made here, and what `configure` was given for it.
+_made: Tuple[Callable[[], Optional[Client]], Dict[str, Any]] = (lambda: None, {})
+
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -195,7 +199,7 @@ def get_client() -> Client:
 
     :raises ValidationError: (an ``AssertionError``) when a setting is wrong
     """
-    global default_client
+    global default_client, _made
     fork.check()
     client = default_client
     if client is None:
@@ -203,6 +207,7 @@ def get_client() -> Client:
         with _lock:
             if default_client is None:
                 made = Client(**_chosen())
+                _made = weakref.ref(made), {}
                 # A signal handler may have made another one since the check.
                 default_client = default_client or made
             client = default_client
@@ -226,7 +231,7 @@ def configure(*args: Any, **given: Any) -> Client:
     :raises ValidationError: (an ``AssertionError``) when a setting is wrong. The default client
         is then unchanged
     """
-    global default_client
+    global default_client, _made
     fork.check()
     for name in given:
         if name not in settings.NAMES:
@@ -237,6 +242,7 @@ def configure(*args: Any, **given: Any) -> Client:
     made = Client(*args, **dict(chosen, **given))
     with _lock:
         before, default_client = default_client, made
+        _made = weakref.ref(made), dict(zip(settings.NAMES, args), **given)
     _warn_of_unknown_settings()
     if before is not None:
         before.shutdown(before.shutdown_timeout)

@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
 from hightouch.htevents import coroutines, encoding, settings
-from hightouch.htevents._context import blocks, deferral, scopes, traces
+from hightouch.htevents._context import blocks, captures, deferral, scopes, traces
 from hightouch.htevents._context.scopes import Id as Id
 from hightouch.htevents._context.scopes import ids
 from hightouch.htevents._process import fork, logs
@@ -380,16 +380,24 @@ class Client:
             self._findings.log(found)
         if len(body) > MAX_MSG_SIZE:
             raise MessageTooLargeError(len(body), MAX_MSG_SIZE)
-        accepted = not self.send or self._offer(body, message, opened)
-        return accepted, message
+        return self._offer(body, message, opened), message
 
     def _offer(
-        self, body: bytes, message: Message, opened: Tuple[blocks.Block, ...]
+        self,
+        body: bytes,
+        message: Message,
+        opened: Tuple[blocks.Block, ...],
+        may_wait: bool = True,
     ) -> bool:
         """Queue an encoded message, or deliver it now; return whether it was accepted.
 
         :param opened: the open blocks
+        :param may_wait: whether to wait for room, or in ``sync_mode`` for the delivery. If
+            not, a message in ``sync_mode`` is delivered with the next call, flush or exit
         """
+        is_captured = bool(captures.takers)
+        if not self.send and not is_captured:
+            return True
         # The first condition is the cheap one.
         is_inside = get_ident() in delivering.threads
         if is_inside and is_delivering() and logs.is_echo():
@@ -405,24 +413,20 @@ class Client:
                 return True
         if self.debug:
             log.debug('queueing: %s', message)
-        if self.sync_mode:
+        if is_captured and not self._queue.closed:
+            captures.take(body)
+            return True
+        if self.sync_mode and may_wait:
             accepted = self._delivery.deliver_now(body)
         else:
-            accepted = self._delivery.put(body, self._block_timeout)
+            accepted = self._delivery.put(body, may_wait and self._block_timeout)
         if not accepted or 'refusal' not in self._due:
             self._warn_of_refusal(accepted)
         return accepted
 
     def _undefer(self, body: bytes, message: Message, may_wait: bool) -> None:
-        """Queue a deferred message. Its call has said already that it was accepted.
-
-        :param may_wait: whether to wait for room, or in ``sync_mode`` for the delivery. If
-            not, a message in ``sync_mode`` is delivered with the next call, flush or exit
-        """
-        if may_wait:
-            accepted = self._offer(body, message, ())
-        else:
-            accepted = self._delivery.put(body)
+        """Queue a deferred message. Its call has said already that it was accepted."""
+        accepted = self._offer(body, message, (), may_wait)
         # In sync_mode an open client has reported a failed delivery.
         was_reported = self.sync_mode and may_wait and not self._queue.closed
         if not accepted and not was_reported:

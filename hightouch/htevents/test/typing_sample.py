@@ -9,11 +9,13 @@ import logging
 import pathlib
 import queue
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional
+from unittest.mock import ANY
 
 import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 import hightouch.htevents as htevents
+from hightouch.htevents import testing
 from hightouch.htevents.client import Client
 from hightouch.htevents.collector import Collector
 from hightouch.htevents.consumer import MAX_MSG_SIZE, Consumer, FatalError
@@ -278,3 +280,22 @@ def a_test_of_an_application() -> None:
         arrived: bool = collector.wait_for(1, timeout=5)
         events: List[Dict[str, Any]] = collector.events
         print(arrived, events[0]['event'], collector.requests[0].status)
+
+
+def tests_of_an_application(htevents_capture: testing.Events) -> None:
+    with testing.capture() as events:
+        htevents.track('user', 'Signed up')
+        event: Dict[str, Any] = events.assert_tracked(
+            'Signed up', user_id='user', count=1
+        )
+        found: List[Dict[str, Any]] = events.find(type='track', user_id=ANY)
+        nothing: bool = events.none(event='Other')
+        print(event, found, nothing, events[0]['event'], len(htevents_capture))
+    with testing.collector(faults=[503, 'reset']) as running:
+        print(running.url, testing.Events(running.events))
+
+    @testing.capture()
+    def sample(events: testing.Events) -> int:
+        return len(events)
+
+    print(sample)

@@ -1,0 +1,398 @@
+"""For the tests of applications that track: what they track, without a network or over loopback.
+
+The pytest plugin ``hightouch.htevents_pytest`` has fixtures for both.
+"""
+
+import difflib
+import inspect
+import json
+import os
+from contextlib import contextmanager
+from datetime import datetime
+from functools import wraps
+from numbers import Number
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    TypeVar,
+    Union,
+    overload,
+)
+from unittest import mock
+
+from hightouch import htevents
+from hightouch.htevents import encoding, forms, settings
+from hightouch.htevents._context import captures
+from hightouch.htevents.arguments import as_text
+from hightouch.htevents.collector import Collector, Step
+from hightouch.htevents.errors import ValidationError
+from hightouch.htevents.settings import Message
+from hightouch.htevents.stamps import to_iso
+
+__all__ = ['Events', 'capture', 'collector']
+
+# The keys of an event by the names that the calls give them.
+FIELDS = {
+    'type': 'type',
+    'event': 'event',
+    'user_id': 'userId',
+    'anonymous_id': 'anonymousId',
+    'previous_id': 'previousId',
+    'group_id': 'groupId',
+    'category': 'category',
+    'name': 'name',
+    'properties': 'properties',
+    'traits': 'traits',
+    'context': 'context',
+    'integrations': 'integrations',
+    'timestamp': 'timestamp',
+    'message_id': 'messageId',
+}
+
+# A write key for applications that have none in their tests.
+TEST_WRITE_KEY = 'test'
+
+# Characters of an event that a failure shows at most.
+_SHOWN = 4000
+
+_MISSING = object()
+
+_Function = TypeVar('_Function', bound=Callable[..., Any])
+
+
+class Events(Sequence[Message]):
+    """Events as they go on the wire, in the order of their calls. Safe to use from all threads.
+
+    Fields are given by the names that the calls have: ``type``, ``event``, ``user_id``,
+    ``anonymous_id``, ``previous_id``, ``group_id``, ``category``, ``name``, ``properties``,
+    ``traits``, ``context``, ``integrations``, ``timestamp``, ``message_id``. A field matches
+    if it is equal. A dict matches if its keys are there and match; other keys may be there as
+    well. A list matches if each element does. Anything with an ``==`` of its own, such as
+    ``mock.ANY``, may stand at any place. A date, a Decimal and other values that are no JSON
+    match what a call makes of them.
+
+    :param messages: the events, such as those of a `Collector`: ``Events(collector.events)``
+    """
+
+    def __init__(self, messages: Optional[List[Message]] = None) -> None:
+        self._messages: List[Message] = [] if messages is None else messages
+
+    @overload
+    def __getitem__(self, index: int) -> Message:
+        ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Message]:
+        ...
+
+    def __getitem__(self, index: Union[int, slice]) -> Any:
+        return self._messages[index]
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __repr__(self) -> str:
+        return '<Events: %s>' % (', '.join(map(_title, list(self))) or 'none')
+
+    def find(self, **fields: Any) -> List[Message]:
+        """Return the events that match all these fields; all events without any.
+
+        :raises TypeError: when there is no field of that name
+        """
+        expected = _as_sent(fields)
+        return [each for each in list(self) if not _differences(expected, each)]
+
+    def assert_event(self, *, count: Optional[int] = None, **fields: Any) -> Message:
+        """Check that an event matches all these fields, and return the first that does.
+
+        :param count: how many events have to match; None: at least one
+        :raises AssertionError: that says what was expected, which event comes nearest, and
+            where it differs
+        :raises TypeError: when there is no field of that name
+        """
+        __tracebackhide__ = True  # pytest then shows the line of the test
+        found = self.find(**fields)
+        if not found or count not in (None, len(found)):
+            raise AssertionError(_failure(_as_sent(fields), list(self), found, count))
+        return found[0]
+
+    def assert_tracked(
+        self, event: Any = mock.ANY, *, count: Optional[int] = None, **fields: Any
+    ) -> Message:
+        """Check that an event was tracked, and return it: `assert_event` with type 'track'."""
+        __tracebackhide__ = True
+        return self.assert_event(count=count, type='track', event=event, **fields)
+
+    def none(self, **fields: Any) -> bool:
+        """Check that no event matches all these fields; without any, that there is none.
+
+        :returns: True, so that ``assert events.none()`` reads well
+        :raises AssertionError: that shows the first event that does
+        """
+        __tracebackhide__ = True
+        found = self.find(**fields)
+        if found:
+            lines = ['expected no event' + _listed(_as_sent(fields))]
+            lines.append('but got %d. The first one:' % len(found))
+            raise AssertionError('\n'.join(lines + [_json(found[0])]))
+        return True
+
+    def clear(self) -> None:
+        """Forget the events until now."""
+        del self._messages[:]
+
+
+class capture:
+    """Takes what every client of the process tracks, and sends nothing.
+
+    A context manager that gives the `Events`, and a decorator of functions, also of async
+    ones, that passes them as the argument ``events`` where the function has it. It takes the
+    events of all threads and tasks, also of clients with ``send=False``. Calls check, complete
+    and encode their event as always, and return ``(True, message)``. Those of a deferred block
+    come when it ends. Within another capture, both take the events.
+
+    The default client is a new one inside, with the settings of the application, but without
+    its ``spool_dir`` and in need of no write key. Afterwards the default client and the settings
+    of the module are as before. Events that a client accepted before are sent as always.
+    """
+
+    def __init__(self) -> None:
+        self._entered: List[Any] = []
+
+    def __enter__(self) -> Events:
+        messages: List[Message] = []
+
+        def take(body: bytes) -> None:
+            messages.append(json.loads(body.decode('utf-8')))
+
+        fresh = _fresh_default_client(spool_dir=None)
+        captures.add(take)
+        fresh.__enter__()
+        self._entered.append((take, fresh))
+        return Events(messages)
+
+    def __exit__(self, *_: object) -> None:
+        take, fresh = self._entered.pop()
+        fresh.__exit__(None, None, None)
+        captures.remove(take)
+
+    def __call__(self, function: _Function) -> _Function:
+        """Return a function each call of which runs inside a capture of its own.
+
+        :raises ValidationError: for a class, a generator function, and what cannot be called
+        """
+        settings.expect(
+            callable(function) and not isinstance(function, type),
+            'function',
+            'a function (of a class, decorate the methods)',
+            function,
+        )
+        kind = settings.kind_that_does_not_run(function)
+        if kind not in ('', settings.ASYNC):
+            raise ValidationError(
+                'function: expected a plain or async one, got %s' % kind
+            )
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())
+        others = [each for each in parameters if each.name != 'events']
+        takes_events = len(others) < len(parameters)
+
+        def completed(kwargs: Dict[str, Any], events: Events) -> Dict[str, Any]:
+            return dict(kwargs, events=events) if takes_events else kwargs
+
+        if kind == settings.ASYNC:
+
+            @wraps(function)
+            async def inside(*args: Any, **kwargs: Any) -> Any:
+                with capture() as events:
+                    return await function(*args, **completed(kwargs, events))
+
+        else:
+
+            @wraps(function)
+            def inside(*args: Any, **kwargs: Any) -> Any:
+                with capture() as events:
+                    return function(*args, **completed(kwargs, events))
+
+        # Otherwise pytest would look for a fixture named events.
+        inside.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+        return inside  # type: ignore[return-value]
+
+
+@contextmanager
+def collector(
+    faults: Iterable[Step] = (), latency: float = 0, strict: bool = True
+) -> Iterator[Collector]:
+    """Run a `Collector` on loopback, and let a new default client send to it.
+
+    The default client has the settings of the application, but for ``host``, ``send`` and
+    ``spool_dir``, and a write key where there is none. Clients and processes that are made
+    inside send to it as well, unless they are given a ``host``: it is in the environment.
+    At the end the default client has 10 seconds to deliver. Then it and the settings are as
+    before.
+
+    :param faults: the answers to the first requests, such as 503 or 'reset': see `Collector`
+    :param latency: seconds before each answer
+    :param strict: answer 400 to a batch with a bad event
+    """
+    with Collector(faults=faults, latency=latency, strict=strict) as running:
+        there = {'HTEVENTS_HOST': running.url, 'HTEVENTS_SEND': '1'}
+        with mock.patch.dict(os.environ, there):
+            with _fresh_default_client(
+                keeps_own=False, host=running.url, send=True, spool_dir=None
+            ):
+                yield running
+
+
+@contextmanager
+def _fresh_default_client(keeps_own: bool = True, **changes: Any) -> Iterator[None]:
+    """Let the module make a new default client with these settings changed.
+
+    :param keeps_own: whether a default client that the application made itself stays
+    """
+    module = vars(htevents)
+    names = [*settings.NAMES, 'default_client', '_made']
+    before = {name: module[name] for name in names if name in module}
+    default = before['default_client']
+    last, given = before['_made']
+    is_own = default is not None and default is not last()
+    key = (
+        {}
+        if os.environ.get(settings.ENV_WRITE_KEY)
+        else {settings.ENV_WRITE_KEY: 'test'}
+    )
+    with mock.patch.dict(os.environ, key):
+        try:
+            if not (is_own and keeps_own):
+                module.update(changes, default_client=None)
+                if given and default is last():
+                    htevents.configure(**dict(given, **changes))
+            yield
+        finally:
+            made = htevents.default_client
+            module.update(before)
+            for name in module.keys() & set(names) - set(before):
+                del module[name]
+            if made is not None and made is not default:
+                made.shutdown(10)
+
+
+def _as_sent(fields: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return the fields by the keys of the wire, ids and the time as there."""
+    expected = {}
+    for name, value in fields.items():
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, 1)
+            hint = 'did you mean %s?' % near[0] if near else ', '.join(FIELDS)
+            raise TypeError('an event has no field %s (%s)' % (name, hint))
+        if name.endswith('_id') and isinstance(value, Number):
+            value = as_text(value)
+        if name == 'timestamp' and isinstance(value, datetime):
+            value = to_iso(value)
+        expected[FIELDS[name]] = value
+    return expected
+
+
+def _differences(expected: Any, actual: Any, path: str = '') -> List[str]:
+    """Return a line for each place where an event is not as expected."""
+    if isinstance(expected, Mapping) and isinstance(actual, dict):
+        lines = []
+        for key, value in expected.items():
+            text = forms.key_text(key)
+            there = '%s.%s' % (path, text) if path else text
+            lines += _differences(value, actual.get(text, _MISSING), there)
+        return lines
+    if isinstance(expected, (list, tuple)) and isinstance(actual, list):
+        if len(expected) == len(actual):
+            lines = []
+            for index, value in enumerate(expected):
+                lines += _differences(value, actual[index], '%s[%d]' % (path, index))
+            return lines
+    elif _matches(expected, actual):
+        return []
+    got = 'it is missing' if actual is _MISSING else 'got %s' % _short(actual)
+    return ['%s: expected %s, %s' % (path, _short(expected), got)]
+
+
+def _matches(expected: Any, actual: Any) -> bool:
+    """Whether a value that is no dict and no list is as expected."""
+    if isinstance(expected, bool) or isinstance(actual, bool):
+        if type(expected) in (int, float, bool) and type(actual) in (int, float, bool):
+            return expected is actual  # 1 == True
+    try:
+        if actual is not _MISSING and expected == actual:
+            return True
+    except Exception:  # an array, for example, has no truth value
+        return False
+    if actual is _MISSING or forms.known_form(type(expected)) is None:
+        return False
+    form = json.loads(encoding.encode({'value': expected})[0].decode('utf-8'))['value']
+    return type(form) is not type(expected) and not _differences(form, actual)
+
+
+def _failure(
+    expected: Mapping[str, Any],
+    events: Sequence[Message],
+    found: Sequence[Message],
+    count: Optional[int],
+) -> str:
+    wanted = 'an event' if count is None else '%d event(s)' % count
+    lines = ['expected %s%s' % (wanted, _listed(expected))]
+    if found:
+        lines.append('but got %d:' % len(found))
+        return '\n'.join(lines + ['    ' + _title(each) for each in found[:20]])
+    if not events:
+        return '\n'.join(lines + ['but got none at all.'])
+    nearest = min(events, key=lambda each: _distance(expected, each))
+    lines.append(
+        'but none of %d events matches. The nearest one differs:' % len(events)
+    )
+    lines += ['    ' + each for each in _differences(expected, nearest)]
+    lines += ['It is:', _json(nearest)]
+    others = [each for each in events if each is not nearest]
+    if others:
+        lines += ['The others:'] + ['    ' + _title(each) for each in others[:20]]
+    return '\n'.join(lines)
+
+
+def _distance(expected: Mapping[str, Any], event: Message) -> float:
+    """Return how far an event is from what is expected: names count most, then ids."""
+    weights = {'type': 8, 'event': 8, 'name': 4, 'userId': 2, 'anonymousId': 2}
+    total = 0.0
+    for key, value in expected.items():
+        actual = event.get(key, _MISSING)
+        wrong: float = len(_differences(value, actual))
+        if wrong and isinstance(value, str) and isinstance(actual, str):
+            ratio = difflib.SequenceMatcher(None, value, actual).ratio()
+            wrong *= 1 - ratio / 2
+        total += weights.get(key, 1) * wrong
+    return total
+
+
+def _listed(expected: Mapping[str, Any]) -> str:
+    lines = ['    %s: %s' % (key, _short(value)) for key, value in expected.items()]
+    return '\n'.join([' with'] + lines) if lines else ''
+
+
+def _title(event: Message) -> str:
+    """Name an event in a line: its type, its name, and whose it is."""
+    names = [repr(event[key]) for key in ('event', 'name') if event.get(key)]
+    who = event.get('userId') or event.get('anonymousId')
+    return ' '.join([str(event.get('type'))] + names + ['of %r' % (who,)])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + '…'
+
+
+def _json(event: Message) -> str:
+    text = json.dumps(event, indent=4, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + '…'
