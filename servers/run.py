@@ -29,6 +29,7 @@ SERVERS = (
     *('gunicorn', 'uwsgi', 'celery', 'gevent', 'flask', 'fastapi', 'uvicorn', 'django'),
     'litestar',
     'packaging',  # which the gevent worker of gunicorn imports
+    *('pytest', 'pytest-xdist', 'pytest-asyncio', 'pytest-django'),
 )
 
 # Seconds after which something hangs: many times what each takes on a busy machine.
@@ -599,6 +600,29 @@ def online_shop(bench):
     orders = [each['properties'].get('order') for each in bench.collector.events]
     expected = {'%d-1' % number for number in USERS}
     assert set(orders) - {None} == expected, 'an order came that was rolled back'
+
+
+# -- tests of an application ---------------------------------------------------------
+
+
+def run_tests(bench, *command):
+    """Run tests of the shop. What a test captures must not arrive, the rest must."""
+    variables = {'PYTHONPATH': os.pathsep.join((HERE, os.path.join(HERE, 'tested')))}
+    process = bench.start(*command, SPOOL=bench.path('spool'), **variables)
+    bench.ended(process)
+
+
+@scenario('django', 'pytest', 'pytest-xdist', 'pytest-asyncio', 'pytest-django')
+def tests_with_pytest(bench):
+    options = ('-p', 'no:cacheprovider', '--override-ini')
+    options += ('asyncio_default_fixture_loop_scope=function', 'tested/test_pytest.py')
+    run_tests(bench, 'pytest', *options)
+    run_tests(bench, 'pytest', '--numprocesses', '2', *options)
+
+
+@scenario('django')
+def tests_with_unittest(bench):
+    run_tests(bench, 'python', '-m', 'unittest', 'tested/test_unittest.py')
 
 
 # -- processes, loops ----------------------------------------------------------------
