@@ -47,6 +47,14 @@ FRAMEWORKS = {
         'os._exit(0)  # as by a signal\n',
     ),
 }
+# What pytest does with the tests of a snippet.
+FIXTURES = """
+from hightouch.htevents import testing
+with testing.capture() as events:
+    test_orders_are_tracked(events)
+with testing.collector() as collector:
+    test_an_outage_loses_nothing(collector)
+"""
 # Seconds that a snippet may take on a busy machine.
 SNIPPET_LIMIT = 120
 
@@ -73,6 +81,8 @@ def prepared(code: str) -> str:
     """Give a snippet as it runs here; an empty text where it cannot."""
     if 'asyncio.run(' in code and sys.version_info < (3, 7):
         return ''
+    if '(htevents_capture)' in code:
+        return code + FIXTURES
     for name, (before, after) in FRAMEWORKS.items():
         if 'from %s' % name in code:
             return before + code + after if importlib.util.find_spec(name) else ''
@@ -96,8 +106,8 @@ class ReadmeTest(unittest.TestCase):
                 continue
             with self.subTest(heading=heading, code=code), Collector() as collector:
                 self._run(code.replace(README_COLLECTOR, collector.url), collector.url)
-                # A snippet with a collector of its own looks at the events itself.
-                if 'Collector(' not in code:
+                # A snippet for tests looks at the events itself.
+                if 'Collector(' not in code and 'testing' not in code:
                     self.assertGreater(len(collector.events), 0)
 
     def test_there_are_two_commands_for_a_fresh_machine(self) -> None:
