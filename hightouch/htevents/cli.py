@@ -11,28 +11,27 @@ import sys
 import threading
 from collections import Counter
 from time import sleep, time
-from typing import Any, Dict, List, Optional, Sequence, TextIO
+from typing import Any, Dict, List, Optional, Sequence, TextIO, Tuple
 
+from hightouch.htevents import inspector
 from hightouch.htevents._process.logs import logger, printable
 from hightouch.htevents._process.waiting import Deadline, monotonic
 from hightouch.htevents.client import DEFAULT_TIMEOUT, Client
-from hightouch.htevents.collector import Collector
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
+from hightouch.htevents.request import DEFAULT_HOST
 from hightouch.htevents.settings import (
     ENV_HOST,
     ENV_WRITE_KEY,
     NAMES,
     DefaultConfig,
     check_write_key,
+    find_text,
 )
 from hightouch.htevents.version import NAME, VERSION
 
 PROGRAM = 'python -m hightouch.htevents'
 
 DEFAULT_PORT = 8765
-
-# The number of events that `collect` keeps in memory.
-KEPT_EVENTS = 100000
 
 # Exit codes: 0 done, 1 not delivered, 2 wrong arguments (argparse's own).
 NOT_DELIVERED = 1
@@ -112,6 +111,24 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=collect)
     one.add_argument('--port', type=_port, default=DEFAULT_PORT, help='0: a free one')
     one.add_argument('--out', metavar='FILE', help='append events here as JSON lines')
+    one.add_argument(
+        '--json', action='store_true', help='print each event as a line of JSON'
+    )
+    one.add_argument(
+        '--filter',
+        metavar='NAME=PATTERN',
+        type=_pattern,
+        action='append',
+        default=[],
+        help="print only such events, e.g. 'event=Order*', user=7, bad=1",
+    )
+    one.add_argument(
+        '--forward',
+        metavar='URL',
+        nargs='?',
+        const='',
+        help='pass events on to Hightouch or to this URL, and show its answers',
+    )
 
     one = commands.add_parser('demo', help='send some thousand events, and count them')
     one.set_defaults(run=demo)
@@ -166,6 +183,13 @@ def _port(text: str) -> int:
     return port
 
 
+def _pattern(text: str) -> Tuple[str, str]:
+    name, equals, pattern = text.partition('=')
+    if not (name and equals):
+        raise argparse.ArgumentTypeError('expected NAME=PATTERN, got %s' % text)
+    return name, pattern
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -193,52 +217,65 @@ def collect(args: argparse.Namespace) -> int:
     """Run a collector until Ctrl-C or SIGTERM, and print the events."""
     out = open(args.out, 'a', encoding='utf-8') if args.out else None
     try:
-        return _collect(args.port, out)
+        return _collect(args, out)
     finally:
         if out is not None:
             out.close()
 
 
-def _collect(port: int, out: Optional[TextIO]) -> int:
-    printer = _Printer()
+def _collect(args: argparse.Namespace, out: Optional[TextIO]) -> int:
+    forward = args.forward
+    if forward is not None:
+        forward = find_text(forward, ENV_HOST) or DEFAULT_HOST
+    printer = _Printer(args.json, inspector.Filter(args.filter))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: printer.stop.set())
+    made = inspector.Inspector(args.port, out, printer.show, forward or '')
     try:
-        collector = Collector(
-            port, out=out, on_event=printer.show, json_only=True, keep=KEPT_EVENTS
-        ).start()
+        made.start()
     except OSError as error:
         _print_error(
             'Port %d cannot be used (%s); choose another with --port, or 0'
-            % (port, error.strerror)
+            % (args.port, error.strerror)
         )
         return NOT_DELIVERED
-    print('Collecting on %s (Ctrl-C ends)' % collector.url, flush=True)
+    printer.say('Collecting on %s (Ctrl-C ends); open it to see the events' % made.url)
     # On Windows, a signal does not end a wait. Short waits see it on all platforms.
     while not printer.stop.wait(0.5) and _has_reader():
         pass
-    collector.stop()
-    print(printer.summary(), flush=True)
+    made.stop()
+    printer.say(printer.summary())
     return 0
 
 
 class _Printer:
-    """Prints a line for each event, and counts the events by type."""
+    """Prints events, and counts them by type.
 
-    def __init__(self) -> None:
+    :param as_json: print a line of JSON for each, and all other lines to stderr
+    :param only: lets through what is printed
+    """
+
+    def __init__(self, as_json: bool, only: 'inspector.Filter') -> None:
         self.stop = threading.Event()  # set when the command should end
         self._counts: 'Counter[str]' = Counter()
-        self._lock = threading.Lock()  # guards the counts, and keeps lines whole
+        self._as_json = as_json
+        self._only = only
 
-    def show(self, event: Any, problems: List[str]) -> None:
-        with self._lock:
-            self._counts['bad' if problems else _type_of(event)] += 1
-            try:
-                print(_line(event, problems), flush=True)
-            except OSError:
-                # The reader has gone, and the platform has no `poll` to see that sooner.
-                # The sender still gets its answer.
-                self.stop.set()
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr if self._as_json else sys.stdout, flush=True)
+
+    def show(self, entry: 'inspector.Entry') -> None:
+        self._counts['bad' if entry.problems else entry.kind] += 1
+        if not self._only.lets(entry):
+            return
+        try:
+            print(
+                json.dumps(entry.flat()) if self._as_json else _line(entry), flush=True
+            )
+        except OSError:
+            # The reader has gone, and the platform has no `poll` to see that sooner.
+            # The sender still gets its answer.
+            self.stop.set()
 
     def summary(self) -> str:
         details = ', '.join('%s %d' % each for each in sorted(self._counts.items()))
@@ -260,29 +297,49 @@ def _has_reader() -> bool:
         return True  # stdout has no descriptor
 
 
-def _type_of(event: Any) -> str:
-    return str(event.get('type')) if isinstance(event, dict) else 'event'
-
-
-def _line(event: Any, problems: List[str]) -> str:
-    if not isinstance(event, dict):
-        return 'BAD  %s: %s' % (printable(repr(event), 200), '; '.join(problems))
+def _line(entry: 'inspector.Entry') -> str:
+    """Return an event as it is printed, in colours on a terminal."""
+    event = entry.event if isinstance(entry.event, dict) else {}
     user = event.get('userId') or event.get('anonymousId') or '-'
     name = event.get('event') or event.get('name') or event.get('groupId')
-    values = event.get('properties') or event.get('traits') or {}
-    parts = [
-        'BAD ' if problems else 'ok  ',
-        '%-8s' % _type_of(event),
-        str(user),
-        repr(name or event.get('previousId') or ''),
-        json.dumps(values, ensure_ascii=False),
-    ]
-    line = '\n       '.join(
-        [' '.join(printable(each, 200) for each in parts), *problems]
-    )
+    if isinstance(entry.event, dict):
+        values = event.get('properties') or event.get('traits') or {}
+        parts = [
+            '%-8s' % (event.get('type') or '-'),
+            str(user),
+            repr(name or event.get('previousId') or ''),
+            json.dumps(values, ensure_ascii=False),
+        ]
+    else:
+        parts = [repr(entry.event)]
+    parts = [printable(each, 200) for each in parts]
+    is_bad = bool(entry.problems)
+    more = [printable(each, 200) for each in entry.problems]
+    if entry.answer:
+        more.append('-> ' + printable(entry.answer, 400))
+    if _has_colours():
+        parts[0] = '\x1b[%sm%s\x1b[0m' % (_COLOURS.get(entry.kind, '2'), parts[0])
+        more = ['\x1b[%sm%s\x1b[0m' % ('31' if is_bad else '2', each) for each in more]
+    first = ' '.join(['BAD ' if is_bad else 'ok  ', *parts])
+    line = '\n       '.join([first, *more])
     # A character that the console cannot show becomes a question mark.
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     return line.encode(encoding, 'replace').decode(encoding)
+
+
+# Of the types, as in ANSI escapes.
+_COLOURS = {
+    'track': '32',
+    'identify': '35',
+    'page': '34',
+    'screen': '36',
+    'group': '33',
+    'alias': '95',
+}
+
+
+def _has_colours() -> bool:
+    return sys.stdout.isatty() and 'NO_COLOR' not in os.environ and os.name == 'posix'
 
 
 # -- demo ----------------------------------------------------------------------------

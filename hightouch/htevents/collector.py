@@ -188,8 +188,6 @@ class Collector:
     :param latency: seconds before each answer
     :param strict: answer 400 to a batch with a bad event, as the real collector does
     :param on_event: called with each event and the list of its problems
-    :param json_only: refuse requests of another Content-Type than JSON. A browser sends
-        such requests for any web page without asking first
     :param keep: keep only this number of the last events, and the last request; None: all
     """
 
@@ -201,13 +199,11 @@ class Collector:
         latency: float = 0,
         strict: bool = True,
         on_event: Optional[Callable[[Any, List[str]], None]] = None,
-        json_only: bool = False,
         keep: Optional[int] = None,
     ) -> None:
         self.port = port
         self.latency = latency
         self.strict = strict
-        self.json_only = json_only
         self.events: List[Dict[str, Any]] = []
         self.requests: List[Received] = []
         self.token_requests: List[Dict[str, str]] = []
@@ -246,7 +242,8 @@ class Collector:
             self._close_port.detach()
         self._pid = getpid()
         self._server = _Server(
-            _bound(self.port) if kept is None else socket.socket(fileno=kept)
+            _bound(self.port) if kept is None else socket.socket(fileno=kept),
+            self._handler(),
         )
         self._server.collector = self
         self.port = self._server.server_port
@@ -312,6 +309,9 @@ class Collector:
         with self._arrival:
             return _wait_until(self._arrival, met, Deadline(timeout))
 
+    def _handler(self) -> type:
+        return Handler
+
     # -- called by the threads of the server -----------------------------------------
 
     def _next_step(self, path: str) -> Step:
@@ -319,8 +319,13 @@ class Collector:
         with self._arrival:
             return script.popleft() if script else 200
 
-    def _note(self, received: Received, events: Sequence[Any] = ()) -> None:
-        """Add a request and its accepted events in one step."""
+    def _note(
+        self, received: Received, events: Sequence[Any] = (), why: str = ''
+    ) -> None:
+        """Add a request and its accepted events in one step.
+
+        :param why: the reason for which the request was refused
+        """
         with self._arrival:
             self.requests.append(received)
             self.events.extend(events)
@@ -334,36 +339,44 @@ class Collector:
 
         :param type_: the type that the path names, or 'batch'
         :returns: the accepted events
-        :raises _Refused: if there are none
+        :raises Refused: if there are none
+        """
+        batch, problems = self._examine(received, type_)
+        if self._on_event is not None:
+            for event, wrong in zip(batch, problems):
+                self._on_event(event, wrong)
+        if self.strict and any(problems):
+            raise Refused('; '.join(sum(problems, []))[:1000])
+        self._write_out(batch)
+        return batch
+
+    def _examine(
+        self, received: Received, type_: str
+    ) -> Tuple[List[Any], List[List[str]]]:
+        """Return the events of a request, and the problems of each.
+
+        :raises Refused: if there is a problem of the whole request
         """
         body = received.body
         if not isinstance(body, dict):
-            raise _Refused('the body must be an object')
+            raise Refused('the body must be an object')
         batch = body.get('batch') if type_ == 'batch' else [body]
         if not isinstance(batch, list):
-            raise _Refused('batch must be a list')
+            raise Refused('batch must be a list')
         write_key = body.get('writeKey')
         complete = type_ == 'batch' and write_key not in (None, '')
         if write_key in (None, ''):
             write_key = _basic_user(received.headers)
         if not isinstance(write_key, str) or not write_key:
-            raise _Refused(
-                'writeKey must be a string, or the user of Basic credentials'
-            )
+            raise Refused('writeKey must be a string, or the user of Basic credentials')
         if len(received.raw) > MAX_BODY_BYTES:
-            raise _Refused(_TOO_LARGE, 413)
+            raise Refused(_TOO_LARGE, 413)
         if not complete:
             batch = [_completed(event, type_) for event in batch]
         problems = [check_event(event, complete) for event in batch]
         if type_ != 'batch' and batch[0]['type'] != type_:
             problems[0].append('type must be %s, or be left out' % type_)
-        if self._on_event is not None:
-            for event, wrong in zip(batch, problems):
-                self._on_event(event, wrong)
-        if self.strict and any(problems):
-            raise _Refused('; '.join(sum(problems, []))[:1000])
-        self._write_out(batch)
-        return batch
+        return batch, problems
 
     def _write_out(self, batch: List[Any]) -> None:
         if self._out is not None:
@@ -390,11 +403,13 @@ class Collector:
         ]
         if missing:
             text = '%s is missing' % missing[0]
-            return _answer(400, {'error': 'invalid_request', 'error_description': text})
-        return _answer(200, {'access_token': 'token-%d' % number, 'expires_in': 3600})
+            return answer_of(
+                400, {'error': 'invalid_request', 'error_description': text}
+            )
+        return answer_of(200, {'access_token': 'token-%d' % number, 'expires_in': 3600})
 
 
-def _answer(status: int, payload: Any) -> Fault:
+def answer_of(status: int, payload: Any) -> Fault:
     return Fault(
         status,
         {'Content-Type': 'application/json'},
@@ -416,14 +431,15 @@ def _wait_until(
     return True
 
 
-class _Refused(Exception):
-    """A request is refused; ``answer`` is the answer to send."""
+class Refused(Exception):
+    """A request is refused; ``answer`` is the answer to send, and ``why`` is to be noted."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
+        self.why = message
         codes = {404: 'not_found', 413: 'too_large', 500: 'collector_failed'}
         code = codes.get(status, 'invalid_request')
-        self.answer = _answer(status, {'code': code, 'message': message})
+        self.answer = answer_of(status, {'code': code, 'message': message})
 
 
 def _basic_user(headers: Dict[str, str]) -> str:
@@ -462,9 +478,9 @@ class _Server(ThreadingMixIn, HTTPServer):
     request_queue_size = 1024
     collector: Any = None
 
-    def __init__(self, bound: socket.socket) -> None:
+    def __init__(self, bound: socket.socket, handler: Any) -> None:
         self._bound = bound
-        super().__init__(bound.getsockname(), _Handler)
+        super().__init__(bound.getsockname(), handler)
 
     def server_bind(self) -> None:
         # HTTPServer.server_bind makes a slow DNS query for the name of the host.
@@ -476,7 +492,7 @@ class _Server(ThreadingMixIn, HTTPServer):
         """Print nothing: connections break on purpose."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
     wbufsize = -1  # buffered: an answer is sent in one piece
@@ -519,8 +535,9 @@ class _Handler(BaseHTTPRequestHandler):
             data = self._read_body()
             received = received._replace(size=len(data), raw=data)
             raw = _unpacked(data, headers.get('content-encoding', ''))
-        except _Refused as refused:
-            collector._note(received._replace(status=refused.answer.status))
+        except Refused as refused:
+            status = refused.answer.status
+            collector._note(received._replace(status=status), (), refused.why)
             return self._write(refused.answer)
         received = received._replace(raw=raw, body=_parsed(raw))
         try:
@@ -534,7 +551,7 @@ class _Handler(BaseHTTPRequestHandler):
                 collector._arrival.notify_all()
 
     def _read_body(self) -> bytes:
-        """Read the body of a request; raise `_Refused` if that fails."""
+        """Read the body of a request; raise `Refused` if that fails."""
         coding = self.headers.get('Transfer-Encoding', 'identity').strip().lower()
         lengths = {
             each.strip() for each in self.headers.get_all('Content-Length', ['0'])
@@ -553,7 +570,7 @@ class _Handler(BaseHTTPRequestHandler):
             if total <= _KEEP_LIMIT:
                 data += piece
         if total > _KEEP_LIMIT:
-            raise _Refused(_TOO_LARGE, 413)
+            raise Refused(_TOO_LARGE, 413)
         return bytes(data)
 
     def _chunks(self) -> Iterator[bytes]:
@@ -586,9 +603,9 @@ class _Handler(BaseHTTPRequestHandler):
             length -= len(piece)
             yield piece
 
-    def _refused(self, message: str, status: int = 400) -> '_Refused':
+    def _refused(self, message: str, status: int = 400) -> 'Refused':
         self.close_connection = True  # the start of the next request is unknown
-        return _Refused(message, status)
+        return Refused(message, status)
 
     def _fail(self, step: Any, received: Received) -> None:
         self.collector._note(received._replace(status=step))
@@ -606,10 +623,11 @@ class _Handler(BaseHTTPRequestHandler):
             step = Fault(status=step)
         answer = step if isinstance(step, Fault) else Fault()
         events: List[Any] = []
+        why = ''
         if 200 <= answer.status < 300:
-            answer, events = self._accept(answer, received)
+            answer, events, why = self._accept(answer, received)
         status = step if step == 'reset-after' else answer.status
-        collector._note(received._replace(status=status), events)
+        collector._note(received._replace(status=status), events, why)
         delay = answer.delay + collector.latency
         if delay and collector._stopping.wait(delay):
             self.close_connection = True
@@ -618,52 +636,55 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         self._write(answer)
 
-    def _accept(self, scripted: Fault, received: Received) -> Tuple[Fault, List[Any]]:
-        """Return the answer to a request, and its accepted events.
+    def _accept(
+        self, scripted: Fault, received: Received
+    ) -> Tuple[Fault, List[Any], str]:
+        """Return the answer to a request, its accepted events, and why it is refused.
 
         :param scripted: an answer that replaces ours if the events are accepted
         """
+        why = ''
         try:
             answer, events = self._route(received)
         except Exception as error:  # on_event or out may raise anything
-            if not isinstance(error, _Refused):
-                error = _Refused('%s: %s' % (type(error).__name__, error), 500)
-            answer, events = error.answer, []
+            if not isinstance(error, Refused):
+                error = Refused('%s: %s' % (type(error).__name__, error), 500)
+            answer, events, why = error.answer, [], error.why
         if answer.status != 200:
             scripted = scripted._replace(status=answer.status, body=b'')
         if scripted.body:
-            return scripted, events
+            return scripted, events, why
         headers = dict(answer.headers, **scripted.headers)
-        return scripted._replace(headers=headers, body=answer.body), events
+        return scripted._replace(headers=headers, body=answer.body), events, why
 
     def _route(self, received: Received) -> Tuple[Fault, List[Any]]:
         if received.path.endswith('/token'):
             return self.collector._issue_token(received), []
         match = _PATH.search(received.path)
         if match is None or match.group(1) not in ('batch', *_REQUIRED):
-            raise _Refused('no such path', 404)
-        kind = received.headers.get('content-type', '').partition(';')[0]
-        if self.collector.json_only and kind.strip().lower() != 'application/json':
-            raise _Refused('Content-Type must be application/json', 415)
+            raise Refused('no such path', 404)
         events = self.collector._check(received, match.group(1))
-        return _answer(200, {'success': True}), events
+        return answer_of(200, {'success': True}), events
 
     def do_OPTIONS(self) -> None:
         """Answer the preflight request of a browser (CORS)."""
         try:
             self._read_body()
-        except _Refused as refused:
+        except Refused as refused:
             return self._write(refused.answer)
         allowed = self.headers.get('Access-Control-Request-Headers', '')
         headers = {'Access-Control-Allow-Methods': 'POST, OPTIONS'}
         if allowed:
             headers['Access-Control-Allow-Headers'] = allowed
+        if 'Access-Control-Request-Private-Network' in self.headers:
+            # Chrome asks so for a page that is not on this machine.
+            headers['Access-Control-Allow-Private-Network'] = 'true'
         self._write(Fault(204, headers))
 
     def _write(self, answer: Fault) -> None:
         self.send_response_only(answer.status)
         headers = {'Server': self.version_string(), 'Date': self.date_time_string()}
-        if 'Origin' in self.headers:
+        if 'Origin' in self.headers and self.command in ('POST', 'OPTIONS'):
             headers['Access-Control-Allow-Origin'] = '*'
         headers.update(answer.headers)
         for name, value in headers.items():
@@ -686,23 +707,23 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _unpacked(data: bytes, encoding: str) -> bytes:
-    """Decompress a body; raise `_Refused` if that fails."""
+    """Decompress a body; raise `Refused` if that fails."""
     encoding = encoding.strip().lower()
     if encoding in ('', 'identity'):
         return data
     if encoding not in ('gzip', 'x-gzip'):
-        raise _Refused('Content-Encoding must be gzip or identity', 415)
+        raise Refused('Content-Encoding must be gzip or identity', 415)
     raw = b''
     while data or not raw:  # gzip data may have several members
         unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
         try:
             raw += unpacker.decompress(data, _KEEP_LIMIT + 1 - len(raw))
         except zlib.error:
-            raise _Refused('the body is not gzip')
+            raise Refused('the body is not gzip')
         if len(raw) > _KEEP_LIMIT:
-            raise _Refused(_TOO_LARGE, 413)
+            raise Refused(_TOO_LARGE, 413)
         if not unpacker.eof:
-            raise _Refused('the gzip of the body is cut short')
+            raise Refused('the gzip of the body is cut short')
         data = unpacker.unused_data
     return raw
 

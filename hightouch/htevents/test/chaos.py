@@ -40,7 +40,7 @@ import requests
 from hightouch.htevents import Client
 from hightouch.htevents._queue import retry
 from hightouch.htevents._spool.directory import stream_name
-from hightouch.htevents.collector import Collector, Fault, Received, _Refused
+from hightouch.htevents.collector import Collector, Fault, Received, Refused
 
 # Each worker's write key is told by the first letter of its name.
 KEYS = {'a': 'chaos-key-a', 'b': 'chaos-key-b'}
@@ -130,7 +130,7 @@ class ChaosCollector(Collector):
     def _check(self, received: Received, type_: str) -> List[Any]:
         batch = received.body['batch']
         if any(each['event'] == 'poison' for each in batch):
-            raise _Refused('poison')
+            raise Refused('poison')
         with self._arrival:
             for each in [each['messageId'] for each in batch]:
                 self.received.setdefault(each, []).append(received.headers['x-request'])
@@ -138,7 +138,7 @@ class ChaosCollector(Collector):
                     self.wrong_key.append(each)
         return list(batch)
 
-    def _note(self, received: Received, events: Any = ()) -> None:
+    def _note(self, received: Received, events: Any = (), why: str = '') -> None:
         step = self._current.step
         # A fault that did not apply (413 to a small batch) is none.
         fault = step is not None and (step != 413 or received.status == 413)

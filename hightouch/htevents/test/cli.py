@@ -9,17 +9,22 @@ import sys
 import tempfile
 import threading
 import unittest
-from typing import Any
+from typing import Any, Tuple
 from unittest import mock
 
 import requests
 
 from hightouch.htevents import cli, settings
 from hightouch.htevents._spool import store
-from hightouch.htevents.collector import Collector, Fault
+from hightouch.htevents.collector import Collector, Fault, check_event
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 from hightouch.htevents.version import VERSION
+
+try:
+    import pty
+except ImportError:  # Windows
+    pty = None  # type: ignore[assignment]
 
 ALL = ('track', 'identify', 'group', 'alias', 'page', 'screen')
 
@@ -149,8 +154,87 @@ class CommandTest(TestCase):
         self.assertIn('messageId must be a string', output)
         self.assertIn('2 event(s): bad 1, track 1', output)
 
+    def test_collect_prints_json_for_other_programs(self) -> None:
+        def post(url: str) -> None:
+            for each in (event(event='Good'), event(event='Worse', messageId=7), 'ü'):
+                body = {'batch': [each], 'writeKey': 'key'}
+                requests.post(url, json=body, timeout=LIMIT)
+
+        output, errors = self.both_collected(post, signal.SIGINT, '--json')
+        good, worse, odd = map(json.loads, output.splitlines())
+        self.assertEqual(check_event(good), [])
+        self.assertEqual(worse['problems'], ['messageId must be a string'])
+        self.assertEqual(odd['value'], 'ü')
+        self.assertIn('3 event(s): bad 2, track 1', errors)
+
+    def test_collect_prints_only_what_a_filter_lets_through(self) -> None:
+        def post(url: str) -> None:
+            for name, user in (('Order A', '1'), ('Order B', '2'), ('Other', '1')):
+                body = {'batch': [event(event=name, userId=user)], 'writeKey': 'key'}
+                requests.post(url, json=body, timeout=LIMIT)
+
+        for args, names in (
+            (('event=Order*',), ['Order A', 'Order B']),
+            (('event=Order*', 'user=2'), ['Order B']),
+            (('type=page',), []),
+        ):
+            options = [text for each in args for text in ('--filter', each)]
+            output = self.collected(post, signal.SIGINT, *options)
+            for name in ('Order A', 'Order B', 'Other'):
+                self.assertEqual(repr(name) in output, name in names, (args, name))
+            self.assertIn('3 event(s): track 3', output)
+        result = self.run_command('collect', '--filter', 'event')
+        self.assertEqual(result.returncode, 2)
+        self.assertIn('expected NAME=PATTERN, got event', result.stderr)
+
+    def test_collect_passes_events_on_and_prints_the_answer(self) -> None:
+        def post(url: str) -> None:
+            body = {'batch': [event()], 'writeKey': 'key'}
+            for _ in range(2):
+                answers.append(requests.post(url, json=body, timeout=LIMIT).status_code)
+
+        answers = []  # type: Any
+        self.collector.script(200, 401)
+        options = ('--forward', self.collector.url)
+        output = self.collected(post, signal.SIGINT, *options)
+        self.assertEqual(answers, [200, 401])
+        self.assertRegex(output, r'-> 200 in \d+ ms\n')
+        self.assertRegex(output, r'-> 401 in \d+ ms')
+
+    @unittest.skipUnless(pty, 'needs a terminal')
+    def test_collect_prints_in_colours_on_a_terminal_only(self) -> None:
+        def post(url: str) -> None:
+            for each in (event(), event(messageId=7)):
+                body = {'batch': [each], 'writeKey': 'key'}
+                requests.post(url, json=body, timeout=LIMIT)
+
+        for variables, has_colours in (({}, True), ({'NO_COLOR': '1'}, False)):
+            terminal, output = pty.openpty()
+            environment = self.environment()
+            environment.pop('NO_COLOR', None)
+            process = subprocess.Popen(
+                [sys.executable, '-m', 'hightouch.htevents', 'collect', '--port', '0'],
+                stdout=output,
+                env=dict(environment, **variables),
+            )
+            os.close(output)
+            with open(terminal, encoding='utf-8', errors='replace') as lines:
+                post(lines.readline().split()[2] + '/v1/batch')
+                text = lines.readline() + lines.readline() + lines.readline()
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.wait(LIMIT), 0)
+            self.assertEqual('\x1b[32mtrack' in text, has_colours, text)
+            self.assertEqual('\x1b[31mmessageId must' in text, has_colours, text)
+            self.assertEqual('\x1b' in text, has_colours, text)
+
     def collected(self, post: Any, number: int = signal.SIGINT, *args: str) -> str:
         """Give what ``collect`` prints of what is posted."""
+        output, errors = self.both_collected(post, number, *args)
+        self.assertEqual(errors, '')
+        return output
+
+    def both_collected(self, post: Any, number: int, *args: str) -> Tuple[str, str]:
+        """Give what ``collect`` prints of what is posted, also what on stderr."""
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -167,16 +251,17 @@ class CommandTest(TestCase):
             env=self.environment(),
         )
         try:
-            assert process.stdout is not None
-            post(process.stdout.readline().split()[2] + '/v1/batch')
+            assert process.stdout is not None and process.stderr is not None
+            said = process.stderr if '--json' in args else process.stdout
+            post(said.readline().split()[2] + '/v1/batch')
             process.send_signal(number)
             output, errors = process.communicate(timeout=LIMIT)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
-        self.assertEqual((process.returncode, errors), (0, ''))
-        return output
+        self.assertEqual(process.returncode, 0)
+        return output, errors
 
     def test_collect_takes_only_what_a_page_of_another_server_may_not_send(
         self
@@ -200,7 +285,7 @@ class CommandTest(TestCase):
         answers = []  # type: Any
         output = self.collected(post)
         self.assertEqual(answers, [415] * 5 + [200] * 2)
-        self.assertIn('2 event(s): track 2', output)
+        self.assertIn('7 event(s): bad 5, track 2', output)
 
     def test_collect_shows_control_characters_and_sends_none(self) -> None:
         strange = 'a\nok  track forged\x1b[2J\r\x9b31m\u2028\u202e'
@@ -222,7 +307,7 @@ class CommandTest(TestCase):
         self.assertEqual(len(lines), 5, output)
         self.assertIn('4 event(s): bad 3, track 1', output)
 
-    def test_collect_keeps_only_the_last_events(self) -> None:
+    def test_a_collector_may_keep_only_the_last_events(self) -> None:
         with Collector(keep=3) as collector:
             for number in range(5):
                 body = {'batch': [event(event=str(number))], 'writeKey': 'key'}
@@ -230,10 +315,6 @@ class CommandTest(TestCase):
             names = [each['event'] for each in collector.events]
             self.assertEqual(names, ['2', '3', '4'])
             self.assertEqual(len(collector.requests), 1)
-        with mock.patch.object(cli, 'Collector', side_effect=OSError) as made:
-            with contextlib.redirect_stderr(io.StringIO()):
-                self.assertEqual(cli._collect(0, None), 1)
-        self.assertEqual(made.call_args[1]['keep'], 100000)
 
     def test_send_shows_control_characters_of_the_servers_and_sends_none(self) -> None:
         for body in (
@@ -335,8 +416,9 @@ class CommandTest(TestCase):
         answers, senders = [], []  # type: Any
         for number in (signal.SIGINT, signal.SIGTERM):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
+        args = cli._parser().parse_args(['collect', '--port', '0'])
         with contextlib.redirect_stdout(Output()), self.assertRaises(BrokenPipeError):
-            cli._collect(0, None)
+            args.run(args)
         senders[0].join(LIMIT)
         self.assertEqual(answers, [200])
 
