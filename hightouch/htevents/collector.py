@@ -46,6 +46,8 @@ MAX_EVENT_BYTES = 32 << 10
 MAX_BODY_BYTES = 500 * 1000
 MAX_AGE = timedelta(days=7)
 
+TOO_OLD = 'timestamp must not be older than %d days' % MAX_AGE.days
+
 # Bytes of a body that are read. Its sender reads the answer only after it has sent the body.
 _READ_LIMIT = 64 << 20
 # Bytes of a body that are kept, before and after decompression.
@@ -93,10 +95,13 @@ class Fault(NamedTuple):
 Step = Union[int, str, Fault, Callable[[Received], Any]]
 
 
-def check_event(event: Any, complete: bool = True) -> List[str]:
+def check_event(
+    event: Any, complete: bool = True, size: Optional[int] = None
+) -> List[str]:
     """Return the problems for which the real collector refuses an event.
 
     :param complete: the event must name its library, as events of an SDK do
+    :param size: bytes of its JSON; None: it is encoded to find out
     """
     if not isinstance(event, dict):
         return ['an event must be an object']
@@ -120,8 +125,10 @@ def check_event(event: Any, complete: bool = True) -> List[str]:
         problems.append('context.library must name the library')
     if not isinstance(event.get('integrations'), dict):
         problems.append('integrations must be an object')
-    size = len(json.dumps(event, ensure_ascii=False).encode('utf-8', 'replace'))
-    if size > MAX_EVENT_BYTES * 1.1:  # json.dumps adds spaces that a sender leaves out
+    if size is None:
+        text = json.dumps(event, ensure_ascii=False, separators=(',', ':'))
+        size = len(text.encode('utf-8', 'replace'))
+    if size > MAX_EVENT_BYTES:
         problems.append('an event must not be over %d bytes' % MAX_EVENT_BYTES)
     return problems
 
@@ -158,7 +165,7 @@ def _check_timestamp(value: Any) -> List[str]:
     except (ValueError, OverflowError):
         return ['timestamp must be a date that exists']
     if datetime.now(timezone.utc).replace(tzinfo=None) - moment > MAX_AGE:
-        return ['timestamp must not be older than %d days' % MAX_AGE.days]
+        return [TOO_OLD]
     return []
 
 

@@ -16,9 +16,9 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hightouch.htevents import inspector
+from hightouch.htevents.cli import inspector
+from hightouch.htevents.cli.inspector import Entry, Filter, Inspector
 from hightouch.htevents.collector import Collector, Fault
-from hightouch.htevents.inspector import Entry, Filter, Inspector
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import LIMIT, Recorder, TestCase
 

@@ -5,7 +5,7 @@ import time
 import unittest
 from typing import Any, List
 
-from hightouch.htevents.inspector import Inspector
+from hightouch.htevents.cli.inspector import Inspector
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import LIMIT, TestCase
 

@@ -13,9 +13,9 @@ from collections import Counter
 from time import sleep, time
 from typing import Any, Dict, List, Optional, Sequence, TextIO, Tuple
 
-from hightouch.htevents import inspector
 from hightouch.htevents._process.logs import logger, printable
 from hightouch.htevents._process.waiting import Deadline, monotonic
+from hightouch.htevents.cli import files, inspector
 from hightouch.htevents.client import DEFAULT_TIMEOUT, Client
 from hightouch.htevents.errors import MessageTooLargeError, ValidationError
 from hightouch.htevents.request import DEFAULT_HOST
@@ -37,21 +37,13 @@ DEFAULT_PORT = 8765
 NOT_DELIVERED = 1
 USAGE = 2
 
-TYPES = ('track', 'identify', 'group', 'alias', 'page', 'screen')
+TYPES = tuple(files.ARGUMENTS)
 
-# The calls that take an option; all calls take the options in _COMMON.
+# The calls that take an option; all calls take the options in files.COMMON.
 _OPTIONS = {
-    'anonymous_id': ('track', 'identify', 'group', 'page', 'screen'),
-    'event': ('track',),
-    'group_id': ('group',),
-    'previous_id': ('alias',),
-    'category': ('page', 'screen'),
-    'name': ('page', 'screen'),
-    'properties': ('track', 'page', 'screen'),
-    'traits': ('identify', 'group'),
+    name: tuple(kind for kind in TYPES if name in files.ARGUMENTS[kind])
+    for name in sorted({name for names in files.ARGUMENTS.values() for name in names})
 }
-_COMMON = ('user_id', 'context', 'integrations', 'timestamp', 'message_id')
-_JSON = ('properties', 'traits', 'context', 'integrations')
 
 # The settings that a command takes from the environment, beside the key and the host.
 _CONNECTION = [
@@ -134,11 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=demo)
     one.add_argument('--events', type=int, default=5000, help=argparse.SUPPRESS)
 
-    one = commands.add_parser('send', help='send one event')
+    one = commands.add_parser('send', help='send one event, or the lines of a file')
     one.set_defaults(run=send)
-    one.add_argument('type', choices=TYPES)
-    _add_server(one, DEFAULT_TIMEOUT)
+    one.add_argument('type', choices=TYPES, nargs='?', help='of the event')
+    _add_server(one, None, '%d, for a file no limit' % DEFAULT_TIMEOUT)
     _add_arguments_of_calls(one)
+    _add_file(one.add_argument_group('the lines of a file'))
 
     one = commands.add_parser('spool', help='show or send the events in a spool_dir')
     one.set_defaults(run=show_spool)
@@ -150,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_server(parser: argparse.ArgumentParser, timeout: Optional[float]) -> None:
+def _add_server(
+    parser: argparse.ArgumentParser, timeout: Optional[float], default: str = ''
+) -> None:
     """Add the options of the commands that send."""
     parser.add_argument('--write-key', help='default: $%s' % ENV_WRITE_KEY)
     parser.add_argument('--host', help='default: $%s, then Hightouch' % ENV_HOST)
@@ -158,16 +153,38 @@ def _add_server(parser: argparse.ArgumentParser, timeout: Optional[float]) -> No
         '--timeout',
         type=_seconds,
         default=timeout,
-        help='seconds to deliver in; default: %s' % (timeout or 'no limit'),
+        help='seconds to deliver in; default: %s' % (default or 'no limit'),
+    )
+
+
+def _add_file(parser: Any) -> None:
+    parser.add_argument(
+        '--file',
+        help='lines of JSON, each an event or the arguments of a call, or CSV; - is stdin. '
+        'The other options are for the lines that lack them',
+    )
+    parser.add_argument(
+        '--map',
+        metavar='COLUMN=PATH',
+        action='append',
+        help='the field of a CSV column, e.g. mail=traits.email, sum=properties.sum:number',
+    )
+    parser.add_argument('--dry-run', action='store_true', help='only check the lines')
+    parser.add_argument(
+        '--rejects', metavar='FILE', help='for bad lines; default: FILE.rejects'
+    )
+    parser.add_argument('--rate', type=_rate, help='events a second; default: no limit')
+    parser.add_argument(
+        '--checkpoint', metavar='FILE', help='note here what is sent, and go on there'
     )
 
 
 def _add_arguments_of_calls(parser: argparse.ArgumentParser) -> None:
-    for name in _COMMON + tuple(_OPTIONS):
+    for name in files.COMMON + tuple(_OPTIONS):
         parser.add_argument(
             _flag(name),
-            type=_json_object if name in _JSON else str,
-            metavar='JSON' if name in _JSON else 'TEXT',
+            type=_json_object if name in files.OBJECTS else str,
+            metavar='JSON' if name in files.OBJECTS else 'TEXT',
             help='for %s' % ', '.join(_OPTIONS.get(name, ('all',))),
         )
 
@@ -188,6 +205,13 @@ def _pattern(text: str) -> Tuple[str, str]:
     if not (name and equals):
         raise argparse.ArgumentTypeError('expected NAME=PATTERN, got %s' % text)
     return name, pattern
+
+
+def _rate(text: str) -> float:
+    rate = _seconds(text)
+    if rate == 0:
+        raise argparse.ArgumentTypeError('expected more than 0 events a second')
+    return rate
 
 
 def _seconds(text: str) -> float:
@@ -420,24 +444,42 @@ def _send_demo(url: str, count: int) -> Any:
 
 
 def send(args: argparse.Namespace) -> int:
-    """Send one event; return 0 only if the collector acknowledged it."""
+    """Send one event, or a file; return 0 only if the collector acknowledged all."""
     logger.setLevel(logging.CRITICAL)  # the command prints its own messages
+    arguments = {
+        name: getattr(args, name)
+        for name in files.COMMON + tuple(_OPTIONS)
+        if getattr(args, name) is not None
+    }
+    given = dict(_defaults(_CONNECTION), write_key=args.write_key, host=args.host)
+    if args.file is None:
+        return _send_one(args, arguments, given)
+    if args.type is not None:
+        arguments['type'] = args.type
+    try:
+        return files.send_file(args, arguments, given)
+    except ValidationError as error:
+        return _wrong(str(error))
+
+
+def _send_one(
+    args: argparse.Namespace, arguments: Dict[str, Any], given: Dict[str, Any]
+) -> int:
+    if args.type is None:
+        return _wrong('send: expected a type (%s) or --file' % ', '.join(TYPES))
+    for name in ('map', 'dry_run', 'rejects', 'rate', 'checkpoint'):
+        if getattr(args, name):
+            return _wrong('send: %s is for --file' % _flag(name))
     errors: List[Exception] = []
-    arguments = {}
-    for name in _COMMON + tuple(_OPTIONS):
-        value = getattr(args, name)
-        if value is None:
-            continue
+    for name in arguments:
         if args.type not in _OPTIONS.get(name, TYPES):
             return _wrong('%s takes no %s' % (args.type, _flag(name)))
-        arguments[name] = value
     try:
-        given = dict(_defaults(_CONNECTION), write_key=args.write_key, host=args.host)
         client = Client(**dict(given, on_error=lambda error, _: errors.append(error)))
         getattr(client, args.type)(**arguments)
     except (ValidationError, MessageTooLargeError) as error:
         return _wrong(str(error))
-    client.shutdown(args.timeout)
+    client.shutdown(DEFAULT_TIMEOUT if args.timeout is None else args.timeout)
     if client.stats().delivered:
         print('Delivered.')
         return 0

@@ -373,7 +373,7 @@ def _private(answer: Fault) -> Fault:
 
 def _page() -> Fault:
     """Return the page. It may run its own script, and fetch nothing from elsewhere."""
-    page = pkgutil.get_data('hightouch.htevents', 'inspector.html') or b''
+    page = pkgutil.get_data('hightouch.htevents.cli', 'inspector.html') or b''
     policy = [
         "default-src 'none'",
         "connect-src 'self'",

@@ -1,0 +1,677 @@
+"""Sends the lines of a file: events as JSON, the arguments of calls as JSON, or CSV.
+
+All lines are checked before the first one is sent. Then they are sent in order, one batch at a
+time: after each batch its last line is noted in the checkpoint. So a run that is killed sends at
+most one batch again when it is resumed, with the same ids.
+"""
+
+import argparse
+import csv
+import difflib
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from time import sleep
+from typing import (
+    Any,
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
+
+from hightouch.htevents._process.logs import printable
+from hightouch.htevents._process.waiting import Deadline, monotonic
+from hightouch.htevents._queue.stores import BATCH_BYTES
+from hightouch.htevents.client import Client
+from hightouch.htevents.collector import MAX_AGE, TOO_OLD, check_event
+from hightouch.htevents.encoding import encode
+from hightouch.htevents.errors import APIError, MessageTooLargeError, ValidationError
+from hightouch.htevents.settings import ENV_HOST, check_write_key, find_text
+from hightouch.htevents.stamps import stable_message_id
+
+# Events in a request.
+BATCH_EVENTS = 100
+
+# Statuses that are about the events of a request, not about the sender.
+EVENT_STATUSES = (400, 413, 422)
+
+# Where the rule on old events is documented.
+RULE = 'a rule of Hightouch, see https://hightouch.com/docs/events'
+
+# The arguments of each call, also by their names on the wire.
+COMMON = ('user_id', 'context', 'integrations', 'timestamp', 'message_id')
+ARGUMENTS = {
+    'track': ('anonymous_id', 'event', 'properties'),
+    'identify': ('anonymous_id', 'traits'),
+    'group': ('anonymous_id', 'group_id', 'traits'),
+    'alias': ('previous_id',),
+    'page': ('anonymous_id', 'category', 'name', 'properties'),
+    'screen': ('anonymous_id', 'category', 'name', 'properties'),
+}
+WIRE_NAMES = {
+    'userId': 'user_id',
+    'anonymousId': 'anonymous_id',
+    'previousId': 'previous_id',
+    'groupId': 'group_id',
+    'messageId': 'message_id',
+}
+OBJECTS = ('properties', 'traits', 'context', 'integrations')
+
+# Seconds between two drawings of the progress bar.
+DRAW_INTERVAL = 0.3
+BAR_WIDTH = 24
+
+# What a line is: to be sent as it is, or by a call, or not at all.
+RAW, CALL, REJECTED = b'RC-'
+
+
+class Bad(Exception):
+    """A line cannot be sent; the text says why."""
+
+
+class Line(NamedTuple):
+    """A record of the file.
+
+    :ivar number: of the line in the file, from 1 on; of its last line in a CSV file
+    :ivar text: as it is in the file
+    :ivar read: returns the fields, or raises `Bad`
+    """
+
+    number: int
+    text: bytes
+    read: Callable[[], Any]
+
+
+class Stopped(Exception):
+    """The rest cannot be sent now; the text says why."""
+
+
+# -- reading -------------------------------------------------------------------------
+
+
+def json_lines(file: BinaryIO) -> Iterator[Line]:
+    """Read lines of JSON; empty ones are left out."""
+    for number, text in enumerate(file, 1):
+        if number == 1 and text.startswith(b'\xef\xbb\xbf'):
+            text = text[3:]
+        text = text.strip()
+        if text:
+            yield Line(number, text, lambda text=text: _parsed(text))  # type: ignore[misc]
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        value = json.loads(text.decode('utf-8'), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise Bad('expected JSON, got one that is nested too deep')
+    except ValueError as error:
+        raise Bad('expected JSON: %s' % error)
+    if not isinstance(value, dict):
+        raise Bad('expected a JSON object, got %s' % type(value).__name__)
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError('%s is not JSON' % name)
+
+
+_BOOLS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
+
+
+class Columns:
+    """Says which field of an event each column of a CSV file is.
+
+    :param maps: 'column=path' or 'column=path:kind', such as 'amount=properties.total:number'.
+        Without any, a column is the field of its name
+    """
+
+    KINDS: Dict[str, Callable[[str], Any]] = {
+        'text': str,
+        'number': lambda text: int(text) if text.strip('-').isdigit() else float(text),
+        'bool': lambda text: _BOOLS[text.strip().lower()],
+        'json': lambda text: json.loads(text, parse_constant=_refuse_constant),
+    }
+
+    def __init__(self, maps: List[str]) -> None:
+        self.maps: Dict[str, Tuple[List[str], str]] = {}
+        for each in maps:
+            column, equals, path = each.rpartition('=')
+            path, _, kind = path.partition(':')
+            kind = kind or 'text'
+            if not (equals and column and path) or kind not in self.KINDS:
+                expected = 'COLUMN=PATH or COLUMN=PATH:KIND (%s)' % ', '.join(
+                    self.KINDS
+                )
+                raise ValidationError('--map: expected %s, got %s' % (expected, each))
+            self.maps[column] = (_path(path), kind)
+
+    def bind(self, header: List[str]) -> None:
+        """Take the names of the columns; raise `ValidationError` if a mapped one is missing."""
+        twice = [name for name, count in Counter(header).items() if count > 1]
+        if twice:
+            raise ValidationError('the column %s is there twice' % twice[0])
+        missing = [name for name in self.maps if name not in header]
+        if missing:
+            near = difflib.get_close_matches(missing[0], header, 1)
+            hint = ' (did you mean %s?)' % near[0] if near else ''
+            raise ValidationError('there is no column %s%s' % (missing[0], hint))
+        if not self.maps:
+            self.maps = {name: (_path(name), 'text') for name in header}
+        self.header = header
+
+    def read(self, row: List[str]) -> Dict[str, Any]:
+        """Return the fields of a row; an empty cell is left out."""
+        if len(row) != len(self.header):
+            what = (len(self.header), len(row))
+            raise Bad('expected %d cells, got %d' % what)
+        fields: Dict[str, Any] = {}
+        for name, cell in zip(self.header, row):
+            if name not in self.maps or not cell:
+                continue
+            path, kind = self.maps[name]
+            try:
+                cell.encode('utf-8')
+                value = self.KINDS[kind](cell)
+            except UnicodeError:
+                raise Bad('%s: expected UTF-8' % name)
+            except (ValueError, LookupError):
+                raise Bad('%s: expected a %s, got another text' % (name, kind))
+            place = fields
+            for step in path[:-1]:
+                place = place.setdefault(step, {})
+            place[path[-1]] = value
+        return fields
+
+
+def _path(text: str) -> List[str]:
+    """Return the steps of a path such as 'properties.total'."""
+    first, *rest = text.split('.')
+    first = WIRE_NAMES.get(first, first)
+    known = {'type', *COMMON, *(name for names in ARGUMENTS.values() for name in names)}
+    if first not in known or bool(rest) > (first in OBJECTS) or '' in rest:
+        raise ValidationError(
+            '%s: expected a field such as user_id or properties.total%s'
+            % (text, _hint(first, sorted(known)))
+        )
+    return [first, *rest]
+
+
+def csv_lines(file: BinaryIO, columns: Columns) -> Iterator[Line]:
+    """Read the rows of a CSV file with a header."""
+    text = io.TextIOWrapper(file, 'utf-8-sig', 'surrogateescape', newline='')
+    try:
+        reader = csv.reader(text)
+        header = next(reader, None)
+        if header is None:
+            return
+        columns.bind(header)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Line(reader.line_num, b'', lambda why=str(error): _bad(why))  # type: ignore[misc]
+                continue
+            if row:
+                joined = io.StringIO()
+                csv.writer(joined, lineterminator='').writerow(row)
+                line = joined.getvalue().encode('utf-8', 'surrogateescape')
+                yield Line(reader.line_num, line, lambda row=row: columns.read(row))  # type: ignore[misc]
+    finally:
+        text.detach()
+
+
+def _bad(why: str) -> Any:
+    raise Bad(why)
+
+
+# -- checking ------------------------------------------------------------------------
+
+
+class Maker:
+    """Makes the events of the lines.
+
+    :param settings: of a client; the write key is a part of the ids
+    :param name: of the file, a part of the ids
+    :param given: arguments for the lines that lack them
+    """
+
+    def __init__(
+        self, settings: Dict[str, Any], name: str, given: Dict[str, Any]
+    ) -> None:
+        self._write_key = settings['write_key']
+        self._name = name
+        self._given = given
+        self._client = Client(**dict(settings, send=False))
+
+    def check(self, line: Line) -> int:
+        """Return what a line is; raise `Bad` if it cannot be sent."""
+        fields = line.read()
+        if _is_event(fields):
+            problems = check_event(fields, size=len(line.text))
+        else:
+            problems = check_event(self.message(line, fields))
+        if problems:
+            raise Bad('; '.join(problems))
+        return RAW if _is_event(fields) else CALL
+
+    def message(self, line: Line, fields: Dict[str, Any]) -> Dict[str, Any]:
+        """Return the event that a call with these arguments makes."""
+        arguments = dict(self._given)
+        for name, value in fields.items():
+            arguments[WIRE_NAMES.get(name, name)] = value
+        kind = arguments.pop('type', None)
+        if not isinstance(kind, str) or kind not in ARGUMENTS:
+            expected = 'type: expected one of %s' % ', '.join(ARGUMENTS)
+            raise Bad('%s, got %s' % (expected, printable(repr(kind), 60)))
+        for name in list(arguments):
+            if name not in COMMON + ARGUMENTS[kind]:
+                if name in self._given and name not in fields:
+                    del arguments[name]  # given for the lines of another type
+                    continue
+                names = COMMON + ARGUMENTS[kind]
+                raise Bad(
+                    '%s has no %s%s' % (kind, printable(name, 60), _hint(name, names))
+                )
+        if arguments.get('message_id') is None:
+            key = (self._name, line.number, line.text.decode('utf-8', 'replace'))
+            arguments['message_id'] = stable_message_id(self._write_key, kind, '', key)
+        try:
+            _, message = getattr(self._client, kind)(**arguments)
+        except (ValidationError, MessageTooLargeError) as error:
+            raise Bad(str(error))
+        return message  # type: ignore[no-any-return]
+
+    def body(self, line: Line, kind: int) -> bytes:
+        return line.text if kind == RAW else encode(self.message(line, line.read()))[0]
+
+
+def _is_event(fields: Dict[str, Any]) -> bool:
+    """Whether a line is an event as it goes on the wire, not the arguments of a call."""
+    context = fields.get('context')
+    return 'messageId' in fields and isinstance(context, dict) and 'library' in context
+
+
+def _hint(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return ' (did you mean %s?)' % near[0] if near else ''
+
+
+# -- files beside the file -----------------------------------------------------------
+
+
+class Rejects:
+    """The file of the lines that cannot be sent, as lines of JSON; made with the first.
+
+    :param path: of the file
+    :param upto: the line up to which what it has stays there, of a run that is resumed
+    """
+
+    def __init__(self, path: str, upto: int) -> None:
+        self.path = path
+        self.count = 0
+        self.old = 0  # those that are refused for their age
+        self._file: Any = None
+        kept = []
+        if os.path.exists(path):
+            with open(path, encoding='utf-8') as file:
+                try:
+                    found = [(json.loads(each), each) for each in file]
+                    kept = [each for each in found if each[0]['line'] <= upto]
+                except (ValueError, LookupError, TypeError):
+                    text = (
+                        '%s: expected rejected lines, got another file; choose another '
+                    )
+                    raise ValidationError(text % path + '--rejects')
+            os.unlink(path)
+        for entry, text in kept:
+            self._write(text, entry['reason'])
+
+    def add(self, line: Line, reason: str) -> None:
+        text = line.text.decode('utf-8', 'replace')
+        entry = {'line': line.number, 'reason': reason, 'text': text}
+        self._write(json.dumps(entry, ensure_ascii=False) + '\n', reason)
+
+    def _write(self, text: str, reason: str) -> None:
+        if self._file is None:
+            self._file = open(
+                self.path, 'w', encoding='utf-8', errors='backslashreplace'
+            )
+        self._file.write(text)
+        self.count += 1
+        self.old += TOO_OLD in reason
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Checkpoint:
+    """Notes up to which line a file was sent.
+
+    :param path: of the file; None keeps nothing
+    :param purpose: what is sent to where, as an opaque text
+    :raises ValidationError: when the file is of another purpose, or cannot be understood
+    """
+
+    def __init__(self, path: Optional[str], purpose: str) -> None:
+        self._path = path
+        self._purpose = purpose
+        self.line = 0
+        self.delivered = 0
+        if path is None or not os.path.exists(path):
+            return
+        with open(path, encoding='utf-8') as file:
+            try:
+                found = json.loads(file.read())
+                line, delivered, purpose = (
+                    found['line'],
+                    found['delivered'],
+                    found['purpose'],
+                )
+            except (ValueError, LookupError, TypeError):
+                raise ValidationError(
+                    '%s: expected a checkpoint, got another file' % path
+                )
+        if purpose != self._purpose:
+            raise ValidationError(
+                '%s: it is of another file, host or write key; choose another --checkpoint, '
+                'or delete it to begin anew' % path
+            )
+        self.line, self.delivered = line, delivered
+
+    def note(self, line: int, delivered: int) -> None:
+        self.line, self.delivered = line, delivered
+        if self._path is not None:
+            text = {'line': line, 'delivered': delivered, 'purpose': self._purpose}
+            with open(self._path + '.new', 'w', encoding='utf-8') as file:
+                json.dump(text, file)
+            os.replace(self._path + '.new', self._path)
+
+
+# -- sending -------------------------------------------------------------------------
+
+
+class Progress:
+    """What is done, drawn on a terminal.
+
+    :param verb: what is done
+    :param total: lines; 0: unknown
+    """
+
+    def __init__(self, verb: str, total: int = 0, done: int = 0) -> None:
+        self._verb = verb
+        self._total = total
+        self._before = done
+        self.done = done
+        self.refused = 0
+        self.note = ''
+        self._began = monotonic()
+        self._over = threading.Event()
+        self._drawing = threading.Thread(target=self._draw_now_and_then, daemon=True)
+
+    def __enter__(self) -> 'Progress':
+        if sys.stderr.isatty():
+            self._drawing.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if sys.stderr.isatty():
+            self._drawing.join()
+            sys.stderr.write('\r%s\r' % (' ' * 79))
+            sys.stderr.flush()
+
+    def _draw_now_and_then(self) -> None:
+        while not self._over.wait(DRAW_INTERVAL):
+            sys.stderr.write('\r%-79s' % self.text(monotonic() - self._began)[:79])
+            sys.stderr.flush()
+
+    def text(self, seconds: float) -> str:
+        rate = (self.done - self._before) / max(seconds, 0.001)
+        parts = [self._verb]
+        if self._total:
+            filled = BAR_WIDTH * self.done // self._total
+            parts.append('[%s]' % ('#' * filled + '.' * (BAR_WIDTH - filled)))
+            parts.append('%d%%' % (100 * self.done // self._total))
+        parts += ['{:,}'.format(self.done), '{:,.0f}/s'.format(rate)]
+        if self._total and rate:
+            left = int((self._total - self.done) / rate)
+            parts.append('%d:%02d left' % (left // 60, left % 60))
+        if self.refused:
+            parts.append('{:,} refused'.format(self.refused))
+        return ' '.join(parts + [self.note])
+
+
+class Sender:
+    """Sends events in order, one batch at a time, on this thread.
+
+    :param settings: of the client
+    """
+
+    def __init__(self, settings: Dict[str, Any]) -> None:
+        self._errors: List[Tuple[Exception, List[Any]]] = []
+        # In sync_mode a client has no threads, so that flush() delivers on this one.
+        self._client = Client(
+            **dict(
+                settings,
+                sync_mode=True,
+                max_queue_size=0,
+                max_retries=sys.maxsize,
+                upload_size=BATCH_EVENTS,
+                on_error=lambda error, batch: self._errors.append((error, batch)),
+            )
+        )
+
+    def send(self, bodies: List[bytes], deadline: Deadline) -> Dict[str, str]:
+        """Send a batch, and wait until all of it is resolved.
+
+        :returns: the reasons for the events that were refused, by their ids
+        :raises Stopped: when time runs out, or the server refuses all that we send
+        """
+        for body in bodies:
+            self._client._queue.offer(body)
+        if not self._client.flush(deadline.remaining()):
+            raise Stopped(self.problem or 'time ran out')
+        refused: Dict[str, str] = {}
+        for error, batch in self._errors:
+            status = error.status if isinstance(error, APIError) else None
+            reason = printable('%s: %s' % (type(error).__name__, error), 300)
+            if status not in EVENT_STATUSES:
+                raise Stopped(reason)
+            refused.update((each['messageId'], reason) for each in batch)
+        del self._errors[:]
+        return refused
+
+    @property
+    def problem(self) -> str:
+        """Why the last request failed; '' after one that did not."""
+        return self._client.stats().last_error or ''
+
+    def close(self) -> None:
+        self._client.shutdown(0)
+
+
+def send_file(
+    args: argparse.Namespace, given: Dict[str, Any], settings: Dict[str, Any]
+) -> int:
+    """Check the lines of a file, and send the good ones; return the exit code.
+
+    :param given: arguments for the lines that lack them
+    :param settings: of the client
+    :raises ValidationError: when an option or the file is not as expected
+    """
+    write_key = check_write_key(settings['write_key'])
+    with _opened(args.file) as file:
+        return _Run(args, given, dict(settings, write_key=write_key), file).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        given: Dict[str, Any],
+        settings: Dict[str, Any],
+        file: BinaryIO,
+    ) -> None:
+        self._args = args
+        self._settings = settings
+        self._file = file
+        self._is_csv = bool(args.map) or args.file.lower().endswith('.csv')
+        name = os.path.basename(args.file)
+        self._maker = Maker(settings, name, given)
+        head = file.readline()
+        host = find_text(settings['host'], ENV_HOST)
+        where = '%s\n%s\n' % (settings['write_key'], host)
+        digest = hashlib.sha256(where.encode('utf-8', 'replace') + head).hexdigest()
+        self._checkpoint = Checkpoint(args.checkpoint, digest)
+        self._begin = self._checkpoint.line
+        rejects = args.rejects or ('stdin' if name == '-' else args.file) + '.rejects'
+        self._rejects = Rejects(rejects, self._checkpoint.line)
+        self._kinds = bytearray()  # of the lines that are still to be sent, in order
+
+    def run(self) -> int:
+        try:
+            self._check()
+            self._tell_rejects()
+            if self._args.dry_run:
+                print('{:,} line(s) can be sent.'.format(self._to_send()))
+            elif self._to_send():
+                self._send()
+            return 1 if self._rejects.count else 0
+        except Stopped as error:
+            return self._stop(str(error))
+        except KeyboardInterrupt:
+            return self._stop('interrupted')
+        finally:
+            self._rejects.close()
+
+    def _stop(self, why: str) -> int:
+        hint = (
+            'the next run goes on here'
+            if self._args.checkpoint
+            else ('with --checkpoint FILE the next run would go on here')
+        )
+        text = 'Stopped after line {:,}: {}; {}'
+        print(text.format(self._checkpoint.line, why, hint), file=sys.stderr)
+        return 1
+
+    def _lines(self) -> Iterator[Line]:
+        """Read the lines that are still to be sent."""
+        self._file.seek(0)
+        columns = Columns(self._args.map or [])
+        lines = (
+            csv_lines(self._file, columns) if self._is_csv else json_lines(self._file)
+        )
+        return (each for each in lines if each.number > self._begin)
+
+    def _to_send(self) -> int:
+        return len(self._kinds) - self._kinds.count(REJECTED)
+
+    def _check(self) -> None:
+        with Progress('Checking') as progress:
+            for line in self._lines():
+                try:
+                    self._kinds.append(self._maker.check(line))
+                except Bad as error:
+                    self._kinds.append(REJECTED)
+                    self._rejects.add(line, str(error))
+                progress.done += 1
+                progress.refused = self._rejects.count
+        self._rejects.flush()
+
+    def _tell_rejects(self) -> None:
+        if self._rejects.count:
+            text = '{:,} line(s) cannot be sent, see {}'
+            print(text.format(self._rejects.count, self._rejects.path), file=sys.stderr)
+        if self._rejects.old:
+            text = '{:,} of them for their age: over {} days, {}'
+            print(text.format(self._rejects.old, MAX_AGE.days, RULE), file=sys.stderr)
+
+    def _send(self) -> None:
+        deadline = Deadline(self._args.timeout)
+        sender = Sender(self._settings)
+        pace = _Pace(self._args.rate)
+        try:
+            with Progress('Sending', self._to_send()) as progress:
+                for chunk in self._chunks(pace.size):
+                    refused = sender.send([body for _, body in chunk], deadline)
+                    if refused:
+                        self._reject(chunk, refused)
+                    delivered = self._checkpoint.delivered + len(chunk) - len(refused)
+                    self._checkpoint.note(chunk[-1][0].number, delivered)
+                    progress.done += len(chunk)
+                    progress.refused = self._rejects.count
+                    progress.note = sender.problem
+                    pace.wait(progress.done)
+        finally:
+            sender.close()
+        print('Delivered {:,} line(s).'.format(self._checkpoint.delivered))
+
+    def _chunks(self, size: int) -> Iterator[List[Tuple[Line, bytes]]]:
+        """Return the events of the good lines, so many that a request holds them."""
+        chunk: List[Tuple[Line, bytes]] = []
+        room = BATCH_BYTES
+        for line, kind in zip(self._lines(), self._kinds):
+            if kind == REJECTED:
+                continue
+            body = self._maker.body(line, kind)
+            if chunk and (len(chunk) == size or len(body) + 1 > room):
+                yield chunk
+                chunk, room = [], BATCH_BYTES
+            chunk.append((line, body))
+            room -= len(body) + 1
+        if chunk:
+            yield chunk
+
+    def _reject(self, chunk: List[Tuple[Line, bytes]], refused: Dict[str, str]) -> None:
+        for line, body in chunk:
+            reason = refused.get(json.loads(body.decode('utf-8'))['messageId'])
+            if reason is not None:
+                self._rejects.add(line, reason)
+        self._rejects.flush()
+
+
+class _Pace:
+    """Holds a rate.
+
+    :param rate: events a second; None: as fast as possible
+    """
+
+    def __init__(self, rate: Optional[float]) -> None:
+        self._rate = rate
+        self._began = monotonic()
+        # A tenth of a second at a time.
+        self.size = BATCH_EVENTS
+        if rate is not None:
+            self.size = max(1, min(BATCH_EVENTS, int(rate / 10)))
+
+    def wait(self, done: int) -> None:
+        if self._rate is not None:
+            sleep(max(0.0, self._began + done / self._rate - monotonic()))
+
+
+def _opened(name: str) -> BinaryIO:
+    """Open a file; stdin is copied to a temporary one, because it is read twice."""
+    if name != '-':
+        return open(name, 'rb')
+    copy: Any = tempfile.TemporaryFile()
+    shutil.copyfileobj(sys.stdin.buffer, copy)
+    copy.seek(0)
+    return copy  # type: ignore[no-any-return]
