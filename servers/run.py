@@ -30,6 +30,7 @@ SERVERS = (
     'litestar',
     'packaging',  # which the gevent worker of gunicorn imports
     *('pytest', 'pytest-xdist', 'pytest-asyncio', 'pytest-django'),
+    *('pyspark', 'distributed'),
 )
 
 # Seconds after which something hangs: many times what each takes on a busy machine.
@@ -602,6 +603,55 @@ def online_shop(bench):
     assert set(orders) - {None} == expected, 'an order came that was rolled back'
 
 
+# -- engines: the code of the pages in docs/ -----------------------------------------
+
+
+def check_orders(bench, count):
+    """Check that each order came once, and the later ones, whose tasks failed, twice."""
+    bench.twice = True
+    found = {}
+    for each in bench.collector.events:
+        order = int(each['properties']['total'] * 2)
+        found.setdefault(order, []).append(each['messageId'])
+    for order in range(2 * count):
+        times = 1 if order < count else 2
+        assert len(found[order]) == times, '%d: %d times' % (order, len(found[order]))
+        assert len(set(found[order])) == 1, 'an order has two ids'
+
+
+def engine(bench, name):
+    variables = {'DONE': bench.path('done'), 'WORK': bench.path('work')}
+    bench.ended(bench.start('python', 'engines.py', name, **variables))
+    check_orders(bench, 1000)
+
+
+@scenario('pyspark', 'java')
+def spark_page(bench):
+    engine(bench, 'spark')
+
+
+@scenario('distributed')
+def dask_page(bench):
+    engine(bench, 'dask')
+
+
+@scenario('celery')
+def celery_page(bench):
+    variables = {'BROKER': bench.path('broker'), 'DONE': bench.path('done')}
+    variables.update(HTEVENTS_WRITE_KEY='servers', HTEVENTS_HOST=bench.collector.url)
+    options = ('--concurrency', '2')
+    worker = start_worker(bench, 'celery_page', 'prefork', *options, **variables)
+    send = 'import celery_page; celery_page.publish_all()'
+    bench.ended(bench.start('python', '-c', send, **variables))
+    deadline = time.monotonic() + LIMIT
+    while len(os.listdir(bench.path('done'))) < 60 + 30:
+        assert time.monotonic() < deadline, 'the tasks were not done'
+        assert worker.poll() is None, 'the worker ended'
+        time.sleep(0.05)
+    bench.stop(worker)
+    check_orders(bench, 30)
+
+
 # -- tests of an application ---------------------------------------------------------
 
 
@@ -750,6 +800,8 @@ def install(folder):
                 reasons[name] = done.stdout.strip().splitlines()[-1][:100]
         except subprocess.TimeoutExpired:
             reasons[name] = 'not installed after 300 s'
+    if shutil.which('java') is None:
+        reasons['java'] = 'there is no java'
     return python, reasons
 
 
