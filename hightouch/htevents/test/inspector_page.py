@@ -53,7 +53,7 @@ class PageTest(TestCase):
     def tearDown(self) -> None:
         """Whatever a test did: no error, and nothing fetched from elsewhere."""
         self.assertEqual(self.browser.get_log('browser'), [])
-        fetched = self.run(
+        fetched = self.evaluate(
             "return performance.getEntriesByType('resource').map(each => each.name)"
         )
         for each in fetched:
@@ -68,28 +68,26 @@ class PageTest(TestCase):
             'Emulation.setEmulatedMedia', {'features': features}
         )
 
-    def run(self, script: Any = None, *args: Any) -> Any:  # type: ignore[override]
-        if not isinstance(script, str):
-            return super().run(script)
+    def evaluate(self, script: str, *args: Any) -> Any:
         return self.browser.execute_script(script, *args)
 
     def wait_for(self, script: str, *args: Any) -> Any:
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
-            found = self.run(script, *args)
+            found = self.evaluate(script, *args)
             if found:
                 return found
             time.sleep(0.01)
         self.fail('not in time: %s; the page: %s' % (script, self.text('body')))
 
     def text(self, selector: str) -> str:
-        text: str = self.run(
+        text: str = self.evaluate(
             'return document.querySelector(arguments[0]).innerText', selector
         )
         return text
 
     def names(self) -> List[str]:
-        found: List[str] = self.run(
+        found: List[str] = self.evaluate(
             "return Array.from(document.querySelectorAll('.row'))"
             '.sort((one, other) => parseFloat(one.style.top) - parseFloat(other.style.top))'
             ".map(row => row.querySelector('.name').firstChild.textContent)"
@@ -119,7 +117,7 @@ class PageTest(TestCase):
             self.inspector._add(event(event=name, **changes), [], '')
 
     def test_an_event_is_on_the_page_soon_after_a_flush(self) -> None:
-        self.run(
+        self.evaluate(
             'window.seen = {};'
             'new MutationObserver(() => {'
             "  for (const row of document.querySelectorAll('.row'))"
@@ -197,17 +195,17 @@ class PageTest(TestCase):
         self.send('two', properties=properties)
         self.wait_for_names('two', 'one')
         self.click('.row')
-        shown = self.run('return document.getElementById("json").textContent')
+        shown = self.evaluate('return document.getElementById("json").textContent')
         self.assertEqual(
-            self.run('return JSON.parse(arguments[0])', shown)['event'], 'two'
+            self.evaluate('return JSON.parse(arguments[0])', shown)['event'], 'two'
         )
-        expected = self.run('return JSON.stringify(events[0].event, null, 2)')
+        expected = self.evaluate('return JSON.stringify(events[0].event, null, 2)')
         self.assertEqual(shown, expected)
         self.send('three')  # what is shown stays
         self.wait_for_names('three', 'two', 'one')
         self.assertEqual(self.text('#title h2'), 'two')
         self.click('#close')
-        self.assertTrue(self.run("return document.querySelector('aside').hidden"))
+        self.assertTrue(self.evaluate("return document.querySelector('aside').hidden"))
 
     def test_the_keyboard_moves_and_filters(self) -> None:
         self.send(*map(str, range(100)))
@@ -222,10 +220,10 @@ class PageTest(TestCase):
             "return document.querySelector('.row.chosen .name').textContent === '0'"
         )
         self.press(Keys.ESCAPE)
-        self.assertTrue(self.run("return document.querySelector('aside').hidden"))
+        self.assertTrue(self.evaluate("return document.querySelector('aside').hidden"))
         self.press('/')
         self.press('7')
-        self.assertEqual(self.run('return document.activeElement.id'), 'by-text')
+        self.assertEqual(self.evaluate('return document.activeElement.id'), 'by-text')
         self.press(Keys.ESCAPE)
         self.press('p')
         self.assertEqual(self.text('#pause'), 'Resume')
@@ -260,18 +258,22 @@ class PageTest(TestCase):
         for number in range(20):
             self.send(*[str(number)] * 1000)
         self.wait_for('return total === 20000')
-        self.assertEqual(self.run('return [events.length, shown.length]'), [1000, 1000])
-        self.assertLess(self.run("return document.querySelectorAll('.row').length"), 60)
+        self.assertEqual(
+            self.evaluate('return [events.length, shown.length]'), [1000, 1000]
+        )
+        self.assertLess(
+            self.evaluate("return document.querySelectorAll('.row').length"), 60
+        )
         self.click('#pause')
         for number in range(5):
             self.send(*[str(number)] * 1000)
         self.wait_for('return total === 25000')
-        self.assertEqual(self.run('return held.length'), 1000)
+        self.assertEqual(self.evaluate('return held.length'), 1000)
 
     def test_who_reads_further_down_keeps_the_place(self) -> None:
         self.send(*map(str, range(200)))
         self.wait_for('return shown.length === 200')
-        self.run("document.getElementById('list').scrollTop = 3600")
+        self.evaluate("document.getElementById('list').scrollTop = 3600")
         place = (
             "return Array.from(document.querySelectorAll('.row'))"
             ".find(row => row.textContent.includes(':') && "
@@ -281,7 +283,7 @@ class PageTest(TestCase):
         self.send(*['new'] * 7)
         self.wait_for('return shown.length === 207')
         self.wait_for('return !drawing')
-        self.assertEqual(self.run(place), before)
+        self.assertEqual(self.evaluate(place), before)
 
     def test_texts_of_events_are_shown_as_text(self) -> None:
         evil = '<img src=x onerror="document.title=1"><script>alert(1)</script>'
@@ -293,7 +295,7 @@ class PageTest(TestCase):
         self.wait_for_names(evil)
         self.click('.row')
         self.assertIn(evil, self.text('#title h2'))
-        self.assertEqual(self.run('return document.images.length'), 0)
+        self.assertEqual(self.evaluate('return document.images.length'), 0)
 
     def test_odd_events_are_shown(self) -> None:
         for odd in (
@@ -308,7 +310,9 @@ class PageTest(TestCase):
         self.wait_for('return shown.length === 6')
         for _ in range(6):
             self.press('j')
-        self.assertEqual(self.run('return JSON.parse($("json").textContent)'), None)
+        self.assertEqual(
+            self.evaluate('return JSON.parse($("json").textContent)'), None
+        )
 
     def test_it_says_when_the_collector_is_gone_and_goes_on_when_it_is_back(
         self
@@ -328,7 +332,7 @@ class PageTest(TestCase):
         self.send('A name that is much longer than such a screen is wide' * 3)
         self.wait_for('return shown.length === 1')
         for _ in range(2):
-            wide = self.run(
+            wide = self.evaluate(
                 "return Array.from(document.querySelectorAll('body, header, main, aside'))"
                 '.filter(each => each.getBoundingClientRect().right > 360).length'
             )
