@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from time import sleep, time
 from typing import Any, Dict, List, Optional, Sequence, TextIO, Tuple
+from urllib.parse import urlsplit
 
 from hightouch.htevents._process.logs import logger, printable
 from hightouch.htevents._process.waiting import Deadline, monotonic
@@ -25,7 +26,6 @@ from hightouch.htevents.settings import (
     NAMES,
     DefaultConfig,
     check_write_key,
-    find_text,
 )
 from hightouch.htevents.version import NAME, VERSION
 
@@ -248,13 +248,15 @@ def collect(args: argparse.Namespace) -> int:
 
 
 def _collect(args: argparse.Namespace, out: Optional[TextIO]) -> int:
-    forward = args.forward
-    if forward is not None:
-        forward = find_text(forward, ENV_HOST) or DEFAULT_HOST
+    forward = DEFAULT_HOST if args.forward == '' else args.forward or ''
+    if urlsplit(forward).netloc in {
+        '%s:%d' % (name, args.port) for name in ('127.0.0.1', 'localhost', '[::1]')
+    }:
+        return _wrong('--forward: expected another server than this one')
     printer = _Printer(args.json, inspector.Filter(args.filter))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: printer.stop.set())
-    made = inspector.Inspector(args.port, out, printer.show, forward or '')
+    made = inspector.Inspector(args.port, out, printer.show, forward)
     try:
         made.start()
     except OSError as error:

@@ -201,6 +201,13 @@ class CommandTest(TestCase):
         self.assertRegex(output, r'-> 200 in \d+ ms\n')
         self.assertRegex(output, r'-> 401 in \d+ ms')
 
+    def test_collect_passes_nothing_on_to_itself(self) -> None:
+        for name in ('127.0.0.1', 'localhost'):
+            forward = ('--forward', 'http://%s:8765' % name)
+            result = self.run_command('collect', *forward)
+            self.assertEqual(result.returncode, 2)
+            self.assertIn('expected another server', result.stderr)
+
     @unittest.skipUnless(pty, 'needs a terminal')
     def test_collect_prints_in_colours_on_a_terminal_only(self) -> None:
         def post(url: str) -> None:
