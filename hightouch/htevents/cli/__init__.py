@@ -339,14 +339,15 @@ def _line(entry: 'inspector.Entry') -> str:
     else:
         parts = [repr(entry.event)]
     parts = [printable(each, 200) for each in parts]
-    is_bad = bool(entry.problems)
+    status, about = ('BAD ', '31') if entry.problems else ('ok  ', '2')
     more = [printable(each, 200) for each in entry.problems]
     if entry.answer:
         more.append('-> ' + printable(entry.answer, 400))
     if _has_colours():
-        parts[0] = '\x1b[%sm%s\x1b[0m' % (_COLOURS.get(entry.kind, '2'), parts[0])
-        more = ['\x1b[%sm%s\x1b[0m' % ('31' if is_bad else '2', each) for each in more]
-    first = ' '.join(['BAD ' if is_bad else 'ok  ', *parts])
+        status = _in_colour(about, status)
+        parts[0] = _in_colour(_COLOURS.get(entry.kind, '2'), parts[0])
+        more = [_in_colour(about, each) for each in more]
+    first = ' '.join([status, *parts])
     line = '\n       '.join([first, *more])
     # A character that the console cannot show becomes a question mark.
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
@@ -362,6 +363,10 @@ _COLOURS = {
     'group': '33',
     'alias': '95',
 }
+
+
+def _in_colour(code: str, text: str) -> str:
+    return '\x1b[%sm%s\x1b[0m' % (code, text)
 
 
 def _has_colours() -> bool:
