@@ -173,8 +173,8 @@ class capture:
             messages.append(json.loads(body.decode('utf-8')))
 
         fresh = _fresh_default_client(spool_dir=None)
-        captures.add(take)
         fresh.__enter__()
+        captures.add(take)
         self._entered.append((take, fresh))
         return Events(messages)
 
@@ -263,12 +263,8 @@ def _fresh_default_client(keeps_own: bool = True, **changes: Any) -> Iterator[No
     default = before['default_client']
     last, given = before['_made']
     is_own = default is not None and default is not last()
-    key = (
-        {}
-        if os.environ.get(settings.ENV_WRITE_KEY)
-        else {settings.ENV_WRITE_KEY: 'test'}
-    )
-    with mock.patch.dict(os.environ, key):
+    key = os.environ.get(settings.ENV_WRITE_KEY) or TEST_WRITE_KEY
+    with mock.patch.dict(os.environ, {settings.ENV_WRITE_KEY: key}):
         try:
             if not (is_own and keeps_own):
                 module.update(changes, default_client=None)
