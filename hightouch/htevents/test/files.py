@@ -478,6 +478,16 @@ class Found:
         self.peak_kb = 0
 
 
+# The command; its retries wait as short as they may.
+_COMMAND = """
+import sys
+from hightouch.htevents import cli
+from hightouch.htevents._queue import retry
+retry.BASE = 0
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def write_lines(path: str, count: int) -> None:
     made = event(properties={'total': 12.5, 'items': ['book', 'pen'], 'number': 0})
     made['context'] = {'library': {'name': 'a', 'version': 'b'}, 'ip': '192.0.2.1'}
@@ -500,7 +510,7 @@ def killed(lines: int, kills: int, folder: str, share: float = 0.3) -> Found:
         moments = sorted(choice.randrange(lines) for _ in range(kills))
         while True:
             process = subprocess.Popen(
-                [sys.executable, '-m', 'hightouch.htevents', 'send', '--file', path]
+                [sys.executable, '-c', _COMMAND, 'send', '--file', path]
                 + ['--host', collector.url, '--write-key', 'key']
                 + ['--checkpoint', os.path.join(folder, 'lines.checkpoint')],
                 cwd=FOLDER,
