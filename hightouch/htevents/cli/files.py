@@ -324,34 +324,35 @@ class Rejects:
         self.count = 0
         self.old = 0  # those that are refused for their age
         self._file: Any = None
-        kept = []
-        if os.path.exists(path):
-            with open(path, encoding='utf-8') as file:
-                try:
-                    found = [(json.loads(each), each) for each in file]
-                    kept = [each for each in found if each[0]['line'] <= upto]
-                except (ValueError, LookupError, TypeError):
-                    text = (
-                        '%s: expected rejected lines, got another file; choose another '
-                    )
-                    raise ValidationError(text % path + '--rejects')
+        kept = self._read(upto) if os.path.exists(path) else []
+        if kept:
+            with _writing(path + '.new') as file:
+                for entry in kept:
+                    self._note(file, entry)
+            os.replace(path + '.new', path)
+        elif os.path.exists(path):
             os.unlink(path)
-        for entry, text in kept:
-            self._write(text, entry['reason'])
+
+    def _read(self, upto: int) -> List[Dict[str, Any]]:
+        with open(self.path, encoding='utf-8') as file:
+            try:
+                found = [json.loads(line) for line in file]
+                return [each for each in found if each['line'] <= upto]
+            except (ValueError, LookupError, TypeError):
+                text = '%s: expected rejected lines, got another file; choose --rejects'
+                raise ValidationError(text % self.path)
 
     def add(self, line: Line, reason: str) -> None:
+        if self._file is None:
+            self._file = _writing(self.path)
         text = line.text.decode('utf-8', 'replace')
         entry = {'line': line.number, 'reason': reason, 'text': text}
-        self._write(json.dumps(entry, ensure_ascii=False) + '\n', reason)
+        self._note(self._file, entry)
 
-    def _write(self, text: str, reason: str) -> None:
-        if self._file is None:
-            self._file = open(
-                self.path, 'w', encoding='utf-8', errors='backslashreplace'
-            )
-        self._file.write(text)
+    def _note(self, file: Any, entry: Dict[str, Any]) -> None:
+        file.write(json.dumps(entry, ensure_ascii=False) + '\n')
         self.count += 1
-        self.old += TOO_OLD in reason
+        self.old += TOO_OLD in entry['reason']
 
     def flush(self) -> None:
         if self._file is not None:
@@ -360,6 +361,10 @@ class Rejects:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _writing(path: str) -> Any:
+    return open(path, 'a', encoding='utf-8', errors='backslashreplace')
 
 
 class Checkpoint:
@@ -380,21 +385,17 @@ class Checkpoint:
         with open(path, encoding='utf-8') as file:
             try:
                 found = json.loads(file.read())
-                line, delivered, purpose = (
-                    found['line'],
-                    found['delivered'],
-                    found['purpose'],
-                )
+                self.line, self.delivered = found['line'], found['delivered']
+                is_ours = found['purpose'] == purpose
             except (ValueError, LookupError, TypeError):
                 raise ValidationError(
                     '%s: expected a checkpoint, got another file' % path
                 )
-        if purpose != self._purpose:
+        if not is_ours:
             raise ValidationError(
                 '%s: it is of another file, host or write key; choose another --checkpoint, '
                 'or delete it to begin anew' % path
             )
-        self.line, self.delivered = line, delivered
 
     def note(self, line: int, delivered: int) -> None:
         self.line, self.delivered = line, delivered
@@ -415,11 +416,10 @@ class Progress:
     :param total: lines; 0: unknown
     """
 
-    def __init__(self, verb: str, total: int = 0, done: int = 0) -> None:
+    def __init__(self, verb: str, total: int = 0) -> None:
         self._verb = verb
         self._total = total
-        self._before = done
-        self.done = done
+        self.done = 0
         self.refused = 0
         self.note = ''
         self._began = monotonic()
@@ -444,7 +444,7 @@ class Progress:
             sys.stderr.flush()
 
     def text(self, seconds: float) -> str:
-        rate = (self.done - self._before) / max(seconds, 0.001)
+        rate = self.done / max(seconds, 0.001)
         parts = [self._verb]
         if self._total:
             filled = BAR_WIDTH * self.done // self._total
