@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hightouch.htevents import Client, cli
+from hightouch.htevents._process.logs import logger
 from hightouch.htevents.cli import files
 from hightouch.htevents.collector import Collector, Fault, Received, check_event
 from hightouch.htevents.stamps import to_iso
@@ -45,6 +46,8 @@ class FileCase(TestCase):
         patch = mock.patch.dict(os.environ, kept, clear=True)
         patch.start()
         self.addCleanup(patch.stop)
+        # The command silences the log of its process.
+        self.addCleanup(logger.setLevel, logger.level)
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder.name, name)

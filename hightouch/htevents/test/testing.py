@@ -248,7 +248,6 @@ class DefaultClientTest(FreshTest):
         self.assertTrue(htevents.track('user', 'after')[0])
         htevents.flush()
         self.assertEqual(len(self.collector.events), 2)
-        self.assertNotIn('gzip', self.module) if sys.version_info >= (3, 7) else None
 
     def test_it_needs_no_write_key(self) -> None:
         with capture() as events:
