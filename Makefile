@@ -1,6 +1,6 @@
 IMAGE ?= events-sdk-python
 PYTHON ?= python3
-PACKAGE := hightouch/htevents
+PACKAGE := hightouch
 VENV := .venv/bin/python
 # The checkout takes the place of the image's copy, so that a rebuild is needed only
 # when a dependency changed. As the caller, so that no file ends up owned by root.
