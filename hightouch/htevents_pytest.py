@@ -4,7 +4,8 @@ pytest imports this module in every run where the package is installed. So it is
 package, whose import takes longer, and imports it where a test uses a fixture.
 """
 
-from typing import TYPE_CHECKING, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ContextManager, Iterator, TypeVar
 
 import pytest
 
@@ -12,26 +13,47 @@ if TYPE_CHECKING:
     from hightouch.htevents.collector import Collector
     from hightouch.htevents.testing import Events
 
+_Given = TypeVar('_Given')
+
+
+@contextmanager
+def _patched(
+    monkeypatch: 'pytest.MonkeyPatch', block: 'ContextManager[_Given]'
+) -> 'Iterator[_Given]':
+    """Run a block that restores the settings before ``monkeypatch`` does.
+
+    The undo of monkeypatch fails for a setting that is not there any more. So it finds the
+    settings that the block removes, and removes them.
+    """
+    from hightouch import htevents
+
+    settings = vars(htevents)
+    with block as given:
+        yield given
+        inside = dict(settings)
+    for name in set(inside) - set(settings):
+        monkeypatch.setitem(settings, name, inside[name])
+
 
 @pytest.fixture
-def htevents_capture() -> 'Iterator[Events]':
+def htevents_capture(monkeypatch: 'pytest.MonkeyPatch') -> 'Iterator[Events]':
     """What every client of the process tracks in a test; nothing is sent.
 
     See ``hightouch.htevents.testing.capture``.
     """
     from hightouch.htevents.testing import capture
 
-    with capture() as events:
+    with _patched(monkeypatch, capture()) as events:
         yield events
 
 
 @pytest.fixture
-def htevents_collector() -> 'Iterator[Collector]':
+def htevents_collector(monkeypatch: 'pytest.MonkeyPatch') -> 'Iterator[Collector]':
     """A real collector on loopback, to which the default client sends.
 
     See ``hightouch.htevents.testing.collector``.
     """
     from hightouch.htevents.testing import collector
 
-    with collector() as running:
+    with _patched(monkeypatch, collector()) as running:
         yield running

@@ -20,6 +20,7 @@ from typing import (
     Union,
 )
 
+from hightouch.htevents._context import captures
 from hightouch.htevents._process import environment
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.proxies import normalize_proxies
@@ -230,7 +231,7 @@ def find_text(value: Any, variable: str) -> Any:
 
 def check_write_key(value: Optional[str]) -> str:
     """Return the write key to use; raise `ValidationError` if it is missing."""
-    key = find_text(value, ENV_WRITE_KEY)
+    key = find_text(value, ENV_WRITE_KEY) or (captures.takers and captures.WRITE_KEY)
     what = 'a str that is not empty (the key of your event source; or set %s)'
     expect(key and is_instance(key, str), 'write_key', what % ENV_WRITE_KEY, value)
     return str(key)

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import os
+import threading
 from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
@@ -19,6 +20,7 @@ from typing import (
     Iterator,
     List,
     Mapping,
+    MutableMapping,
     Optional,
     Sequence,
     TypeVar,
@@ -56,8 +58,9 @@ FIELDS = {
     'message_id': 'messageId',
 }
 
-# A write key for applications that have none in their tests.
-TEST_WRITE_KEY = 'test'
+# What a capture changes of the module, and the variables of the environment that are settings.
+_ATTRIBUTES = (*settings.NAMES, 'default_client', '_made')
+_VARIABLES = ['HTEVENTS_' + name.upper() for name in settings.NAMES]
 
 # Characters of an event that a failure shows at most.
 _SHOWN = 4000
@@ -243,41 +246,100 @@ def collector(
     :param strict: answer 400 to a batch with a bad event
     """
     with Collector(faults=faults, latency=latency, strict=strict) as running:
-        there = {'HTEVENTS_HOST': running.url, 'HTEVENTS_SEND': '1'}
-        with mock.patch.dict(os.environ, there):
-            with _fresh_default_client(
-                keeps_own=False, host=running.url, send=True, spool_dir=None
-            ):
-                yield running
+        there = {
+            settings.ENV_WRITE_KEY: os.environ.get(settings.ENV_WRITE_KEY)
+            or captures.WRITE_KEY,
+            settings.ENV_HOST: running.url,
+            settings.ENV_SEND: '1',
+        }
+        with _fresh_default_client(
+            there, keeps_own=False, host=running.url, send=True, spool_dir=None
+        ):
+            yield running
+
+
+class _State:
+    """The default client, and the settings in the module and the environment."""
+
+    def __init__(self) -> None:
+        self.module = _picked(vars(htevents), _ATTRIBUTES)
+        self.environment = _picked(os.environ, _VARIABLES)
+
+    def restore(self) -> None:
+        _replace(vars(htevents), _ATTRIBUTES, self.module)
+        _replace(os.environ, _VARIABLES, self.environment)
+
+
+def _picked(source: Mapping[str, Any], names: Iterable[str]) -> Dict[str, Any]:
+    return {name: source[name] for name in names if name in source}
+
+
+def _replace(
+    target: MutableMapping[str, Any], names: Iterable[str], values: Mapping[str, Any]
+) -> None:
+    target.update(values)
+    for name in names:
+        if name not in values:
+            target.pop(name, None)
+
+
+# The states to which the open blocks of _fresh_default_client return, in the order in which
+# the blocks began.
+_states: List[_State] = []
+
+# Guards _states, and the change of the module that belongs to it. Re-entrant, because a signal
+# handler may run a capture.
+_lock = threading.RLock()
 
 
 @contextmanager
-def _fresh_default_client(keeps_own: bool = True, **changes: Any) -> Iterator[None]:
+def _fresh_default_client(
+    environment: Mapping[str, str] = {}, keeps_own: bool = True, **changes: Any
+) -> Iterator[None]:
     """Let the module make a new default client with these settings changed.
 
+    Blocks of several threads or tasks may end in any order.
+
+    :param environment: variables to set in the environment
     :param keeps_own: whether a default client that the application made itself stays
     """
     module = vars(htevents)
-    names = [*settings.NAMES, 'default_client', '_made']
-    before = {name: module[name] for name in names if name in module}
-    default = before['default_client']
-    last, given = before['_made']
-    is_own = default is not None and default is not last()
-    key = os.environ.get(settings.ENV_WRITE_KEY) or TEST_WRITE_KEY
-    with mock.patch.dict(os.environ, {settings.ENV_WRITE_KEY: key}):
+    with _lock:
+        state = _State()
+        default = state.module['default_client']
+        last, given = state.module['_made']
+        is_own = default is not None and default is not last()
+        os.environ.update(environment)
+        _states.append(state)
         try:
             if not (is_own and keeps_own):
                 module.update(changes, default_client=None)
                 if given and default is last():
                     htevents.configure(**dict(given, **changes))
-            yield
-        finally:
+        except BaseException:
+            _end(state)
+            raise
+    try:
+        yield
+    finally:
+        made = _end(state)
+        if made is not None and made is not default:
+            made.shutdown(10)
+
+
+def _end(state: _State) -> Any:
+    """End a block, and return the default client that it had."""
+    with _lock:
+        index = _states.index(state)
+        del _states[index]
+        if index == len(_states):
             made = htevents.default_client
-            module.update(before)
-            for name in module.keys() & set(names) - set(before):
-                del module[name]
-            if made is not None and made is not default:
-                made.shutdown(10)
+            state.restore()
+        else:  # a later block is still open, and returns to our state
+            later = _states[index]
+            made = later.module['default_client']
+            later.module, later.environment = state.module, state.environment
+    return made
 
 
 def _as_sent(fields: Mapping[str, Any]) -> Dict[str, Any]:

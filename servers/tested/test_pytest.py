@@ -77,7 +77,17 @@ def test_the_decorator_passes_its_events(events):
     events.assert_tracked('Order Placed', properties={'total': 9.5}, count=2)
 
 
+@pytest.mark.parametrize('fixture', ['htevents_capture', 'htevents_collector'])
+def test_settings_may_be_patched(request, monkeypatch, fixture):
+    request.getfixturevalue(fixture)
+    monkeypatch.setattr(htevents, 'gzip', True)
+    monkeypatch.setenv('HTEVENTS_MAX_RETRIES', '1')
+    assert htevents.gzip
+
+
 def test_without_a_fixture_the_shop_sends():
+    assert not htevents.gzip
+    assert 'HTEVENTS_MAX_RETRIES' not in os.environ
     accepted, message = htevents.track('user', 'real')
     assert accepted
     app.note(message['messageId'])

@@ -229,6 +229,42 @@ class CaptureTest(FreshTest):
 
 
 class DefaultClientTest(FreshTest):
+    def test_captures_that_end_in_any_order_leave_it_and_the_settings_as_before(
+        self
+    ) -> None:
+        first, second = capture(), capture()
+        first.__enter__()
+        htevents.gzip = True
+        htevents.track('user', 'of the first')
+        made = htevents.default_client
+        events = second.__enter__()
+        htevents.track('user', 'of both')
+        first.__exit__(None, None, None)
+        self.assertFalse(made and made.track('user', 'late')[0])
+        htevents.default_client = None
+        self.assertTrue(htevents.track('user', 'of the second')[0])
+        second.__exit__(None, None, None)
+        self.assertEqual(len(events), 2)
+        self.assertIsNone(htevents.default_client)
+        self.assertFalse(htevents.gzip)
+        with self.assertRaises(ValidationError):
+            htevents.track('user', 'without a key')
+
+    def test_no_write_key_is_in_the_environment_of_a_capture(self) -> None:
+        with capture():
+            self.assertNotIn('HTEVENTS_WRITE_KEY', os.environ)
+            Client().track('user', 'event')
+
+    def test_other_variables_of_the_environment_are_left_alone(self) -> None:
+        name = 'A_VARIABLE_OF_THE_APPLICATION'
+        self.addCleanup(os.environ.pop, name, None)
+        for block in (capture, collector):  # type: Any
+            with block():
+                os.environ[name] = block.__name__
+                os.environ['HTEVENTS_GZIP'] = '1'
+            self.assertEqual(os.environ[name], block.__name__)
+            self.assertNotIn('HTEVENTS_GZIP', os.environ)
+
     def test_inside_it_is_new_and_afterwards_as_before(self) -> None:
         htevents.host = self.collector.url
         htevents.write_key = 'outside'
@@ -588,24 +624,36 @@ class FailureTest(unittest.TestCase):
 
 
 class PluginTest(unittest.TestCase):
-    def test_a_run_that_does_not_use_it_imports_nothing_of_the_package(self) -> None:
+    def test_it_imports_the_package_in_a_fixture_and_leaves_patches_to_their_undo(
+        self
+    ) -> None:
         program = (
-            'import sys, types, typing; sys.modules["pytest"] = pytest = types.ModuleType("pytest")\n'
+            'import contextlib, sys, types, typing; sys.modules["pytest"] = pytest = types.ModuleType("pytest")\n'
             'pytest.fixture = lambda function: function\n'
             'before = set(sys.modules)\n'
             'import hightouch.htevents_pytest as plugin\n'
             'new = set(sys.modules) - before\n'
             'assert new == {"hightouch", "hightouch.htevents_pytest"}, new\n'
+            'class MonkeyPatch(dict):\n'
+            '    def setitem(self, items, name, value):\n'
+            '        items[name] = self[name] = value\n'
             'for name in ("htevents_capture", "htevents_collector"):\n'
-            '    made = getattr(plugin, name)()\n'
+            '    patch = MonkeyPatch()\n'
+            '    made = getattr(plugin, name)(patch)\n'
             '    import hightouch.htevents as htevents\n'
             '    got = next(made)\n'
+            '    htevents.gzip = True\n'
             '    assert htevents.track("user", name)[0]\n'
             '    htevents.flush()\n'
             '    events = getattr(got, "events", got)\n'
             '    assert [each["event"] for each in events] == [name], events\n'
             '    assert next(made, None) is None\n'
             '    assert htevents.default_client is None\n'
+            '    if sys.version_info >= (3, 7):\n'
+            '        assert patch["gzip"] is True\n'
+            '    for each in patch:\n'
+            '        delattr(htevents, each)\n'
+            '    assert not htevents.gzip\n'
         )
         folder = os.path.dirname(os.path.dirname(os.path.dirname(htevents.__file__)))
         subprocess.check_call([sys.executable, '-c', program], cwd=folder)
