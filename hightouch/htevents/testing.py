@@ -8,9 +8,9 @@ import inspect
 import json
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from numbers import Number
 from typing import (
     Any,
@@ -32,6 +32,7 @@ from unittest import mock
 from hightouch import htevents
 from hightouch.htevents import encoding, forms, settings
 from hightouch.htevents._context import captures
+from hightouch.htevents._process.logs import printable
 from hightouch.htevents.arguments import as_text
 from hightouch.htevents.collector import Collector, Step
 from hightouch.htevents.errors import ValidationError
@@ -62,10 +63,13 @@ FIELDS = {
 _ATTRIBUTES = (*settings.NAMES, 'default_client', '_made')
 _VARIABLES = ['HTEVENTS_' + name.upper() for name in settings.NAMES]
 
-# Characters of an event that a failure shows at most.
+# Characters of an event, of a value and of a key that a failure shows at most.
 _SHOWN = 4000
+_SHOWN_OF_VALUE = 200
+_SHOWN_OF_KEY = 200
 
 _MISSING = object()
+_IS_MISSING = 'it is missing'
 
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 
@@ -113,18 +117,19 @@ class Events(Sequence[Message]):
         return [each for each in list(self) if not _differences(expected, each)]
 
     def assert_event(self, *, count: Optional[int] = None, **fields: Any) -> Message:
-        """Check that an event matches all these fields, and return the first that does.
+        """Check that an event matches all these fields, and return it.
 
         :param count: how many events have to match; None: at least one
+        :returns: the first event that does; an empty dict with ``count=0``
         :raises AssertionError: that says what was expected, which event comes nearest, and
             where it differs
         :raises TypeError: when there is no field of that name
         """
         __tracebackhide__ = True  # pytest then shows the line of the test
         found = self.find(**fields)
-        if not found or count not in (None, len(found)):
+        if len(found) != count if count is not None else not found:
             raise AssertionError(_failure(_as_sent(fields), list(self), found, count))
-        return found[0]
+        return found[0] if found else {}
 
     def assert_tracked(
         self, event: Any = mock.ANY, *, count: Optional[int] = None, **fields: Any
@@ -352,31 +357,39 @@ def _as_sent(fields: Mapping[str, Any]) -> Dict[str, Any]:
             raise TypeError('an event has no field %s (%s)' % (name, hint))
         if name.endswith('_id') and isinstance(value, Number):
             value = as_text(value)
-        if name == 'timestamp' and isinstance(value, datetime):
-            value = to_iso(value)
+        if name == 'timestamp' and isinstance(value, (str, datetime)):
+            with suppress(ValidationError):  # a text that is no time equals none
+                value = to_iso(value)
         expected[FIELDS[name]] = value
     return expected
 
 
 def _differences(expected: Any, actual: Any, path: str = '') -> List[str]:
     """Return a line for each place where an event is not as expected."""
+    lines: List[str] = []
     if isinstance(expected, Mapping) and isinstance(actual, dict):
-        lines = []
         for key, value in expected.items():
             text = forms.key_text(key)
-            there = '%s.%s' % (path, text) if path else text
+            shown = printable(text, _SHOWN_OF_KEY)
+            there = '%s.%s' % (path, shown) if path else shown
             lines += _differences(value, actual.get(text, _MISSING), there)
         return lines
     if isinstance(expected, (list, tuple)) and isinstance(actual, list):
         if len(expected) == len(actual):
-            lines = []
             for index, value in enumerate(expected):
                 lines += _differences(value, actual[index], '%s[%d]' % (path, index))
             return lines
     elif _matches(expected, actual):
         return []
-    got = 'it is missing' if actual is _MISSING else 'got %s' % _short(actual)
-    return ['%s: expected %s, %s' % (path, _short(expected), got)]
+    elif actual is not _MISSING:
+        form = _form(expected)
+        if form is not expected:
+            lines = _differences(form, actual, path)
+            if not lines or isinstance(form, dict):
+                return lines
+    if actual is _MISSING:
+        return ['%s: expected %s, %s' % (path, _short(expected), _IS_MISSING)]
+    return ['%s: expected %s, got %s' % (path, *_contrast(expected, actual))]
 
 
 def _matches(expected: Any, actual: Any) -> bool:
@@ -388,11 +401,29 @@ def _matches(expected: Any, actual: Any) -> bool:
         if actual is not _MISSING and expected == actual:
             return True
     except Exception:  # an array, for example, has no truth value
-        return False
+        pass
     if actual is _MISSING or forms.known_form(type(expected)) is None:
         return False
     form = json.loads(encoding.encode({'value': expected})[0].decode('utf-8'))['value']
+    if isinstance(expected, (set, frozenset)) and isinstance(actual, list):
+        text = partial(json.dumps, sort_keys=True)
+        return sorted(map(text, form)) == sorted(map(text, actual))
     return type(form) is not type(expected) and not _differences(form, actual)
+
+
+def _form(value: Any) -> Any:
+    """Return an object as a call sends it; the object itself if a call would not send it.
+
+    Its fields are left as they are: there may be matchers among them.
+    """
+    if isinstance(value, Iterator) or forms.known_form(type(value)) is not None:
+        return value  # an iterator could be read only once
+    problems: List[str] = []
+    try:
+        form = forms.form(value, list, problems.append)
+    except Exception:  # the object's own code, or NotSendable
+        return value
+    return value if problems else form
 
 
 def _failure(
@@ -426,7 +457,9 @@ def _distance(expected: Mapping[str, Any], event: Message) -> float:
     total = 0.0
     for key, value in expected.items():
         actual = event.get(key, _MISSING)
-        wrong: float = len(_differences(value, actual))
+        lines = _differences(value, actual)
+        missing = [each for each in lines if each.endswith(_IS_MISSING)]
+        wrong = len(lines) + len(missing) / 2
         if wrong and isinstance(value, str) and isinstance(actual, str):
             ratio = difflib.SequenceMatcher(None, value, actual).ratio()
             wrong *= 1 - ratio / 2
@@ -435,7 +468,10 @@ def _distance(expected: Mapping[str, Any], event: Message) -> float:
 
 
 def _listed(expected: Mapping[str, Any]) -> str:
-    lines = ['    %s: %s' % (key, _short(value)) for key, value in expected.items()]
+    lines = [
+        '    %s: %s' % (key, _short(value, _SHOWN // 2))
+        for key, value in expected.items()
+    ]
     return '\n'.join([' with'] + lines) if lines else ''
 
 
@@ -446,9 +482,23 @@ def _title(event: Message) -> str:
     return ' '.join([str(event.get('type'))] + names + ['of %r' % (who,)])
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, most: int = _SHOWN_OF_VALUE) -> str:
     text = repr(value)
-    return text if len(text) <= 200 else text[:200] + '…'
+    return text if len(text) <= most else text[:most] + '…'
+
+
+def _contrast(expected: Any, actual: Any) -> List[str]:
+    """Show two values. Of long ones only the part that differs."""
+    texts = [repr(expected), repr(actual)]
+    same = len(os.path.commonprefix(texts))
+    begin = max(0, same - _SHOWN_OF_VALUE // 4)
+    if same < _SHOWN_OF_VALUE // 2:
+        begin = 0
+    shown = []
+    for text in texts:
+        end = begin + _SHOWN_OF_VALUE
+        shown.append('…' * (begin > 0) + text[begin:end] + '…' * (len(text) > end))
+    return shown
 
 
 def _json(event: Message) -> str:

@@ -3,12 +3,16 @@
 import datetime
 import decimal
 import enum
+import fractions
 import inspect
+import ipaddress
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import threading
+import types
 import unittest
 import uuid
 from typing import Any, Dict
@@ -522,6 +526,45 @@ class MatchTest(unittest.TestCase):
         self.assertEqual(events.find(user_id=8), [])
         self.assertEqual(events.find(timestamp=moment.replace(hour=4)), [])
 
+    def test_an_object_matches_its_fields_or_its_text(self) -> None:
+        class pair:
+            __attrs_attrs__ = [types.SimpleNamespace(name=name) for name in ('a', 'b')]
+
+            def __init__(self, a: Any, b: Any) -> None:
+                self.a, self.b = a, b
+
+        values = {
+            'fields': pair(1, [pair(uuid.UUID(int=7), 'two')]),
+            'path': pathlib.PurePosixPath('/a/b'),
+            'address': ipaddress.ip_address('192.0.2.1'),
+            'range': range(3),
+            'fraction': fractions.Fraction(1, 2),
+        }  # type: Any
+        client = Client(TEST_WRITE_KEY, send=False)
+        with capture() as events:
+            client.track('user', 'event', values)
+        events.assert_tracked('event', properties=values)
+        for name in values:
+            self.assertEqual(events.find(properties={name: pair(1, 3)}), [])
+        partly = {'fields': pair(mock.ANY, [{'b': 'two'}])}
+        events.assert_tracked('event', properties=partly)
+
+    def test_a_set_matches_in_any_order(self) -> None:
+        self.assertTrue(self.matches({'a': [8, 0, 'x']}, {'a': {0, 8, 'x'}}))
+        self.assertFalse(self.matches({'a': [8, 0]}, {'a': {0, 8, 'x'}}))
+        self.assertFalse(self.matches({'a': [8, 0, 0]}, {'a': {0, 8}}))
+
+    def test_an_iterator_is_not_consumed(self) -> None:
+        numbers = iter([1, 2])
+        self.assertFalse(self.matches({'a': [1, 2]}, {'a': numbers}))
+        self.assertEqual(next(numbers), 1)
+
+    def test_a_time_as_text_matches_what_a_call_makes_of_it(self) -> None:
+        events = Events([message(timestamp='2026-01-02T03:04:05.000+00:00')])
+        self.assertTrue(events.find(timestamp='2026-01-02T03:04:05Z'))
+        self.assertEqual(events.find(timestamp='2026-01-02T03:04:06Z'), [])
+        self.assertEqual(events.find(timestamp='yesterday'), [])
+
     def test_a_matcher_of_its_own_decides(self) -> None:
         class Above:
             def __init__(self, least: int) -> None:
@@ -597,6 +640,35 @@ class FailureTest(unittest.TestCase):
         text = self.failure(events, 'e', properties={'a': [1]})
         self.assertIn("properties.a: expected [1], got [{'b': 1}, {'b': 2}]", text)
 
+    def test_an_event_that_lacks_a_field_is_farther_than_another_value(self) -> None:
+        events = Events(
+            [
+                message(event='e', properties={}),
+                message(event='e', properties={'total': 9}),
+                message(type='group', groupId=7),
+            ]
+        )
+        text = self.failure(events, 'e', properties={'total': 9.5})
+        self.assertIn('properties.total: expected 9.5, got 9', text)
+        with self.assertRaisesRegex(AssertionError, "groupId: expected '7', got 7"):
+            events.assert_event(group_id='7')
+
+    def test_the_end_of_a_long_value_is_shown_where_it_differs(self) -> None:
+        events = Events([message(event='e', properties={'a': 'a' * 999 + '1'})])
+        text = self.failure(events, 'e', properties={'a': 'a' * 999 + '2'})
+        self.assertRegex(text, "properties.a: expected …a{20,200}2', got …a{20,200}1'")
+
+    def test_long_expectations_are_shown(self) -> None:
+        properties = {'key-%d' % number: number for number in range(40)}
+        text = self.failure(Events(), 'e', properties=properties)
+        self.assertIn("'key-39': 39", text)
+
+    def test_a_key_cannot_begin_a_line(self) -> None:
+        events = Events([message(event='e', properties={'a\n\x1b': 1})])
+        text = self.failure(events, 'e', properties={'a\n\x1b': 2})
+        self.assertRegex(text, r'properties\.a\\n\\x1b: expected 2, got 1')
+        self.assertNotIn('\x1b', text)
+
     def test_without_any_event_it_says_so(self) -> None:
         self.assertIn('none at all', self.failure(Events(), 'e'))
 
@@ -607,6 +679,7 @@ class FailureTest(unittest.TestCase):
         self.assertIn('but got 2:', text)
         self.assertEqual(events.assert_tracked('e', count=2), events[0])
         self.assertIn('expected 0 event(s)', self.failure(events, 'e', count=0))
+        self.assertEqual(events.assert_tracked('other', count=0), {})
 
     def test_none_shows_the_first_that_came(self) -> None:
         events = Events([message(event='a'), message(event='b')])
