@@ -23,6 +23,7 @@ from typing import (
     MutableMapping,
     Optional,
     Sequence,
+    Tuple,
     TypeVar,
     Union,
     overload,
@@ -167,8 +168,9 @@ class capture:
     come when it ends. Within another capture, both take the events.
 
     The default client is a new one inside, with the settings of the application, but without
-    its ``spool_dir`` and in need of no write key. Afterwards the default client and the settings
-    of the module are as before. Events that a client accepted before are sent as always.
+    its ``spool_dir`` and in need of no write key. One of a subclass of `Client` stays. Afterwards
+    the default client and the settings of the module are as before. Events that a client
+    accepted before are sent as always.
     """
 
     def __init__(self) -> None:
@@ -211,23 +213,31 @@ class capture:
         parameters = list(signature.parameters.values())
         others = [each for each in parameters if each.name != 'events']
         takes_events = len(others) < len(parameters)
+        by_place = [
+            each.name for each in parameters if each.kind is not each.KEYWORD_ONLY
+        ]
 
-        def completed(kwargs: Dict[str, Any], events: Events) -> Dict[str, Any]:
-            return dict(kwargs, events=events) if takes_events else kwargs
+        def call(events: Events, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+            place = by_place.index('events') if 'events' in by_place else len(args)
+            if place < len(args):
+                args = (*args[:place], events, *args[place:])
+            elif takes_events:
+                kwargs = dict(kwargs, events=events)
+            return function(*args, **kwargs)
 
         if kind == settings.ASYNC:
 
             @wraps(function)
             async def inside(*args: Any, **kwargs: Any) -> Any:
                 with capture() as events:
-                    return await function(*args, **completed(kwargs, events))
+                    return await call(events, args, kwargs)
 
         else:
 
             @wraps(function)
             def inside(*args: Any, **kwargs: Any) -> Any:
                 with capture() as events:
-                    return function(*args, **completed(kwargs, events))
+                    return call(events, args, kwargs)
 
         # Otherwise pytest would look for a fixture named events.
         inside.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
@@ -258,7 +268,7 @@ def collector(
             settings.ENV_SEND: '1',
         }
         with _fresh_default_client(
-            there, keeps_own=False, host=running.url, send=True, spool_dir=None
+            there, keeps_other=False, host=running.url, send=True, spool_dir=None
         ):
             yield running
 
@@ -299,27 +309,31 @@ _lock = threading.RLock()
 
 @contextmanager
 def _fresh_default_client(
-    environment: Mapping[str, str] = {}, keeps_own: bool = True, **changes: Any
+    environment: Mapping[str, str] = {}, keeps_other: bool = True, **changes: Any
 ) -> Iterator[None]:
     """Let the module make a new default client with these settings changed.
 
     Blocks of several threads or tasks may end in any order.
 
     :param environment: variables to set in the environment
-    :param keeps_own: whether a default client that the application made itself stays
+    :param keeps_other: whether a default client of another class than `Client` stays
     """
     module = vars(htevents)
     with _lock:
         state = _State()
         default = state.module['default_client']
         last, given = state.module['_made']
-        is_own = default is not None and default is not last()
+        stays = False
+        if default is None or default is not last():
+            is_plain = type(default) is htevents.Client
+            given = _settings_of(default) if is_plain else {}
+            stays = keeps_other and default is not None and not is_plain
         os.environ.update(environment)
         _states.append(state)
         try:
-            if not (is_own and keeps_own):
+            if not stays:
                 module.update(changes, default_client=None)
-                if given and default is last():
+                if given:
                     htevents.configure(**dict(given, **changes))
         except BaseException:
             _end(state)
@@ -330,6 +344,13 @@ def _fresh_default_client(
         made = _end(state)
         if made is not None and made is not default:
             made.shutdown(10)
+
+
+def _settings_of(client: htevents.Client) -> Dict[str, Any]:
+    """Return the settings of a client that change its messages and its calls."""
+    given = _picked(vars(client), settings.NAMES)
+    given.update(before_send=client._before_send, trace_context=client._trace_context)
+    return given
 
 
 def _end(state: _State) -> Any:

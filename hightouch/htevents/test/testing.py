@@ -4,6 +4,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import gc
 import inspect
 import ipaddress
 import json
@@ -316,14 +317,41 @@ class DefaultClientTest(FreshTest):
             self.assertTrue(before.track('user', 'event')[0])
             before.shutdown(0)
 
-    def test_one_that_the_application_made_itself_stays(self) -> None:
-        mine = htevents.default_client = self.client()
+    def test_it_has_the_settings_of_one_that_the_application_made_itself(self) -> None:
+        def scrub(message: Dict[str, Any]) -> Any:
+            return dict(message, extra=1)
+
+        mine = htevents.default_client = Client('mine', before_send=scrub)
+        for block in (capture, collector):  # type: Any
+            with block() as taken:
+                htevents.track('user', 'event')
+                self.assertEqual(htevents.get_client().write_key, 'mine')
+                htevents.shutdown()
+                htevents.configure()
+            events = getattr(taken, 'events', taken)
+            self.assertEqual([each['extra'] for each in events], [1])
+            self.assertIs(htevents.default_client, mine)
+        self.assertTrue(mine.track('user', 'event')[0])
+
+    def test_one_of_another_class_stays(self) -> None:
+        class Mine(Client):
+            pass
+
+        mine = htevents.default_client = Mine(TEST_WRITE_KEY, self.collector.url)
         with capture() as events:
             htevents.track('user', 'event')
             self.assertIs(htevents.default_client, mine)
         self.assertEqual(len(events), 1)
         self.assertIs(htevents.default_client, mine)
-        self.assertTrue(mine.track('user', 'event')[0])
+
+    def test_it_has_nothing_of_one_that_is_gone(self) -> None:
+        htevents.configure('gone', gzip=True)
+        htevents.default_client = None
+        gc.collect()
+        htevents.write_key = 'new'
+        with capture():
+            self.assertEqual(htevents.get_client().write_key, 'new')
+            self.assertFalse(htevents.get_client().gzip)
 
     def test_it_leaves_the_spool_alone(self) -> None:
         import tempfile
@@ -408,6 +436,15 @@ class DecoratorTest(FreshTest):
         self.assertEqual(list(inspect.signature(work).parameters), ['number'])
         self.assertEqual(work.__name__, 'work')
         self.assertEqual(self.collector.requests, [])
+
+    def test_other_arguments_keep_their_places(self) -> None:
+        @capture()
+        def function(one: int, events: Events, two: int, *more: int) -> Any:
+            return one, len(events), two, more
+
+        self.assertEqual(function(1, 2), (1, 0, 2, ()))
+        self.assertEqual(function(1, 2, 3), (1, 0, 2, (3,)))
+        self.assertEqual(function(1, two=2), (1, 0, 2, ()))
 
     def test_a_coroutine_function_gets_the_events_of_its_call(self) -> None:
         client = self.client()
