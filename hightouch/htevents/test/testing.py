@@ -1,5 +1,6 @@
 """What applications use in their tests: captured events, and a collector for the default client."""
 
+import collections
 import datetime
 import decimal
 import enum
@@ -614,6 +615,16 @@ class MatchTest(unittest.TestCase):
             def __eq__(self, other: Any) -> bool:
                 raise ValueError('no truth value')
 
+        class InAnyOrder(list):  # type: ignore[type-arg]
+            def __eq__(self, other: Any) -> bool:
+                return sorted(self) == sorted(other)
+
+        self.assertTrue(self.matches({'a': [2, 1]}, {'a': InAnyOrder([1, 2])}))
+        self.assertFalse(self.matches({'a': [2, 1]}, {'a': InAnyOrder([1, 3])}))
+        self.assertFalse(self.matches({}, {'a': InAnyOrder()}))
+        same = collections.OrderedDict(b=1)
+        self.assertTrue(self.matches({'a': {'b': 1}}, {'a': same}))
+        self.assertFalse(self.matches({'a': {'b': True}}, {'a': same}))
         self.assertTrue(self.matches({'a': 7}, {'a': Above(6)}))
         self.assertFalse(self.matches({'a': 7}, {'a': Above(7)}))
         self.assertFalse(self.matches({'a': 7}, {'a': Raises()}))
