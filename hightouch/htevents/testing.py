@@ -191,8 +191,10 @@ class capture:
 
     def __exit__(self, *_: object) -> None:
         take, fresh = self._entered.pop()
-        fresh.__exit__(None, None, None)
-        captures.remove(take)
+        try:
+            fresh.__exit__(None, None, None)
+        finally:
+            captures.remove(take)
 
     def __call__(self, function: _Function) -> _Function:
         """Return a function each call of which runs inside a capture of its own.
@@ -342,9 +344,13 @@ def _fresh_default_client(
     try:
         yield
     finally:
-        made = _end(state)
-        if made is not None and made is not default:
-            made.shutdown(10)
+        inside = _end(state)
+        client = inside.module.get('default_client')
+        if client is not None and client is not default:
+            if client is inside.module['_made'][0]():
+                client.shutdown(10)
+            elif isinstance(client, htevents.Client):
+                client.flush(10)  # the application assigned it, and may go on to use it
 
 
 def _settings_of(client: htevents.Client) -> Dict[str, Any]:
@@ -354,19 +360,19 @@ def _settings_of(client: htevents.Client) -> Dict[str, Any]:
     return given
 
 
-def _end(state: _State) -> Any:
-    """End a block, and return the default client that it had."""
+def _end(state: _State) -> _State:
+    """End the block that returns to a state. Return the state that it had inside."""
     with _lock:
         index = _states.index(state)
         del _states[index]
+        inside = _State()
         if index == len(_states):
-            made = htevents.default_client
             state.restore()
         else:  # a later block is still open, and returns to our state
             later = _states[index]
-            made = later.module['default_client']
+            inside.module = later.module
             later.module, later.environment = state.module, state.environment
-    return made
+    return inside
 
 
 def _as_sent(fields: Mapping[str, Any]) -> Dict[str, Any]:

@@ -334,6 +334,27 @@ class DefaultClientTest(FreshTest):
             self.assertIs(htevents.default_client, mine)
         self.assertTrue(mine.track('user', 'event')[0])
 
+    def test_one_that_is_assigned_inside_stays_open(self) -> None:
+        mine = self.client()
+        for block in (capture, collector):  # type: Any
+            with block():
+                htevents.default_client = mine
+                self.assertTrue(htevents.track('user', 'event')[0])
+            self.assertIsNone(htevents.default_client)
+            self.assertTrue(mine.track('user', 'event')[0])
+        # Neither the events of the capture nor those that wait for a later flush.
+        self.assertTrue(mine.flush(LIMIT))
+        self.assertEqual(len(self.collector.events), 3)
+
+    def test_nothing_is_captured_after_an_end_that_fails(self) -> None:
+        with mock.patch.object(Client, 'shutdown', side_effect=KeyboardInterrupt):
+            with self.assertRaises(KeyboardInterrupt):
+                with capture() as events:
+                    htevents.track('user', 'event')
+        self.assertTrue(self.client().track('user', 'event')[0])
+        self.assertEqual(len(events), 1)
+        self.assertIsNone(htevents.default_client)
+
     def test_one_of_another_class_stays(self) -> None:
         class Mine(Client):
             pass
