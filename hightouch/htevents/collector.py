@@ -37,6 +37,7 @@ from urllib.parse import parse_qs
 
 from hightouch.htevents._process.fork import getpid
 from hightouch.htevents._process.waiting import Deadline
+from hightouch.htevents.errors import ValidationError
 
 # The paths of a batch and of single events: /v1/batch, /v1/track, …
 _PATH = re.compile(r'/v1/([a-z]+)/?(?:\?.*)?$')
@@ -93,6 +94,18 @@ class Fault(NamedTuple):
 
 
 Step = Union[int, str, Fault, Callable[[Received], Any]]
+_NAMED_STEPS = ('reset-before', 'reset', 'reset-after', 'hang')
+
+
+def _checked(step: Step) -> Step:
+    """Return a step of a script; raise `ValidationError` if it is unknown."""
+    # A misspelt fault would be none, and the test that needs it would prove nothing.
+    if isinstance(step, (int, Fault)) or callable(step) or step in _NAMED_STEPS:
+        return step
+    raise ValidationError(
+        "fault: expected a status, a Fault, a function, or one of '%s', got %r"
+        % ("', '".join(_NAMED_STEPS), step)
+    )
 
 
 def check_event(
@@ -217,7 +230,7 @@ class Collector:
         self._keep = keep
         self.connections = 0
         self.token_faults: Deque[Step] = deque()
-        self._faults: Deque[Step] = deque(faults)
+        self._faults: Deque[Step] = deque(map(_checked, faults))
         self._out = out
         self._writing = threading.Lock()  # keeps the lines of `out` whole
         self._on_event = on_event
@@ -238,9 +251,13 @@ class Collector:
         return 'http://127.0.0.1:%d' % self.port
 
     def script(self, *faults: Step) -> None:
-        """Append to the script of faults."""
+        """Append to the script of faults.
+
+        :raises ValidationError: for a step that is unknown; nothing is then appended
+        """
+        checked = [_checked(step) for step in faults]
         with self._arrival:
-            self._faults.extend(faults)
+            self._faults.extend(checked)
 
     def start(self) -> 'Collector':
         self._stopping.clear()

@@ -15,6 +15,7 @@ from typing import Any
 import requests
 
 from hightouch.htevents.collector import Collector, Fault, check_event
+from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.stamps import iso_now, to_iso
 from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 
@@ -388,6 +389,14 @@ class CollectorTest(TestCase):
             'last = made()\n'
         )
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, '', ''))
+
+    def test_a_fault_that_it_does_not_know_is_an_error(self) -> None:
+        for unknown in ('timeout', 'Reset', '503', None, 1.5, [503]):  # type: Any
+            for give in (self.collector.script, lambda it: Collector(faults=[503, it])):
+                with self.assertRaisesRegex(ValidationError, "'reset-before'.*, got "):
+                    give(unknown)
+        self.assertEqual(self.post({'batch': [event()], 'writeKey': 'key'}), 200)
+        self.assertEqual(len(self.collector.events), 1)
 
     def test_faults_come_in_the_order_of_the_script(self) -> None:
         body = {'batch': [event()], 'writeKey': 'key'}
