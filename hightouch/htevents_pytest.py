@@ -4,6 +4,7 @@ pytest imports this module in every run where the package is installed. So it is
 package, whose import takes longer, and imports it where a test uses a fixture.
 """
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ContextManager, Iterator, TypeVar
 
@@ -55,5 +56,12 @@ def htevents_collector(monkeypatch: 'pytest.MonkeyPatch') -> 'Iterator[Collector
     """
     from hightouch.htevents.testing import collector
 
+    # The undo of a test's patch puts a variable of the collector back, after the collector's
+    # end. The undo of these entries comes after it.
+    for name in ('HTEVENTS_WRITE_KEY', 'HTEVENTS_HOST', 'HTEVENTS_SEND'):
+        before = os.environ.get(name)
+        monkeypatch.setenv(name, before or '')
+        if before is None:
+            del os.environ[name]
     with _patched(monkeypatch, collector()) as running:
         yield running

@@ -83,9 +83,9 @@ class Events(Sequence[Message]):
     ``anonymous_id``, ``previous_id``, ``group_id``, ``category``, ``name``, ``properties``,
     ``traits``, ``context``, ``integrations``, ``timestamp``, ``message_id``. A field matches
     if it is equal. A dict matches if its keys are there and match; other keys may be there as
-    well. A list matches if each element does. Anything with an ``==`` of its own, such as
-    ``mock.ANY``, may stand at any place. A date, a Decimal and other values that are no JSON
-    match what a call makes of them.
+    well. A list matches if each element does, a set in any order. Anything with an ``==`` of
+    its own, such as ``mock.ANY``, may stand at any place. A date, a Decimal and other values
+    that are no JSON match what a call makes of them.
 
     :param messages: the events, such as those of a `Collector`: ``Events(collector.events)``
     """

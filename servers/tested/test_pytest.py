@@ -81,13 +81,14 @@ def test_the_decorator_passes_its_events(events):
 def test_settings_may_be_patched(request, monkeypatch, fixture):
     request.getfixturevalue(fixture)
     monkeypatch.setattr(htevents, 'gzip', True)
-    monkeypatch.setenv('HTEVENTS_MAX_RETRIES', '1')
+    for name in ('WRITE_KEY', 'HOST', 'MAX_RETRIES'):
+        monkeypatch.setenv('HTEVENTS_' + name, '1')
     assert htevents.gzip
 
 
 def test_without_a_fixture_the_shop_sends():
     assert not htevents.gzip
-    assert 'HTEVENTS_MAX_RETRIES' not in os.environ
+    assert not [name for name in os.environ if name.startswith('HTEVENTS_')]
     accepted, message = htevents.track('user', 'real')
     assert accepted
     app.note(message['messageId'])

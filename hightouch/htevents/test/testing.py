@@ -770,7 +770,7 @@ class PluginTest(unittest.TestCase):
         self
     ) -> None:
         program = (
-            'import contextlib, sys, types, typing; sys.modules["pytest"] = pytest = types.ModuleType("pytest")\n'
+            'import contextlib, os, sys, types, typing; sys.modules["pytest"] = pytest = types.ModuleType("pytest")\n'
             'pytest.fixture = lambda function: function\n'
             'before = set(sys.modules)\n'
             'import hightouch.htevents_pytest as plugin\n'
@@ -779,6 +779,7 @@ class PluginTest(unittest.TestCase):
             'class MonkeyPatch(dict):\n'
             '    def setitem(self, items, name, value):\n'
             '        items[name] = self[name] = value\n'
+            '    setenv = staticmethod(os.environ.__setitem__)\n'
             'for name in ("htevents_capture", "htevents_collector"):\n'
             '    patch = MonkeyPatch()\n'
             '    made = getattr(plugin, name)(patch)\n'
