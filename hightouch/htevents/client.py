@@ -9,10 +9,10 @@ from threading import get_ident
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, Union
 
 from hightouch.htevents import coroutines, encoding, settings
-from hightouch.htevents._context import blocks, captures, deferral, scopes, traces
+from hightouch.htevents._context import blocks, deferral, scopes, traces
 from hightouch.htevents._context.scopes import Id as Id
 from hightouch.htevents._context.scopes import ids
-from hightouch.htevents._process import fork, logs
+from hightouch.htevents._process import captures, fork, logs
 from hightouch.htevents._process.credentials import bare
 from hightouch.htevents._process.discretion import discreet, drop_own_frames
 from hightouch.htevents._process.interruption import is_instance, raise_interruption

@@ -20,8 +20,7 @@ from typing import (
     Union,
 )
 
-from hightouch.htevents._context import captures
-from hightouch.htevents._process import environment
+from hightouch.htevents._process import captures, environment
 from hightouch.htevents._process.interruption import is_instance, raise_interruption
 from hightouch.htevents._process.proxies import normalize_proxies
 from hightouch.htevents._process.waiting import Timeout as Timeout

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import hightouch.htevents as htevents
 from hightouch.htevents import Client
-from hightouch.htevents._context import captures
+from hightouch.htevents._process import captures
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.test.constants import TEST_WRITE_KEY
 from hightouch.htevents.test.support import LIMIT, TestCase, no_threads, run_loop

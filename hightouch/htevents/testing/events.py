@@ -1,47 +1,32 @@
-"""For the tests of applications that track: what they track, without a network or over loopback.
-
-The pytest plugin ``hightouch.htevents_pytest`` has fixtures for both.
-"""
+"""The events that a test looks at: finds them, compares them, and says how they differ."""
 
 import difflib
-import inspect
 import json
 import os
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
-from functools import partial, wraps
+from functools import partial
 from numbers import Number
 from types import FunctionType
 from typing import (
     Any,
-    Callable,
     Dict,
-    Iterable,
     Iterator,
     List,
     Mapping,
-    MutableMapping,
     Optional,
     Sequence,
-    Tuple,
-    TypeVar,
     Union,
     overload,
 )
 from unittest import mock
 
-from hightouch import htevents
-from hightouch.htevents import encoding, forms, settings
-from hightouch.htevents._context import captures
+from hightouch.htevents import encoding, forms
 from hightouch.htevents._process.logs import printable
 from hightouch.htevents.arguments import as_text
-from hightouch.htevents.collector import Collector, Step
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.settings import Message
 from hightouch.htevents.stamps import to_iso
-
-__all__ = ['Events', 'capture', 'collector']
 
 # The keys of an event by the names that the calls give them.
 FIELDS = {
@@ -61,10 +46,6 @@ FIELDS = {
     'message_id': 'messageId',
 }
 
-# What a capture changes of the module, and the variables of the environment that are settings.
-_ATTRIBUTES = (*settings.NAMES, 'default_client', '_made')
-_VARIABLES = ['HTEVENTS_' + name.upper() for name in settings.NAMES]
-
 # Characters of an event, of a value and of a key that a failure shows at most.
 _SHOWN = 4000
 _SHOWN_OF_VALUE = 200
@@ -72,8 +53,6 @@ _SHOWN_OF_KEY = 200
 
 _MISSING = object()
 _IS_MISSING = 'it is missing'
-
-_Function = TypeVar('_Function', bound=Callable[..., Any])
 
 
 class Events(Sequence[Message]):
@@ -157,222 +136,6 @@ class Events(Sequence[Message]):
     def clear(self) -> None:
         """Forget the events until now."""
         del self._messages[:]
-
-
-class capture:
-    """Takes what every client of the process tracks, and sends nothing.
-
-    A context manager that gives the `Events`, and a decorator of functions, also of async
-    ones, that passes them as the argument ``events`` where the function has it. It takes the
-    events of all threads and tasks, also of clients with ``send=False``. Calls check, complete
-    and encode their event as always, and return ``(True, message)``. Those of a deferred block
-    come when it ends. Within another capture, both take the events.
-
-    The default client is a new one inside, with the settings of the application, but without
-    its ``spool_dir`` and in need of no write key. One of a subclass of `Client` stays. Afterwards
-    the default client and the settings of the module are as before. Events that a client
-    accepted before are sent as always.
-    """
-
-    def __init__(self) -> None:
-        self._entered: List[Any] = []
-
-    def __enter__(self) -> Events:
-        messages: List[Message] = []
-
-        def take(body: bytes) -> None:
-            messages.append(json.loads(body.decode('utf-8')))
-
-        fresh = _fresh_default_client(spool_dir=None)
-        fresh.__enter__()
-        captures.add(take)
-        self._entered.append((take, fresh))
-        return Events(messages)
-
-    def __exit__(self, *_: object) -> None:
-        take, fresh = self._entered.pop()
-        try:
-            fresh.__exit__(None, None, None)
-        finally:
-            captures.remove(take)
-
-    def __call__(self, function: _Function) -> _Function:
-        """Return a function each call of which runs inside a capture of its own.
-
-        :raises ValidationError: for a class, a generator function, and what cannot be called
-        """
-        settings.expect(
-            callable(function) and not isinstance(function, type),
-            'function',
-            'a function (of a class, decorate the methods)',
-            function,
-        )
-        kind = settings.kind_that_does_not_run(function)
-        if kind not in ('', settings.ASYNC):
-            raise ValidationError(
-                'function: expected a plain or async one, got %s' % kind
-            )
-        signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())
-        others = [each for each in parameters if each.name != 'events']
-        takes_events = len(others) < len(parameters)
-        by_place = [
-            each.name for each in parameters if each.kind is not each.KEYWORD_ONLY
-        ]
-
-        def call(events: Events, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
-            place = by_place.index('events') if 'events' in by_place else len(args)
-            if place < len(args):
-                args = (*args[:place], events, *args[place:])
-            elif takes_events:
-                kwargs = dict(kwargs, events=events)
-            return function(*args, **kwargs)
-
-        if kind == settings.ASYNC:
-
-            @wraps(function)
-            async def inside(*args: Any, **kwargs: Any) -> Any:
-                with capture() as events:
-                    return await call(events, args, kwargs)
-
-        else:
-
-            @wraps(function)
-            def inside(*args: Any, **kwargs: Any) -> Any:
-                with capture() as events:
-                    return call(events, args, kwargs)
-
-        # Otherwise pytest would look for a fixture named events.
-        inside.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
-        return inside  # type: ignore[return-value]
-
-
-@contextmanager
-def collector(
-    faults: Iterable[Step] = (), latency: float = 0, strict: bool = True
-) -> Iterator[Collector]:
-    """Run a `Collector` on loopback, and let a new default client send to it.
-
-    The default client has the settings of the application, but for ``host``, ``send`` and
-    ``spool_dir``, and a write key where there is none. Clients and processes that are made
-    inside send to it as well, unless they are given a ``host``: it is in the environment.
-    At the end the default client has 10 seconds to deliver. Then it and the settings are as
-    before.
-
-    :param faults: the answers to the first requests, such as 503 or 'reset': see `Collector`
-    :param latency: seconds before each answer
-    :param strict: answer 400 to a batch with a bad event
-    """
-    with Collector(faults=faults, latency=latency, strict=strict) as running:
-        there = {
-            settings.ENV_WRITE_KEY: os.environ.get(settings.ENV_WRITE_KEY)
-            or captures.WRITE_KEY,
-            settings.ENV_HOST: running.url,
-            settings.ENV_SEND: '1',
-        }
-        with _fresh_default_client(
-            there, keeps_other=False, host=running.url, send=True, spool_dir=None
-        ):
-            yield running
-
-
-class _State:
-    """The default client, and the settings in the module and the environment."""
-
-    def __init__(self) -> None:
-        self.module = _picked(vars(htevents), _ATTRIBUTES)
-        self.environment = _picked(os.environ, _VARIABLES)
-
-    def restore(self) -> None:
-        _replace(vars(htevents), _ATTRIBUTES, self.module)
-        _replace(os.environ, _VARIABLES, self.environment)
-
-
-def _picked(source: Mapping[str, Any], names: Iterable[str]) -> Dict[str, Any]:
-    return {name: source[name] for name in names if name in source}
-
-
-def _replace(
-    target: MutableMapping[str, Any], names: Iterable[str], values: Mapping[str, Any]
-) -> None:
-    target.update(values)
-    for name in names:
-        if name not in values:
-            target.pop(name, None)
-
-
-# The states to which the open blocks of _fresh_default_client return, in the order in which
-# the blocks began.
-_states: List[_State] = []
-
-# Guards _states, and the change of the module that belongs to it. Re-entrant, because a signal
-# handler may run a capture.
-_lock = threading.RLock()
-
-
-@contextmanager
-def _fresh_default_client(
-    environment: Mapping[str, str] = {}, keeps_other: bool = True, **changes: Any
-) -> Iterator[None]:
-    """Let the module make a new default client with these settings changed.
-
-    Blocks of several threads or tasks may end in any order.
-
-    :param environment: variables to set in the environment
-    :param keeps_other: whether a default client of another class than `Client` stays
-    """
-    module = vars(htevents)
-    with _lock:
-        state = _State()
-        default = state.module['default_client']
-        last, given = state.module['_made']
-        stays = False
-        if default is None or default is not last():
-            is_plain = type(default) is htevents.Client
-            given = _settings_of(default) if is_plain else {}
-            stays = keeps_other and default is not None and not is_plain
-        os.environ.update(environment)
-        _states.append(state)
-        try:
-            if not stays:
-                module.update(changes, default_client=None)
-                if given:
-                    htevents.configure(**dict(given, **changes))
-        except BaseException:
-            _end(state)
-            raise
-    try:
-        yield
-    finally:
-        inside = _end(state)
-        client = inside.module.get('default_client')
-        if client is not None and client is not default:
-            if client is inside.module['_made'][0]():
-                client.shutdown(10)
-            elif isinstance(client, htevents.Client):
-                client.flush(10)  # the application assigned it, and may go on to use it
-
-
-def _settings_of(client: htevents.Client) -> Dict[str, Any]:
-    """Return the settings of a client that change its messages and its calls."""
-    given = _picked(vars(client), settings.NAMES)
-    given.update(before_send=client._before_send, trace_context=client._trace_context)
-    return given
-
-
-def _end(state: _State) -> _State:
-    """End the block that returns to a state. Return the state that it had inside."""
-    with _lock:
-        index = _states.index(state)
-        del _states[index]
-        inside = _State()
-        if index == len(_states):
-            state.restore()
-        else:  # a later block is still open, and returns to our state
-            later = _states[index]
-            inside.module = later.module
-            later.module, later.environment = state.module, state.environment
-    return inside
 
 
 def _as_sent(fields: Mapping[str, Any]) -> Dict[str, Any]:
