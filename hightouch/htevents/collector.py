@@ -6,6 +6,7 @@ makes it fail in the ways that a test needs.
 
 import base64
 import json
+import math
 import re
 import socket
 import struct
@@ -383,7 +384,7 @@ class Collector:
         """
         body = received.body
         if not isinstance(body, dict):
-            raise Refused('the body must be an object')
+            raise Refused('the body must be a JSON object')
         batch = body.get('batch') if type_ == 'batch' else [body]
         if not isinstance(batch, list):
             raise Refused('batch must be a list')
@@ -753,7 +754,18 @@ def _unpacked(data: bytes, encoding: str) -> bytes:
 
 
 def _parsed(raw: bytes) -> Any:
+    """Return a body, read as JSON; None if it is not JSON."""
     try:
-        return json.loads(raw.decode('utf-8'))
+        return json.loads(
+            raw.decode('utf-8'), parse_float=_finite, parse_constant=_finite
+        )
     except (ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float:
+    # Python reads NaN, Infinity and 1e999, and would write them so that others cannot.
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError('JSON has no %s' % text)
+    return number

@@ -221,6 +221,19 @@ class CollectorTest(TestCase):
             out.seek(0)
             self.assertEqual(json.loads(out.read())['userId'], '\ud800ü')
 
+    def test_a_number_that_json_lacks_is_refused(self) -> None:
+        text = json.dumps({'batch': [event(properties={'a': 0.5})], 'writeKey': 'key'})
+        with Collector() as collector:
+            for number in ('NaN', 'Infinity', '-Infinity', '1e999', '-1e999', '0.5'):
+                answer = requests.post(
+                    collector.url + '/v1/batch',
+                    data=text.replace('0.5', number),
+                    headers={'Content-Type': 'application/json'},
+                    timeout=LIMIT,
+                )
+                expected = 200 if number == '0.5' else 400
+                self.assertEqual(answer.status_code, expected, number)
+
     def test_a_batch_with_a_bad_event_is_refused_as_a_whole(self) -> None:
         good = {'batch': [event()], 'writeKey': 'key'}
         self.assertEqual(self.post(good), 200)
