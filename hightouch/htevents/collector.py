@@ -212,6 +212,9 @@ class Collector:
     :param keep: keep only this number of the last events, and the last request; None: all
     """
 
+    # Seconds that `stop` waits for requests to be answered, and for connections to end.
+    _patience: float = 10
+
     def __init__(
         self,
         port: int = 0,
@@ -297,7 +300,9 @@ class Collector:
         self._thread.join(10)
         with self._arrival:
             # Requests that were read are answered first, unless that takes too long.
-            _wait_until(self._arrival, lambda: not self._answering, Deadline(10))
+            _wait_until(
+                self._arrival, lambda: not self._answering, Deadline(self._patience)
+            )
             open_sockets = list(self._sockets)
         for each in open_sockets:
             try:
@@ -305,7 +310,9 @@ class Collector:
             except OSError:
                 pass  # the peer has closed it
         with self._arrival:
-            _wait_until(self._arrival, lambda: not self._sockets, Deadline(10))
+            _wait_until(
+                self._arrival, lambda: not self._sockets, Deadline(self._patience)
+            )
 
     def _keep_port(self) -> None:
         # Without this, another process may get the port before `start` is called again.

@@ -31,6 +31,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import requests
 
+from hightouch.htevents._process import transport
+from hightouch.htevents._process.answers import ENCODINGS
 from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents.collector import (
     Collector,
@@ -53,7 +55,7 @@ CHART_SECONDS = 60
 # Seconds between two messages to a page, at least.
 TICK = 0.1
 
-# Seconds to wait for the answer of the host to which requests are passed on.
+# Seconds to wait for the answer of the host to which requests are passed on, and for its body.
 FORWARD_TIMEOUT = 15
 
 _LOCAL = re.compile(r'(localhost|127\.0\.0\.1|\[::1\]|[a-z0-9.-]+\.localhost)(:\d+)?\Z')
@@ -145,6 +147,8 @@ class Inspector(Collector):
         answer. '' to answer them here
     """
 
+    _patience = 1  # a host may keep a request waiting, and its user presses Ctrl-C
+
     def __init__(
         self,
         port: int = 0,
@@ -155,7 +159,6 @@ class Inspector(Collector):
         super().__init__(port, out, keep=0)
         self._show = show
         self._forward = forward.rstrip('/')
-        self._session = requests.Session()
         self._count = 0
         # Guarded by _arrival.
         self.entries: Deque[Entry] = deque(maxlen=KEPT_EVENTS)
@@ -226,27 +229,30 @@ class Inspector(Collector):
         """Pass a request on; return what was answered, and the refusal if it is one."""
         kept = ('authorization', 'content-type', 'user-agent')
         headers = {k: v for k, v in received.headers.items() if k in kept}
+        headers['accept-encoding'] = ENCODINGS
         begun = monotonic()
         try:
-            response = self._session.post(
+            answer = transport.post(
+                None,
                 self._forward + urlsplit(received.path).path,
-                data=received.raw,
-                headers=headers,
-                auth=lambda prepared: prepared,  # and not from ~/.netrc
-                timeout=FORWARD_TIMEOUT,
-                allow_redirects=False,
+                received.raw,
+                headers,
+                None,
+                FORWARD_TIMEOUT,
+                None,
             )
         except requests.RequestException as error:
             text = 'no answer (%s)' % type(error).__name__
             return text, Refused('%s from the host' % text, 502)
         took = 'in %d ms' % ((monotonic() - begun) * 1000)
-        if response.ok and response.status_code < 300:
-            return '%d %s' % (response.status_code, took), None
-        refused = Refused(response.reason or '', response.status_code)
+        if 200 <= answer.status < 300:
+            return '%d %s' % (answer.status, took), None
+        refused = Refused(answer.reason, answer.status)
         names = ('Content-Type', 'Retry-After', 'X-RateLimit-Reset')
-        said = {k: v for k, v in response.headers.items() if k in names}
-        refused.answer = Fault(response.status_code, said, response.content)
-        text = '%d %s: %s' % (response.status_code, took, response.text[:300])
+        said = {name: answer.header(name) for name in names if answer.header(name)}
+        refused.answer = Fault(answer.status, said, answer.body)
+        start = answer.body.decode('utf-8', 'replace')[:300]
+        text = '%d %s: %s' % (answer.status, took, start)
         return text, refused
 
     # -- for pages -------------------------------------------------------------------

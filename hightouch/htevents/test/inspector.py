@@ -16,6 +16,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents.cli import inspector
 from hightouch.htevents.cli.inspector import Entry, Filter, Inspector
 from hightouch.htevents.collector import Collector, Fault
@@ -444,6 +445,40 @@ class ForwardTest(InspectorCase):
         (shown,) = self.events(made)
         self.assertEqual(shown['problems'], ['messageId must be a string'])
         self.assertIn('200', shown['answer'])
+
+    def test_headers_of_the_answer_may_be_in_lower_case(self) -> None:
+        made = self.inspector(forward=self.collector.url)
+        self.collector.script(Fault(429, {'retry-after': '7'}))
+        self.assertEqual(self.post(made, event()).headers['Retry-After'], '7')
+
+    def test_an_answer_that_is_not_json_is_shown_as_utf_8(self) -> None:
+        made = self.inspector(forward=self.collector.url)
+        body = '<html><b>Zu viele ü</b>\nSpäter'.encode('utf-8')
+        self.collector.script(Fault(503, {'Content-Type': 'text/html'}, body))
+        self.assertEqual(self.post(made, event()).content, body)
+        self.assertIn('<b>Zu viele ü</b>', self.events(made)[0]['answer'])
+
+    def test_cookies_of_the_host_are_not_kept(self) -> None:
+        made = self.inspector(forward=self.collector.url)
+        self.collector.script(Fault(200, {'Set-Cookie': 'tenant=one; Path=/'}))
+        for _ in range(2):
+            self.post(made, event())
+        self.assertNotIn('cookie', self.collector.requests[1].headers)
+
+    def test_a_host_that_does_not_answer_does_not_hold_the_end(self) -> None:
+        made = self.inspector(forward=self.collector.url)
+        self.collector.script('hang')
+        with socket.create_connection(('127.0.0.1', made.port), LIMIT) as connection:
+            body = json.dumps({'batch': [event()], 'writeKey': 'key'}).encode()
+            connection.sendall(
+                b'POST /v1/batch HTTP/1.1\r\nHost: localhost\r\n'
+                b'Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b'
+                % (len(body), body)
+            )
+            self.assertTrue(self.collector.wait_for_requests(1, LIMIT))
+            begun = monotonic()
+            made.stop()
+            self.assertLess(monotonic() - begun, 6)
 
     def test_a_host_that_cannot_be_reached_is_a_502(self) -> None:
         with Collector() as gone:
