@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar='URL',
         nargs='?',
         const='',
+        type=_url,
         help='pass events on to Hightouch or to this URL, and show its answers',
     )
 
@@ -205,6 +206,18 @@ def _pattern(text: str) -> Tuple[str, str]:
     if not (name and equals):
         raise argparse.ArgumentTypeError('expected NAME=PATTERN, got %s' % text)
     return name, pattern
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ('http', 'https') and parts.hostname
+        parts.port  # raises if it is not a port
+    except ValueError:
+        is_url = None
+    if not is_url:
+        raise argparse.ArgumentTypeError('expected a URL such as %s' % DEFAULT_HOST)
+    return text
 
 
 def _rate(text: str) -> float:
@@ -370,7 +383,9 @@ def _in_colour(code: str, text: str) -> str:
 
 
 def _has_colours() -> bool:
-    return sys.stdout.isatty() and 'NO_COLOR' not in os.environ and os.name == 'posix'
+    if os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
+        return False
+    return sys.stdout.isatty() and os.name == 'posix'
 
 
 # -- demo ----------------------------------------------------------------------------

@@ -208,6 +208,18 @@ class CommandTest(TestCase):
             self.assertEqual(result.returncode, 2)
             self.assertIn('expected another server', result.stderr)
 
+    def test_collect_refuses_to_pass_on_to_what_is_not_a_url(self) -> None:
+        for url in (
+            'host',
+            'localhost:80',
+            'ftp://host',
+            'http://',
+            'http://host:99999',
+        ):
+            result = self.run_command('collect', '--port', '0', '--forward', url)
+            self.assertEqual(result.returncode, 2, url)
+            self.assertIn('expected a URL', result.stderr)
+
     @unittest.skipUnless(pty, 'needs a terminal')
     def test_collect_prints_in_colours_on_a_terminal_only(self) -> None:
         def post(url: str) -> None:
@@ -215,10 +227,16 @@ class CommandTest(TestCase):
                 body = {'batch': [each], 'writeKey': 'key'}
                 requests.post(url, json=body, timeout=LIMIT)
 
-        for variables, has_colours in (({}, True), ({'NO_COLOR': '1'}, False)):
+        for variables, has_colours in (
+            ({}, True),
+            ({'NO_COLOR': ''}, True),
+            ({'NO_COLOR': '1'}, False),
+            ({'TERM': 'dumb'}, False),
+        ):
             terminal, output = pty.openpty()
             environment = self.environment()
             environment.pop('NO_COLOR', None)
+            environment['TERM'] = 'xterm'
             process = subprocess.Popen(
                 [sys.executable, '-m', 'hightouch.htevents', 'collect', '--port', '0'],
                 stdout=output,
