@@ -111,7 +111,7 @@ class Filter:
     :param patterns: names and patterns such as ('event', 'Order*'). A name may be a path,
         such as 'properties.total'; 'user' is the userId or the anonymousId. ('bad', '1') lets
         only bad events through, ('bad', '0') only good ones. In a pattern, ``*``, ``?`` and
-        ``[abc]`` stand for other characters
+        ``[abc]`` stand for other characters. A pattern also matches its own text
     """
 
     def __init__(self, patterns: Iterable[Tuple[str, str]]) -> None:
@@ -133,7 +133,7 @@ class Filter:
         if value is None:
             return False
         text = value if isinstance(value, str) else json.dumps(value)
-        return fnmatchcase(text, pattern)
+        return text == pattern or fnmatchcase(text, pattern)
 
 
 class Inspector(Collector):

@@ -217,6 +217,7 @@ class FilterTest(unittest.TestCase):
         ):
             self.assertFalse(self.lets(made, **patterns), patterns)
         self.assertTrue(self.lets(event(userId=None, anonymousId='a'), user='a'))
+        self.assertTrue(self.lets(event(event='Paid [test]'), event='Paid [test]'))
         self.assertFalse(self.lets('odd', type='*'))
         self.assertTrue(Filter([('bad', '1')]).lets(Entry(1, 0.0, 'odd', ['p'], '')))
 
