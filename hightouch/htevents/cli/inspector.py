@@ -84,13 +84,14 @@ class Entry(NamedTuple):
     def item(self) -> Dict[str, Any]:
         """Return it as a page gets it."""
         text = json.dumps(self.event, ensure_ascii=False, separators=(',', ':'))
+        data = text.encode('utf-8', 'backslashreplace')  # escapes a lone surrogate
         return {
             'number': self.number,
             'time': int(self.moment * 1000),
-            'size': len(text.encode('utf-8', 'surrogatepass')),
+            'size': len(data),
             'problems': self.problems,
             'answer': self.answer,
-            'event': self.event,
+            'text': data.decode('utf-8'),
         }
 
     def flat(self) -> Any:

@@ -1,5 +1,6 @@
 """The page of the inspector, in a real browser: needs selenium, Chromium and its driver."""
 
+import json
 import shutil
 import time
 import unittest
@@ -199,13 +200,67 @@ class PageTest(TestCase):
         self.assertEqual(
             self.evaluate('return JSON.parse(arguments[0])', shown)['event'], 'two'
         )
-        expected = self.evaluate('return JSON.stringify(events[0].event, null, 2)')
+        expected = self.evaluate(
+            'return JSON.stringify(JSON.parse(events[0].text), null, 2)'
+        )
         self.assertEqual(shown, expected)
         self.send('three')  # what is shown stays
         self.wait_for_names('three', 'two', 'one')
         self.assertEqual(self.text('#title h2'), 'two')
         self.click('#close')
         self.assertTrue(self.evaluate("return document.querySelector('aside').hidden"))
+
+    def test_numbers_are_shown_with_all_their_digits(self) -> None:
+        numbers = [12345678901234567890, -9007199254740993, 1.0, 1e300]
+        self.send('one', properties={'{a}': numbers, 'b': {'c': [], 'd': {}}})
+        self.wait_for_names('one')
+        self.click('.row')
+        shown = self.evaluate('return document.getElementById("json").textContent')
+        whole = self.inspector.entries[0].event
+        self.assertEqual(shown, json.dumps(whole, indent=2, ensure_ascii=False))
+
+    def test_half_a_pair_is_shown_as_its_escape(self) -> None:
+        self.send('one', properties={'a\ud83d': '\udc00ü'})
+        self.wait_for_names('one')
+        self.click('.row')
+        self.assertIn(r'"a\ud83d": "\udc00ü"', self.text('#json'))
+
+    def test_a_long_name_leaves_room_for_the_event(self) -> None:
+        self.send('n' * 20000, userId='u' * 20000)
+        self.wait_for('return shown.length === 1')
+        for width in (1280, 360):
+            self.look(width, 700)
+            self.evaluate('choose(shown[0])')
+            place = self.evaluate('return $("body").getBoundingClientRect().toJSON()')
+            self.assertGreater(place['height'], 200)
+            self.assertLessEqual(place['bottom'], 700)
+            high = self.evaluate('return document.documentElement.scrollHeight')
+            self.assertEqual(high, 700)
+
+    def test_the_head_is_above_its_columns(self) -> None:
+        self.send(*map(str, range(100)))
+        self.wait_for('return shown.length === 100')
+        head, row = self.evaluate(
+            "return ['#head', '.row'].map(of => Array.from(document.querySelector(of)"
+            '.children, each => each.getBoundingClientRect().right))'
+        )
+        self.assertEqual(head, row)
+
+    def test_a_narrow_screen_tells_how_many_match(self) -> None:
+        self.look(360, 700)
+        self.send(*map(str, range(1200)))
+        self.wait_for('return shown.length === 1000')
+        self.type_into('#by-name', '777')
+        self.wait_for('return shown.length === 1')
+        self.assertIn('1 matches', self.text('#state'))
+        wide = self.evaluate('return $("state").scrollWidth - $("state").clientWidth')
+        self.assertEqual(wide, 0)
+
+    def test_the_end_key_chooses_the_oldest(self) -> None:
+        self.send('one', 'two', 'three')
+        self.wait_for_names('three', 'two', 'one')
+        self.press(Keys.END)
+        self.assertEqual(self.text('#title h2'), 'one')
 
     def test_the_keyboard_moves_and_filters(self) -> None:
         self.send(*map(str, range(100)))
@@ -226,7 +281,7 @@ class PageTest(TestCase):
         self.assertEqual(self.evaluate('return document.activeElement.id'), 'by-text')
         self.press(Keys.ESCAPE)
         self.press('p')
-        self.assertEqual(self.text('#pause'), 'Resume')
+        self.wait_for("return $('pause').textContent === 'Resume'")
         self.press('p', 'c')
         self.wait_for('return shown.length === 0')
         self.assertEqual(self.inspector.total, 0)
