@@ -268,7 +268,7 @@ def _collect(args: argparse.Namespace, out: Optional[TextIO]) -> int:
         return _wrong('--forward: expected another server than this one')
     printer = _Printer(args.json, inspector.Filter(args.filter))
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: printer.stop.set())
+        signal.signal(number, printer.end)
     made = inspector.Inspector(args.port, out, printer.show, forward)
     try:
         made.start()
@@ -299,6 +299,14 @@ class _Printer:
         self._counts: 'Counter[str]' = Counter()
         self._as_json = as_json
         self._only = only
+
+    def end(self, number: int, frame: Any) -> None:
+        """Handle a signal: end the command. The next signal ends the process.
+
+        A reader that does not read, such as a pager, would otherwise keep it from ending.
+        """
+        self.stop.set()
+        signal.signal(number, signal.SIG_DFL)
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr if self._as_json else sys.stdout, flush=True)

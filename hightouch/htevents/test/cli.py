@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from unittest import mock
 import requests
 
 from hightouch.htevents import cli, settings
+from hightouch.htevents._process.waiting import Deadline
 from hightouch.htevents._spool import store
 from hightouch.htevents.collector import Collector, Fault, check_event
 from hightouch.htevents.test.collector import event
@@ -22,9 +24,11 @@ from hightouch.htevents.test.support import LIMIT, TestCase, run_program
 from hightouch.htevents.version import VERSION
 
 try:
+    import fcntl
     import pty
+    import termios
 except ImportError:  # Windows
-    pty = None  # type: ignore[assignment]
+    pty = fcntl = None  # type: ignore[assignment]
 
 ALL = ('track', 'identify', 'group', 'alias', 'page', 'screen')
 
@@ -219,6 +223,38 @@ class CommandTest(TestCase):
             result = self.run_command('collect', '--port', '0', '--forward', url)
             self.assertEqual(result.returncode, 2, url)
             self.assertIn('expected a URL', result.stderr)
+
+    @unittest.skipUnless(fcntl, 'needs the size of a pipe')
+    def test_a_second_signal_ends_collect_whose_reader_does_not_read(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'hightouch.htevents', 'collect', '--port', '0'],
+            stdout=subprocess.PIPE,
+            env=self.environment(),
+        )
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        pipe = process.stdout
+        assert pipe is not None
+        self.addCleanup(pipe.close)
+        port = int(pipe.readline().split()[2].rpartition(b':')[2])
+        batch = [event(properties={'text': 'x' * 200})] * 800
+        body = json.dumps({'batch': batch, 'writeKey': 'key'}).encode()
+        deadline = Deadline(LIMIT)
+        with socket.create_connection(('127.0.0.1', port), LIMIT) as connection:
+            head = (
+                'POST /v1/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n'
+            )
+            head += 'Content-Type: application/json\r\n\r\n'
+            connection.sendall((head % len(body)).encode() + body)
+            waiting = 0
+            while waiting < 60000 and not deadline.over:  # the pipe is full
+                found = fcntl.ioctl(pipe.fileno(), termios.FIONREAD, b'\0' * 4)
+                waiting = int.from_bytes(found, sys.byteorder)
+            while process.poll() is None and not deadline.over:
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+        self.assertEqual(process.returncode, -signal.SIGINT)
 
     @unittest.skipUnless(pty, 'needs a terminal')
     def test_collect_prints_in_colours_on_a_terminal_only(self) -> None:
