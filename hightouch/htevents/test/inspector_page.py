@@ -299,6 +299,33 @@ class PageTest(TestCase):
         self.click('#pause')
         self.wait_for_names('three', 'two', 'one')
 
+    def test_a_paused_page_keeps_its_list_over_a_new_connection(self) -> None:
+        self.send('one')
+        self.wait_for_names('one')
+        self.click('#pause')
+        self.send('two')
+        self.wait_for('return held.length === 1')
+        self.inspector.stop()
+        self.wait_for("return document.body.classList.contains('away')")
+        self.inspector.start()
+        self.wait_for('return held.length === 2')
+        self.type_into('#by-name', 'o')
+        self.wait_for_names('one')
+        self.click('#pause')
+        self.wait_for_names('two', 'one')
+        self.browser.get_log('browser')  # of the connections that failed
+
+    def test_clear_empties_a_paused_page(self) -> None:
+        self.send('one')
+        self.wait_for_names('one')
+        self.click('#pause')
+        self.click('#clear')
+        self.wait_for_names()
+        self.send('two')
+        self.wait_for('return held.length === 1')
+        self.click('#pause')
+        self.wait_for_names('two')
+
     def test_clear_forgets_the_events_and_their_counts(self) -> None:
         self.send('one')
         self.wait_for_names('one')
