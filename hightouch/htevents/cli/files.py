@@ -324,13 +324,15 @@ class Rejects:
         self.count = 0
         self.old = 0  # those that are refused for their age
         self._file: Any = None
-        kept = self._read(upto) if os.path.exists(path) else []
+        # What is no regular file, such as /dev/null, is only written to.
+        exists = os.path.isfile(path)
+        kept = self._read(upto) if exists else []
         if kept:
             with _writing(path + '.new') as file:
                 for entry in kept:
                     self._note(file, entry)
             os.replace(path + '.new', path)
-        elif os.path.exists(path):
+        elif exists:
             os.unlink(path)
 
     def _read(self, upto: int) -> List[Dict[str, Any]]:
@@ -363,8 +365,23 @@ class Rejects:
             self._file.close()
 
 
+def check_place(option: str, path: str) -> None:
+    """Raise `ValidationError` if a file cannot be written, before anything is sent."""
+    place = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        place = path
+    if os.path.isdir(path) or not os.access(place, os.W_OK):
+        text = '%s: expected a file in a folder that can be written, got %s'
+        raise ValidationError(text % (option, path))
+
+
+def _is_same(path: str, other: str) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 def _writing(path: str) -> Any:
-    return open(path, 'a', encoding='utf-8', errors='backslashreplace')
+    mode = 'a' if os.path.isfile(path) else 'w'  # Python 3.6 appends to no pipe
+    return open(path, mode, encoding='utf-8', errors='backslashreplace')
 
 
 class Checkpoint:
@@ -534,6 +551,12 @@ class _Run:
         self._settings = settings
         self._file = file
         self._is_csv = bool(args.map) or args.file.lower().endswith('.csv')
+        for option, path in (
+            ('--checkpoint', args.checkpoint),
+            ('--rejects', args.rejects),
+        ):
+            if path is not None:
+                check_place(option, path)
         name = os.path.basename(args.file)
         self._maker = Maker(settings, name, given)
         head = file.readline()
@@ -543,6 +566,9 @@ class _Run:
         self._checkpoint = Checkpoint(args.checkpoint, digest)
         self._begin = self._checkpoint.line
         rejects = args.rejects or ('stdin' if name == '-' else args.file) + '.rejects'
+        if args.checkpoint and _is_same(args.checkpoint, rejects):
+            text = '%s: expected two files for --checkpoint and --rejects'
+            raise ValidationError(text % rejects)
         self._rejects = Rejects(rejects, self._checkpoint.line)
         self._kinds = bytearray()  # of the lines that are still to be sent, in order
 

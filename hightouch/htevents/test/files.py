@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -266,6 +267,28 @@ class RejectTest(FileCase):
             self.assertIn('got another file', self.errors)
             with open(mine) as file:
                 self.assertEqual(file.read(), 'my notes\n')
+        self.assertEqual(self.collector.connections, 0)
+
+    def test_a_device_takes_rejected_lines_and_stays_what_it_is(self) -> None:
+        path = self.write({'type': 'page', 'user_id': 'u'}, 'bad')
+        device = self.path('device')
+        os.mkfifo(device)
+        reader = os.open(device, os.O_RDWR | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        self.assertEqual(self.send('--file', path, '--rejects', device), 1)
+        self.assertIn(b'expected JSON', os.read(reader, 1000))
+        self.assertTrue(stat.S_ISFIFO(os.stat(device).st_mode))
+
+    def test_nothing_is_sent_if_a_file_beside_it_cannot_be_written(self) -> None:
+        path = self.write({'type': 'page', 'user_id': 'u'})
+        for option in ('--rejects', '--checkpoint'):
+            for place in (self.path('missing/notes'), self.folder.name):
+                self.assertEqual(self.send('--file', path, option, place), 2)
+                self.assertIn(option + ': expected a file in a folder', self.errors)
+        one = self.path('one')
+        options = ('--checkpoint', one, '--rejects', one)
+        self.assertEqual(self.send('--file', path, *options), 2)
+        self.assertIn('expected two files', self.errors)
         self.assertEqual(self.collector.connections, 0)
 
     @given(st.binary(max_size=200))
