@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import zlib
 from collections import Counter
 from time import sleep
 from typing import (
@@ -397,14 +398,16 @@ class Checkpoint:
         self._purpose = purpose
         self.line = 0
         self.delivered = 0
+        self.checksum = 0  # of the lines up to this one
         if path is None or not os.path.exists(path):
             return
         with open(path, encoding='utf-8') as file:
             try:
                 found = json.loads(file.read())
                 self.line, self.delivered = found['line'], found['delivered']
+                self.checksum = found['checksum']
                 is_ours = found['purpose'] == purpose
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, RecursionError):
                 raise ValidationError(
                     '%s: expected a checkpoint, got another file' % path
                 )
@@ -414,10 +417,23 @@ class Checkpoint:
                 'or delete it to begin anew' % path
             )
 
-    def note(self, line: int, delivered: int) -> None:
-        self.line, self.delivered = line, delivered
+    def check(self, checksum: int) -> None:
+        """Raise `ValidationError` if the lines that were sent are not those of the file."""
+        if checksum != self.checksum:
+            raise ValidationError(
+                '%s: the file has changed up to line %d, which was sent; choose another '
+                '--checkpoint, or delete it to begin anew' % (self._path, self.line)
+            )
+
+    def note(self, line: int, delivered: int, checksum: int) -> None:
+        self.line, self.delivered, self.checksum = line, delivered, checksum
         if self._path is not None:
-            text = {'line': line, 'delivered': delivered, 'purpose': self._purpose}
+            text = {
+                'line': line,
+                'delivered': delivered,
+                'checksum': checksum,
+                'purpose': self._purpose,
+            }
             with open(self._path + '.new', 'w', encoding='utf-8') as file:
                 json.dump(text, file)
             os.replace(self._path + '.new', self._path)
@@ -561,10 +577,11 @@ class _Run:
         self._maker = Maker(settings, name, given)
         head = file.readline()
         host = find_text(settings['host'], ENV_HOST)
-        where = '%s\n%s\n' % (settings['write_key'], host)
+        where = '%s\n%s\n%s\n' % (settings['write_key'], host, name)
         digest = hashlib.sha256(where.encode('utf-8', 'replace') + head).hexdigest()
         self._checkpoint = Checkpoint(args.checkpoint, digest)
         self._begin = self._checkpoint.line
+        self._checksum = 0  # of the lines that were read
         rejects = args.rejects or ('stdin' if name == '-' else args.file) + '.rejects'
         if args.checkpoint and _is_same(args.checkpoint, rejects):
             text = '%s: expected two files for --checkpoint and --rejects'
@@ -599,13 +616,25 @@ class _Run:
         return 1
 
     def _lines(self) -> Iterator[Line]:
-        """Read the lines that are still to be sent."""
+        """Read the lines that are still to be sent.
+
+        :raises ValidationError: when those that were sent have changed since
+        """
         self._file.seek(0)
         columns = Columns(self._args.map or [])
         lines = (
             csv_lines(self._file, columns) if self._is_csv else json_lines(self._file)
         )
-        return (each for each in lines if each.number > self._begin)
+        number = self._checksum = 0
+        for line in lines:
+            if number <= self._begin < line.number:
+                self._checkpoint.check(self._checksum)
+            number = line.number
+            self._checksum = zlib.crc32(line.text + b'\n', self._checksum)
+            if number > self._begin:
+                yield line
+        if number <= self._begin:
+            self._checkpoint.check(self._checksum)
 
     def _to_send(self) -> int:
         return len(self._kinds) - self._kinds.count(REJECTED)
@@ -636,12 +665,12 @@ class _Run:
         pace = _Pace(self._args.rate)
         try:
             with Progress('Sending', self._to_send()) as progress:
-                for chunk in self._chunks(pace.size):
+                for chunk, checksum in self._chunks(pace.size):
                     refused = sender.send([body for _, body in chunk], deadline)
                     if refused:
                         self._reject(chunk, refused)
                     delivered = self._checkpoint.delivered + len(chunk) - len(refused)
-                    self._checkpoint.note(chunk[-1][0].number, delivered)
+                    self._checkpoint.note(chunk[-1][0].number, delivered, checksum)
                     progress.done += len(chunk)
                     progress.refused = self._rejects.count
                     progress.note = sender.problem
@@ -650,21 +679,26 @@ class _Run:
             sender.close()
         print('Delivered {:,} line(s).'.format(self._checkpoint.delivered))
 
-    def _chunks(self, size: int) -> Iterator[List[Tuple[Line, bytes]]]:
-        """Return the events of the good lines, so many that a request holds them."""
+    def _chunks(self, size: int) -> Iterator[Tuple[List[Tuple[Line, bytes]], int]]:
+        """Return the events of the good lines, so many that a request holds them.
+
+        Beside them is the checksum of the file up to the last of these lines.
+        """
         chunk: List[Tuple[Line, bytes]] = []
         room = BATCH_BYTES
+        checksum = 0
         for line, kind in zip(self._lines(), self._kinds):
             if kind == REJECTED:
                 continue
             body = self._maker.body(line, kind)
             if chunk and (len(chunk) == size or len(body) + 1 > room):
-                yield chunk
+                yield chunk, checksum
                 chunk, room = [], BATCH_BYTES
             chunk.append((line, body))
             room -= len(body) + 1
+            checksum = self._checksum
         if chunk:
-            yield chunk
+            yield chunk, checksum
 
     def _reject(self, chunk: List[Tuple[Line, bytes]], refused: Dict[str, str]) -> None:
         for line, body in chunk:

@@ -426,6 +426,33 @@ class CheckpointTest(FileCase):
         with open(self.path('checkpoint')) as file:
             self.assertNotIn('wk-secret', file.read())
 
+    def test_lines_that_changed_after_they_were_sent_are_told_and_nothing_is_sent(
+        self
+    ) -> None:
+        lines = [event(messageId=str(number)) for number in range(300)]
+        path = self.write(*lines)
+        self.run_to(2, path)
+        other = [event(messageId='x%d' % number) for number in range(300)]
+        for changed in (lines[:1] + other[1:], lines[:199] + other[199:], lines[:100]):
+            self.assertEqual(self.go_on(self.write(*changed)), 2)
+            self.assertIn('the file has changed up to line 200', self.errors)
+        self.assertEqual(len(self.collector.events), 200)
+        self.assertEqual(self.go_on(self.write(*lines[:200], *other[200:])), 0)
+        self.assertEqual(len(self.collector.events), 300)
+
+    def test_a_checkpoint_of_a_file_of_another_name_is_refused(self) -> None:
+        path = self.write(event(messageId='1'))
+        self.assertEqual(self.go_on(path), 0)
+        os.rename(path, self.path('renamed.jsonl'))
+        self.assertEqual(self.go_on(self.path('renamed.jsonl')), 2)
+
+    def test_a_damaged_checkpoint_is_refused(self) -> None:
+        path = self.write(event(messageId='1'))
+        for text in ('', '{"line": 1, "deliv', '[' * 100000, '{}', '[1]'):
+            self.write(text, name='checkpoint')
+            self.assertEqual(self.go_on(path), 2)
+            self.assertIn('expected a checkpoint', self.errors)
+
     def test_rows_of_a_csv_file_go_on_as_well(self) -> None:
         rows = ['"%d\n"' % number for number in range(250)]
         path = self.write('user_id', *rows, name='events.csv')
