@@ -221,9 +221,14 @@ def _url(text: str) -> str:
 
 
 def _rate(text: str) -> float:
-    rate = _seconds(text)
-    if rate == 0:
-        raise argparse.ArgumentTypeError('expected more than 0 events a second')
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0
+    if not 0 < rate < float('inf'):  # also true for NaN
+        raise argparse.ArgumentTypeError(
+            'expected more than 0 events a second, got %s' % text
+        )
     return rate
 
 
@@ -484,6 +489,8 @@ def send(args: argparse.Namespace) -> int:
     given = dict(_defaults(_CONNECTION), write_key=args.write_key, host=args.host)
     if args.file is None:
         return _send_one(args, arguments, given)
+    if args.message_id is not None:
+        return _wrong('send: --message-id is for one event, not for --file')
     if args.type is not None:
         arguments['type'] = args.type
     try:

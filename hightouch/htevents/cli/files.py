@@ -597,6 +597,8 @@ class _Run:
                 print('{:,} line(s) can be sent.'.format(self._to_send()))
             elif self._to_send():
                 self._send()
+            else:
+                print('No line is left to send.')
             return 1 if self._rejects.count else 0
         except Stopped as error:
             return self._stop(str(error))
@@ -661,6 +663,7 @@ class _Run:
 
     def _send(self) -> None:
         deadline = Deadline(self._args.timeout)
+        checked = self._rejects.count
         sender = Sender(self._settings)
         pace = _Pace(self._args.rate)
         try:
@@ -677,6 +680,10 @@ class _Run:
                     pace.wait(progress.done)
         finally:
             sender.close()
+            if self._rejects.count > checked:
+                text = '{:,} line(s) were refused by the server, see {}'
+                count = self._rejects.count - checked
+                print(text.format(count, self._rejects.path), file=sys.stderr)
         print('Delivered {:,} line(s).'.format(self._checkpoint.delivered))
 
     def _chunks(self, size: int) -> Iterator[Tuple[List[Tuple[Line, bytes]], int]]:

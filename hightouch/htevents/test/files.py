@@ -152,6 +152,17 @@ class SendTest(FileCase):
         self.assertGreaterEqual(time.monotonic() - begun, 0.28)
         self.assertEqual(len(self.collector.events), 30)
 
+    def test_a_rate_that_is_none_is_refused(self) -> None:
+        path = self.write(event())
+        for rate in ('0', '-5', 'x', 'nan', 'inf'):
+            with self.assertRaises(SystemExit):
+                self.send('--file', path, '--rate=' + rate)
+
+    def test_one_id_is_not_given_to_all_lines(self) -> None:
+        path = self.write({'type': 'page', 'user_id': 'u'})
+        self.assertEqual(self.send('--file', path, '--message-id', 'mine'), 2)
+        self.assertIn('--message-id is for one event', self.errors)
+
     def test_large_events_are_sent_within_the_limit_of_a_request(self) -> None:
         large = {'type': 'track', 'user_id': 'u', 'event': 'e'}
         path = self.write(*[dict(large, properties={'a': 'a' * 30000})] * 50)
@@ -248,6 +259,8 @@ class RejectTest(FileCase):
         ids = [int(each['messageId']) for each in self.collector.events]
         self.assertEqual(ids, [each for each in range(250) if each not in (130, 131)])
         self.assertEqual([each['line'] for each in self.rejects()], [1, 132, 133])
+        self.assertIn('1 line(s) cannot be sent, see %s.rejects' % path, self.errors)
+        self.assertIn('2 line(s) were refused by the server, see ', self.errors)
         self.assertIn('no such event', self.rejects()[1]['reason'])
 
     def test_a_refusal_of_the_sender_stops_it_and_rejects_nothing(self) -> None:
@@ -408,6 +421,7 @@ class CheckpointTest(FileCase):
         requests = len(self.collector.requests)
         self.assertEqual(self.go_on(path), 1)  # the rejected lines are still there
         self.assertEqual(len(self.collector.requests), requests)
+        self.assertIn('No line is left to send.', self.out)
 
     def test_lines_that_were_appended_are_sent_by_the_next_run(self) -> None:
         lines = [event(messageId=str(number)) for number in range(3)]
