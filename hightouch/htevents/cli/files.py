@@ -11,7 +11,9 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -127,6 +129,18 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError('%s is not JSON' % name)
 
 
+_NUMBER = re.compile(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z')
+
+
+def _number(text: str) -> Any:
+    """Read a number as spreadsheets and databases write it; Python reads more."""
+    text = text.strip()
+    value = float(text)
+    if _NUMBER.match(text) is None or math.isinf(value):
+        raise ValueError
+    return int(text) if text.lstrip('-+').isdigit() else value
+
+
 _BOOLS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
 
 
@@ -139,7 +153,7 @@ class Columns:
 
     KINDS: Dict[str, Callable[[str], Any]] = {
         'text': str,
-        'number': lambda text: int(text) if text.strip('-').isdigit() else float(text),
+        'number': _number,
         'bool': lambda text: _BOOLS[text.strip().lower()],
         'json': lambda text: json.loads(text, parse_constant=_refuse_constant),
     }
@@ -166,9 +180,16 @@ class Columns:
         if missing:
             near = difflib.get_close_matches(missing[0], header, 1)
             hint = ' (did you mean %s?)' % near[0] if near else ''
-            raise ValidationError('there is no column %s%s' % (missing[0], hint))
+            found = printable(','.join(header), 300)
+            text = 'there is no column %s%s; the first line is %s'
+            raise ValidationError(text % (missing[0], hint, found))
         if not self.maps:
             self.maps = {name: (_path(name), 'text') for name in header}
+        places = sorted((path, name) for name, (path, _) in self.maps.items())
+        for (path, name), (other, second) in zip(places, places[1:]):
+            if other[: len(path)] == path:
+                text = 'expected one column for a field, got %s and %s for %s'
+                raise ValidationError(text % (name, second, '.'.join(path)))
         self.header = header
 
     def read(self, row: List[str]) -> Dict[str, Any]:
@@ -186,7 +207,7 @@ class Columns:
                 value = self.KINDS[kind](cell)
             except UnicodeError:
                 raise Bad('%s: expected UTF-8' % name)
-            except (ValueError, LookupError):
+            except (ValueError, LookupError, RecursionError):
                 raise Bad('%s: expected a %s, got another text' % (name, kind))
             place = fields
             for step in path[:-1]:
@@ -212,18 +233,27 @@ def csv_lines(file: BinaryIO, columns: Columns) -> Iterator[Line]:
     """Read the rows of a CSV file with a header."""
     text = io.TextIOWrapper(file, 'utf-8-sig', 'surrogateescape', newline='')
     try:
-        reader = csv.reader(text)
-        header = next(reader, None)
+        # Without `strict` a quote that is never closed takes the rest of the file.
+        reader = csv.reader(text, strict=True)
+        try:
+            header = next(reader, None)
+        except csv.Error as error:
+            raise ValidationError('expected a header in the first line: %s' % error)
         if header is None:
             return
         columns.bind(header)
         while True:
+            first = reader.line_num + 1
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Line(reader.line_num, b'', lambda why=str(error): _bad(why))  # type: ignore[misc]
+                why = 'expected CSV: %s, in the row that begins in line %d' % (
+                    error,
+                    first,
+                )
+                yield Line(reader.line_num, b'', lambda why=why: _bad(why))  # type: ignore[misc]
                 continue
             if row:
                 joined = io.StringIO()

@@ -379,13 +379,68 @@ class CsvTest(FileCase):
             ],
         )
 
+    def test_only_what_is_written_as_a_number_is_one(self) -> None:
+        good = {
+            '9.5': 9.5,
+            '007': 7,
+            '-3': -3,
+            '+5': 5,
+            ' 7 ': 7,
+            '1e5': 1e5,
+            '.5': 0.5,
+        }
+        bad = ['1_000', '1 000', 'nan', 'inf', '-Infinity', '1e999', '-', '0x1', '١']
+        texts = [*good, *bad]
+        path = self.csv('n\n%s\n' % '\n'.join(texts))
+        maps = ('--map', 'n=properties.n:number')
+        status = self.send('page', '--user-id', 'u', '--file', path, *maps)
+        self.assertEqual(status, 1)
+        found = [each['properties']['n'] for each in self.collector.events]
+        self.assertEqual(
+            [(type(each), each) for each in found],
+            [(type(each), each) for each in good.values()],
+        )
+        self.assertEqual([each['text'] for each in self.rejects()], bad)
+
+    def test_a_quote_that_is_not_closed_is_rejected_with_its_first_line(self) -> None:
+        path = self.csv('id,mail\nu,x\nv,"open\nw,y\n')
+        self.assertEqual(self.send('page', '--file', path, '--map', 'id=user_id'), 1)
+        self.assertEqual([each['userId'] for each in self.collector.events], ['u'])
+        self.assertRegex(self.rejects()[0]['reason'], 'expected CSV.* in line 3')
+        path = self.csv('"id,mail\nu,x\n')
+        self.assertEqual(self.send('page', '--file', path, '--map', 'id=user_id'), 2)
+        self.assertIn('expected a header', self.errors)
+
+    def test_json_that_is_nested_too_deep_is_rejected(self) -> None:
+        path = self.csv('id,a\nu,%s\n' % ('[' * 100000))
+        maps = ('--map', 'id=user_id', '--map', 'a=properties.a:json')
+        self.assertEqual(self.send('page', '--file', path, *maps), 1)
+        self.assertIn('expected a json', self.rejects()[0]['reason'])
+
+    def test_two_columns_for_a_field_are_refused(self) -> None:
+        path = self.csv('id,a,b\nu,1,2\n')
+        for one, two in (
+            ('a=properties.x', 'b=properties.x'),
+            ('a=properties.x', 'b=properties.x.y'),
+            ('a=properties.x.y', 'b=properties.x'),
+            ('a=properties:json', 'b=properties.x'),
+            ('a=user_id', 'b=userId'),
+        ):
+            maps = ('--map', one, '--map', two)
+            self.assertEqual(self.send('page', '--file', path, *maps), 2)
+            self.assertIn('expected one column for a field, got ', self.errors)
+        self.assertEqual(self.collector.connections, 0)
+
     def test_a_wrong_map_says_what_is_wrong(self) -> None:
         path = self.csv('mail,sum\nu,1\n')
         for option, text in (
             ('mail', 'expected COLUMN=PATH'),
             ('mail=', 'expected COLUMN=PATH'),
             ('mail=user_id:date', 'expected COLUMN=PATH'),
-            ('mial=user_id', 'there is no column mial (did you mean mail?)'),
+            (
+                'mial=user_id',
+                'there is no column mial (did you mean mail?); the first line is mail,sum',
+            ),
             ('mail=usr_id', 'did you mean user_id'),
             ('mail=user_id.x', 'expected a field'),
             ('mail=properties..x', 'expected a field'),
