@@ -157,13 +157,18 @@ def _completed(event: Any, type_: str) -> Any:
     defaults: Dict[str, Any] = {'messageId': str(uuid.uuid4()), 'context': {}}
     defaults['timestamp'] = datetime.now(timezone.utc).isoformat()
     defaults['integrations'] = {}
+    of_request = {'writeKey'}  # not of the event
     if type_ != 'batch':
         defaults['type'] = type_
+        of_request.add('sentAt')
     for key, kind in _REQUIRED.get(str(event.get('type') or type_), {}).items():
         if kind is dict:
             defaults[key] = {}
-    given = {key: value for key, value in event.items() if value is not None}
-    given.pop('writeKey', None)
+    given = {
+        key: value
+        for key, value in event.items()
+        if value is not None and key not in of_request
+    }
     return dict(defaults, **given)
 
 

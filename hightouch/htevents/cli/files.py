@@ -498,20 +498,29 @@ class Progress:
         self._over.set()
         if sys.stderr.isatty():
             self._drawing.join()
-            sys.stderr.write('\r%s\r' % (' ' * 79))
-            sys.stderr.flush()
+            self._draw('', '\r')
 
     def _draw_now_and_then(self) -> None:
         while not self._over.wait(DRAW_INTERVAL):
-            sys.stderr.write('\r%-79s' % self.text(monotonic() - self._began)[:79])
-            sys.stderr.flush()
+            self._draw(self.text(monotonic() - self._began, _columns() - 1))
 
-    def text(self, seconds: float) -> str:
+    def _draw(self, text: str, end: str = '') -> None:
+        # A text as wide as the terminal would begin another row.
+        sys.stderr.write('\r' + text.ljust(_columns() - 1) + end)
+        sys.stderr.flush()
+
+    def text(self, seconds: float, width: int = 79) -> str:
+        """Return the text; where there is little room without the bar, which says the least."""
+        text = self._text(seconds, True)
+        return (text if len(text) <= width else self._text(seconds, False))[:width]
+
+    def _text(self, seconds: float, has_bar: bool) -> str:
         rate = self.done / max(seconds, 0.001)
         parts = [self._verb]
         if self._total:
             filled = BAR_WIDTH * self.done // self._total
-            parts.append('[%s]' % ('#' * filled + '.' * (BAR_WIDTH - filled)))
+            if has_bar:
+                parts.append('[%s]' % ('#' * filled + '.' * (BAR_WIDTH - filled)))
             parts.append('%d%%' % (100 * self.done // self._total))
         parts += ['{:,}'.format(self.done), '{:,.0f}/s'.format(rate)]
         if self._total and rate:
@@ -520,6 +529,15 @@ class Progress:
         if self.refused:
             parts.append('{:,} refused'.format(self.refused))
         return ' '.join(parts + [self.note])
+
+
+def _columns() -> int:
+    """Return the width of the terminal; of a wide one, the usual 80."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return min(columns or 80, 80)
 
 
 class Sender:

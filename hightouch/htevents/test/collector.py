@@ -279,7 +279,7 @@ class CollectorTest(TestCase):
             ('alias', {'previousId': 'before'}),
         ):  # type: Any
             url = '%s/v1/%s' % (self.collector.url, type_)
-            body = dict(fields, userId='user')
+            body = dict(fields, userId='user', sentAt='2026-01-02T03:04:05Z')
             for answer in (
                 requests.post(url, json=body, auth=('key', '')),
                 requests.post(
@@ -303,6 +303,7 @@ class CollectorTest(TestCase):
                 self.assertEqual(dict(each, **fields), each)
                 self.assertEqual(check_event(each, complete=False), [])
                 self.assertNotIn('writeKey', each)
+                self.assertNotIn('sentAt', each)
             self.assertNotEqual(one['messageId'], two['messageId'])
         self.assertEqual(len(self.collector.events), 12)
         url = self.collector.url + '/v1/other'

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Dict, List
 from unittest import mock
 
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +34,13 @@ from hightouch.htevents.collector import Collector, Fault, Received, check_event
 from hightouch.htevents.stamps import to_iso
 from hightouch.htevents.test.collector import event
 from hightouch.htevents.test.support import TestCase
+
+try:
+    import fcntl
+    import pty
+    import termios
+except ImportError:  # Windows
+    pty = None  # type: ignore[assignment]
 
 FOLDER = os.path.dirname(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -93,6 +102,17 @@ class SendTest(FileCase):
         self.assertIn('Delivered 6 line(s).', self.out)
         self.assertEqual(self.collector.requests[0].body['writeKey'], 'wk-secret')
         self.assertFalse(os.path.exists(out + '.rejects'))
+
+    def test_single_calls_of_other_senders_that_collect_wrote_can_be_sent(self) -> None:
+        out = self.path('events.jsonl')
+        with open(out, 'w', encoding='utf-8') as file:
+            with Collector(out=file) as collector:
+                body = {'userId': 'u', 'event': 'A', 'sentAt': '2026-01-02T03:04:05Z'}
+                url = collector.url + '/v1/track'
+                answer = requests.post(url, json=body, auth=('key', ''))
+                self.assertEqual(answer.status_code, 200)
+        self.assertEqual(self.send('--file', out), 0, self.errors)
+        self.assertEqual(self.collector.events[0]['event'], 'A')
 
     def test_arguments_become_the_events_of_the_calls(self) -> None:
         moment = datetime.now(timezone.utc) - timedelta(days=1)
@@ -282,6 +302,7 @@ class RejectTest(FileCase):
                 self.assertEqual(file.read(), 'my notes\n')
         self.assertEqual(self.collector.connections, 0)
 
+    @unittest.skipUnless(hasattr(os, 'mkfifo'), 'needs named pipes')
     def test_a_device_takes_rejected_lines_and_stays_what_it_is(self) -> None:
         path = self.write({'type': 'page', 'user_id': 'u'}, 'bad')
         device = self.path('device')
@@ -565,6 +586,24 @@ class ProgressTest(unittest.TestCase):
         bar = '[######..................] 25% 500 50/s 0:30 left 3 refused HTTP 503'
         self.assertEqual(text, 'Sending ' + bar)
         self.assertEqual(files.Progress('Checking').text(0), 'Checking 0 0/s ')
+
+    def test_a_narrow_terminal_shows_it_in_one_row_and_no_bar(self) -> None:
+        progress = files.Progress('Sending', 2000)
+        progress.done, progress.refused, progress.note = 500, 3, 'HTTP 503'
+        text = progress.text(10.0, 49)
+        self.assertEqual(text, 'Sending 25% 500 50/s 0:30 left 3 refused HTTP 503')
+        self.assertEqual(progress.text(10.0, 19), 'Sending 25% 500 50/')
+
+    @unittest.skipUnless(pty, 'needs a terminal')
+    def test_no_row_is_longer_than_the_terminal(self) -> None:
+        terminal, end = pty.openpty()
+        self.addCleanup(os.close, terminal)
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 30, 0, 0))
+        with os.fdopen(end, 'w') as file, contextlib.redirect_stderr(file):
+            with files.Progress('Sending', 2000) as progress:
+                progress._draw(progress.text(1.0, files._columns() - 1))
+            shown = os.read(terminal, 1000).decode()
+        self.assertEqual({len(row) for row in shown.split('\r') if row}, {29})
 
 
 # -- kills, in both forms ------------------------------------------------------------
