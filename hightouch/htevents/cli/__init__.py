@@ -489,8 +489,9 @@ def send(args: argparse.Namespace) -> int:
     given = dict(_defaults(_CONNECTION), write_key=args.write_key, host=args.host)
     if args.file is None:
         return _send_one(args, arguments, given)
-    if args.message_id is not None:
-        return _wrong('send: --message-id is for one event, not for --file')
+    for name in files.IDS:
+        if name in arguments:
+            return _wrong('send: %s is for one event, not for --file' % _flag(name))
     if args.type is not None:
         arguments['type'] = args.type
     try:

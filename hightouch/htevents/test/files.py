@@ -180,8 +180,23 @@ class SendTest(FileCase):
 
     def test_one_id_is_not_given_to_all_lines(self) -> None:
         path = self.write({'type': 'page', 'user_id': 'u'})
-        self.assertEqual(self.send('--file', path, '--message-id', 'mine'), 2)
-        self.assertIn('--message-id is for one event', self.errors)
+        for option in ('--message-id', '--idempotency-key'):
+            self.assertEqual(self.send('--file', path, option, 'mine'), 2)
+            self.assertIn(option + ' is for one event', self.errors)
+
+    def test_an_idempotency_key_makes_the_id_that_the_call_makes(self) -> None:
+        line = {'type': 'track', 'user_id': 'u', 'event': 'A'}
+        path = self.write(
+            dict(line, idempotency_key=['order', 7]),
+            dict(line, idempotency_key=None),
+            dict(line, idempotency_key={'a': 1}),
+        )
+        self.assertEqual(self.send('--file', path), 1)
+        with Client('wk-secret', send=False) as client:
+            _, message = client.track('u', 'A', idempotency_key=('order', 7))
+        one, _ = self.collector.events
+        self.assertEqual(one['messageId'], message['messageId'])
+        self.assertIn('idempotency_key', self.rejects()[0]['reason'])
 
     def test_large_events_are_sent_within_the_limit_of_a_request(self) -> None:
         large = {'type': 'track', 'user_id': 'u', 'event': 'e'}
