@@ -131,7 +131,14 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError('%s is not JSON' % name)
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError('%s is too large for a number' % text[:60])
+    return value
+
+
+_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant).decode
 
 
 _NUMBER = re.compile(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z')
@@ -440,8 +447,9 @@ class Checkpoint:
         with open(path, encoding='utf-8') as file:
             try:
                 found = json.loads(file.read())
-                self.line, self.delivered = found['line'], found['delivered']
-                self.checksum = found['checksum']
+                self.line, self.delivered, self.checksum = (
+                    int(found[name]) for name in ('line', 'delivered', 'checksum')
+                )
                 is_ours = found['purpose'] == purpose
             except (ValueError, LookupError, TypeError, RecursionError):
                 raise ValidationError(

@@ -227,6 +227,7 @@ class RejectTest(FileCase):
                 '{"type":"track","user_id":"u","event":"e","properties":{"a":NaN}}',
                 'NaN',
             ),
+            ('{"type":"page","user_id":"u","properties":{"a":1e999}}', 'too large'),
             ('[' * 100000, 'too deep|JSON'),
             ({'user_id': 'u'}, 'type: expected one of track'),
             ({'type': 'click', 'user_id': 'u'}, "got 'click'"),
@@ -251,12 +252,12 @@ class RejectTest(FileCase):
         self.assertEqual(self.send('--file', self.path('events.jsonl')), 1)
         self.assertEqual(len(self.collector.events), len(bad))
         rejects = self.rejects()
-        self.assertEqual([each['line'] for each in rejects], list(range(1, 39, 2)))
+        self.assertEqual([each['line'] for each in rejects], list(range(1, 41, 2)))
         for (line, reason), each in zip(bad, rejects):
             self.assertRegex(each['reason'], reason, line)
             if isinstance(line, str):
                 self.assertEqual(each['text'], line)
-        self.assertIn('19 line(s) cannot be sent, see ', self.errors)
+        self.assertIn('20 line(s) cannot be sent, see ', self.errors)
         self.assertIn('2 of them for their age: over 7 days, a rule of', self.errors)
 
     def test_nothing_is_sent_before_all_is_checked_and_a_dry_run_only_checks(
@@ -488,6 +489,9 @@ class CsvTest(FileCase):
         self.assertIn('the column mail is there twice', self.errors)
 
 
+WRONG_LINE = '{"line": null, "delivered": 1, "checksum": 1, "purpose": ""}'
+
+
 class CheckpointTest(FileCase):
     def run_to(self, count: int, path: str, *options: str) -> None:
         """Stop a run when so many batches were delivered."""
@@ -553,7 +557,7 @@ class CheckpointTest(FileCase):
 
     def test_a_damaged_checkpoint_is_refused(self) -> None:
         path = self.write(event(messageId='1'))
-        for text in ('', '{"line": 1, "deliv', '[' * 100000, '{}', '[1]'):
+        for text in ('', '{"line": 1, "deliv', '[' * 100000, '{}', '[1]', WRONG_LINE):
             self.write(text, name='checkpoint')
             self.assertEqual(self.go_on(path), 2)
             self.assertIn('expected a checkpoint', self.errors)
