@@ -21,14 +21,16 @@ _Given = TypeVar('_Given')
 def _patched(
     monkeypatch: 'pytest.MonkeyPatch', block: 'ContextManager[_Given]'
 ) -> 'Iterator[_Given]':
-    """Run a block that restores the settings before ``monkeypatch`` does.
+    """Run a block that restores the default client and the settings before ``monkeypatch`` does.
 
-    The undo of monkeypatch fails for a setting that is not there any more. So it finds the
-    settings that the block removes, and removes them.
+    The undo of monkeypatch puts back the default client that a test has patched, which is closed
+    then, and fails for a setting that is not there any more. So the undo of the first entry puts
+    back the right client, and the last entries are the settings that the block removes.
     """
     from hightouch import htevents
 
     settings = vars(htevents)
+    monkeypatch.setitem(settings, 'default_client', settings['default_client'])
     with block as given:
         yield given
         inside = dict(settings)

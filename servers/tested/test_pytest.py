@@ -80,6 +80,8 @@ def test_the_decorator_passes_its_events(events):
 @pytest.mark.parametrize('fixture', ['htevents_capture', 'htevents_collector'])
 def test_settings_may_be_patched(request, monkeypatch, fixture):
     request.getfixturevalue(fixture)
+    htevents.track('user', 'patched')
+    monkeypatch.setattr(htevents, 'default_client', None)
     monkeypatch.setattr(htevents, 'gzip', True)
     for name in ('WRITE_KEY', 'HOST', 'MAX_RETRIES'):
         monkeypatch.setenv('HTEVENTS_' + name, '1')

@@ -765,38 +765,71 @@ class FailureTest(unittest.TestCase):
         self.assertLess(len(self.failure(events, 'other', properties={'a': 1})), 10000)
 
 
+# A run of pytest with a test for each fixture, by a stand-in for pytest.
+PYTEST = """
+import contextlib, os, sys, types, typing
+
+class MonkeyPatch:
+    # As that of pytest: the undo of an attribute fails if it is not there, of an item not.
+    def __init__(self):
+        self.attributes, self.items = [], []
+
+    def setattr(self, target, name, value):
+        self.attributes.append((target, name, vars(target).get(name, self)))
+        setattr(target, name, value)
+
+    def setitem(self, target, name, value):
+        self.items.append((target, name, target.get(name, self)))
+        target[name] = value
+
+    def setenv(self, name, value):
+        self.setitem(os.environ, name, value)
+
+    def undo(self):
+        for target, name, value in reversed(self.attributes):
+            if value is self:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)
+        for target, name, value in reversed(self.items):
+            target.pop(name, None)
+            if value is not self:
+                target[name] = value
+
+sys.modules['pytest'] = pytest = types.ModuleType('pytest')
+pytest.fixture = lambda function: function
+before = set(sys.modules)
+import hightouch.htevents_pytest as plugin
+new = set(sys.modules) - before
+assert new == {'hightouch', 'hightouch.htevents_pytest'}, new
+for name in ('htevents_capture', 'htevents_collector'):
+    patch = MonkeyPatch()
+    fixture = getattr(plugin, name)(patch)
+    given = next(fixture)
+    import hightouch.htevents as htevents
+    patch.setattr(htevents, 'gzip', True)
+    assert htevents.track('user', name)[0]
+    htevents.flush()
+    patch.setattr(htevents, 'default_client', None)
+    patch.setenv('HTEVENTS_WRITE_KEY', 'other')
+    events = getattr(given, 'events', given)
+    assert [each['event'] for each in events] == [name], events
+    assert next(fixture, None) is None
+    patch.undo()
+    assert htevents.default_client is None
+    assert not htevents.gzip
+    assert not [each for each in os.environ if each.startswith('HTEVENTS')]
+"""
+
+
 class PluginTest(unittest.TestCase):
     def test_it_imports_the_package_in_a_fixture_and_leaves_patches_to_their_undo(
         self
     ) -> None:
-        program = (
-            'import contextlib, os, sys, types, typing; sys.modules["pytest"] = pytest = types.ModuleType("pytest")\n'
-            'pytest.fixture = lambda function: function\n'
-            'before = set(sys.modules)\n'
-            'import hightouch.htevents_pytest as plugin\n'
-            'new = set(sys.modules) - before\n'
-            'assert new == {"hightouch", "hightouch.htevents_pytest"}, new\n'
-            'class MonkeyPatch(dict):\n'
-            '    def setitem(self, items, name, value):\n'
-            '        items[name] = self[name] = value\n'
-            '    setenv = staticmethod(os.environ.__setitem__)\n'
-            'for name in ("htevents_capture", "htevents_collector"):\n'
-            '    patch = MonkeyPatch()\n'
-            '    made = getattr(plugin, name)(patch)\n'
-            '    import hightouch.htevents as htevents\n'
-            '    got = next(made)\n'
-            '    htevents.gzip = True\n'
-            '    assert htevents.track("user", name)[0]\n'
-            '    htevents.flush()\n'
-            '    events = getattr(got, "events", got)\n'
-            '    assert [each["event"] for each in events] == [name], events\n'
-            '    assert next(made, None) is None\n'
-            '    assert htevents.default_client is None\n'
-            '    if sys.version_info >= (3, 7):\n'
-            '        assert patch["gzip"] is True\n'
-            '    for each in patch:\n'
-            '        delattr(htevents, each)\n'
-            '    assert not htevents.gzip\n'
-        )
+        environment = {
+            name: os.environ[name] for name in os.environ if name[:8] != 'HTEVENTS'
+        }
         folder = os.path.dirname(os.path.dirname(os.path.dirname(htevents.__file__)))
-        subprocess.check_call([sys.executable, '-c', program], cwd=folder)
+        subprocess.check_call(
+            [sys.executable, '-c', PYTEST], cwd=folder, env=environment
+        )
