@@ -59,13 +59,22 @@ _LINE_LIMIT = 1 << 10  # bytes of the line with the length of a chunk
 
 _TOO_LARGE = 'the body is over %d bytes' % MAX_BODY_BYTES
 
-_REQUIRED: Dict[str, Dict[str, type]] = {
+REQUIRED: Dict[str, Dict[str, type]] = {
     'identify': {'traits': dict},
     'track': {'event': str, 'properties': dict},
     'group': {'traits': dict},
     'page': {'properties': dict},
     'screen': {'properties': dict},
     'alias': {},
+}
+
+# The keys of an event that the arguments of the calls have other names for.
+WIRE_NAMES = {
+    'user_id': 'userId',
+    'anonymous_id': 'anonymousId',
+    'previous_id': 'previousId',
+    'group_id': 'groupId',
+    'message_id': 'messageId',
 }
 
 _ISO = re.compile(
@@ -121,14 +130,14 @@ def check_event(
         return ['an event must be an object']
     problems = []
     type_ = event.get('type')
-    if not isinstance(type_, str) or type_ not in _REQUIRED:
-        problems.append('type must be one of %s' % ', '.join(sorted(_REQUIRED)))
+    if not isinstance(type_, str) or type_ not in REQUIRED:
+        problems.append('type must be one of %s' % ', '.join(sorted(REQUIRED)))
         type_ = ''
     if not isinstance(event.get('messageId'), str) or not event['messageId']:
         problems.append('messageId must be a string')
     problems.extend(_check_timestamp(event.get('timestamp')))
     problems.extend(_check_ids(event, type_))
-    for key, kind in _REQUIRED.get(type_, {}).items():
+    for key, kind in REQUIRED.get(type_, {}).items():
         if not isinstance(event.get(key), kind):
             problems.append(
                 '%s must be %s' % (key, 'a string' if kind is str else 'an object')
@@ -161,7 +170,7 @@ def _completed(event: Any, type_: str) -> Any:
     if type_ != 'batch':
         defaults['type'] = type_
         of_request.add('sentAt')
-    for key, kind in _REQUIRED.get(str(event.get('type') or type_), {}).items():
+    for key, kind in REQUIRED.get(str(event.get('type') or type_), {}).items():
         if kind is dict:
             defaults[key] = {}
     given = {
@@ -698,7 +707,7 @@ class Handler(BaseHTTPRequestHandler):
         if received.path.endswith('/token'):
             return self.collector._issue_token(received), []
         match = _PATH.search(received.path)
-        if match is None or match.group(1) not in ('batch', *_REQUIRED):
+        if match is None or match.group(1) not in ('batch', *REQUIRED):
             raise Refused('no such path', 404)
         events = self.collector._check(received, match.group(1))
         return answer_of(200, {'success': True}), events
@@ -768,16 +777,24 @@ def _unpacked(data: bytes, encoding: str) -> bytes:
 def _parsed(raw: bytes) -> Any:
     """Return a body, read as JSON; None if it is not JSON."""
     try:
-        return json.loads(
-            raw.decode('utf-8'), parse_float=_finite, parse_constant=_finite
-        )
+        return read_json(raw.decode('utf-8'))
     except (ValueError, RecursionError):
         return None
 
 
+def _refuse_constant(name: str) -> Any:
+    raise ValueError('%s is not JSON' % name)
+
+
 def _finite(text: str) -> float:
-    # Python reads NaN, Infinity and 1e999, and would write them so that others cannot.
     number = float(text)
-    if not math.isfinite(number):
-        raise ValueError('JSON has no %s' % text)
+    if math.isinf(number):
+        raise ValueError('%s is too large for a number' % text[:60])
     return number
+
+
+# Reads a text as JSON, or raises ValueError. Python reads NaN, Infinity and 1e999 as well, and
+# would write them so that others cannot.
+read_json = json.JSONDecoder(
+    parse_float=_finite, parse_constant=_refuse_constant
+).decode

@@ -37,7 +37,13 @@ from hightouch.htevents._process.logs import printable
 from hightouch.htevents._process.waiting import Deadline, monotonic
 from hightouch.htevents._queue.stores import BATCH_BYTES
 from hightouch.htevents.client import Client
-from hightouch.htevents.collector import MAX_AGE, TOO_OLD, check_event
+from hightouch.htevents.collector import (
+    MAX_AGE,
+    TOO_OLD,
+    WIRE_NAMES,
+    check_event,
+    read_json,
+)
 from hightouch.htevents.encoding import encode
 from hightouch.htevents.errors import APIError, MessageTooLargeError, ValidationError
 from hightouch.htevents.settings import ENV_HOST, check_write_key, find_text
@@ -62,13 +68,7 @@ ARGUMENTS = {
     'page': ('anonymous_id', 'category', 'name', 'properties'),
     'screen': ('anonymous_id', 'category', 'name', 'properties'),
 }
-WIRE_NAMES = {
-    'userId': 'user_id',
-    'anonymousId': 'anonymous_id',
-    'previousId': 'previous_id',
-    'groupId': 'group_id',
-    'messageId': 'message_id',
-}
+ARGUMENT_NAMES = {wire: name for name, wire in WIRE_NAMES.items()}
 # Each makes the id of one event.
 IDS = ('message_id', 'idempotency_key')
 # Stands for a stable id in an event that is only checked: making one takes a third of the time.
@@ -119,7 +119,7 @@ def json_lines(file: BinaryIO) -> Iterator[Line]:
 
 def _parsed(text: bytes) -> Any:
     try:
-        value = _decode(text.decode('utf-8'))
+        value = read_json(text.decode('utf-8'))
     except RecursionError:
         raise Bad('expected JSON, got one that is nested too deep')
     except ValueError as error:
@@ -127,20 +127,6 @@ def _parsed(text: bytes) -> Any:
     if not isinstance(value, dict):
         raise Bad('expected a JSON object, got %s' % type(value).__name__)
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError('%s is not JSON' % name)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError('%s is too large for a number' % text[:60])
-    return value
-
-
-_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant).decode
 
 
 _NUMBER = re.compile(r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z')
@@ -169,7 +155,7 @@ class Columns:
         'text': str,
         'number': _number,
         'bool': lambda text: _BOOLS[text.strip().lower()],
-        'json': lambda text: _decode(text),
+        'json': read_json,
     }
 
     def __init__(self, maps: List[str]) -> None:
@@ -192,8 +178,7 @@ class Columns:
             raise ValidationError('the column %s is there twice' % twice[0])
         missing = [name for name in self.maps if name not in header]
         if missing:
-            near = difflib.get_close_matches(missing[0], header, 1)
-            hint = ' (did you mean %s?)' % near[0] if near else ''
+            hint = _hint(missing[0], header)
             found = printable(','.join(header), 300)
             text = 'there is no column %s%s; the first line is %s'
             raise ValidationError(text % (missing[0], hint, found))
@@ -233,7 +218,7 @@ class Columns:
 def _path(text: str) -> List[str]:
     """Return the steps of a path such as 'properties.total'."""
     first, *rest = text.split('.')
-    first = WIRE_NAMES.get(first, first)
+    first = ARGUMENT_NAMES.get(first, first)
     known = {'type', *COMMON, *(name for names in ARGUMENTS.values() for name in names)}
     if first not in known or bool(rest) > (first in OBJECTS) or '' in rest:
         raise ValidationError(
@@ -322,7 +307,7 @@ class Maker:
         """
         arguments = dict(self._given)
         for name, value in fields.items():
-            arguments[WIRE_NAMES.get(name, name)] = value
+            arguments[ARGUMENT_NAMES.get(name, name)] = value
         kind = arguments.pop('type', None)
         if not isinstance(kind, str) or kind not in ARGUMENTS:
             expected = 'type: expected one of %s' % ', '.join(ARGUMENTS)

@@ -35,6 +35,7 @@ from hightouch.htevents._process import transport
 from hightouch.htevents._process.answers import ENCODINGS
 from hightouch.htevents._process.waiting import monotonic
 from hightouch.htevents.collector import (
+    REQUIRED,
     Collector,
     Fault,
     Handler,
@@ -42,8 +43,6 @@ from hightouch.htevents.collector import (
     Refused,
     answer_of,
 )
-
-TYPES = ('track', 'identify', 'group', 'alias', 'page', 'screen')
 
 # Events that `GET /events` has, and those of them that a page gets.
 KEPT_EVENTS = 10000
@@ -79,7 +78,7 @@ class Entry(NamedTuple):
     @property
     def kind(self) -> str:
         kind = self.event.get('type') if isinstance(self.event, dict) else None
-        return kind if isinstance(kind, str) and kind in TYPES else 'other'
+        return kind if isinstance(kind, str) and kind in REQUIRED else 'other'
 
     def item(self) -> Dict[str, Any]:
         """Return it as a page gets it."""

@@ -24,27 +24,28 @@ from unittest import mock
 from hightouch.htevents import encoding, forms
 from hightouch.htevents._process.logs import printable
 from hightouch.htevents.arguments import as_text
+from hightouch.htevents.collector import WIRE_NAMES
 from hightouch.htevents.errors import ValidationError
 from hightouch.htevents.settings import Message
 from hightouch.htevents.stamps import to_iso
 
-# The keys of an event by the names that the calls give them.
-FIELDS = {
-    'type': 'type',
-    'event': 'event',
-    'user_id': 'userId',
-    'anonymous_id': 'anonymousId',
-    'previous_id': 'previousId',
-    'group_id': 'groupId',
-    'category': 'category',
-    'name': 'name',
-    'properties': 'properties',
-    'traits': 'traits',
-    'context': 'context',
-    'integrations': 'integrations',
-    'timestamp': 'timestamp',
-    'message_id': 'messageId',
-}
+# The fields of an event by the names that the calls give them.
+FIELDS = (
+    'type',
+    'event',
+    'user_id',
+    'anonymous_id',
+    'previous_id',
+    'group_id',
+    'category',
+    'name',
+    'properties',
+    'traits',
+    'context',
+    'integrations',
+    'timestamp',
+    'message_id',
+)
 
 # Characters of an event, of a value and of a key that a failure shows at most.
 _SHOWN = 4000
@@ -151,7 +152,7 @@ def _as_sent(fields: Mapping[str, Any]) -> Dict[str, Any]:
         if name == 'timestamp' and isinstance(value, (str, datetime)):
             with suppress(ValidationError):  # a text that is no time equals none
                 value = to_iso(value)
-        expected[FIELDS[name]] = value
+        expected[WIRE_NAMES.get(name, name)] = value
     return expected
 
 
